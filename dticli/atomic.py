@@ -1,0 +1,123 @@
+"""Files that are written whole or not at all."""
+
+import errno
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dticli.errors import EnvironmentProblem, UsageError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space or write to another disk",
+    errno.EDQUOT: "the disk quota is used up; delete something or write to another disk",
+    errno.EFBIG: "the file is larger than is allowed here; raise `ulimit -f` or write to another disk",
+    errno.EACCES: "the folder is not writable; change its permissions or write to another folder",
+    errno.EPERM: "the folder is not writable; change its permissions or write to another folder",
+    errno.EROFS: "the disk is read-only; write to another disk",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EIO: "the disk failed; check it and write to another one",
+}
+
+
+def require_writable(paths: Iterable[str | Path], *, force: bool = False) -> None:
+    """Find out before the work is done whether its results can be written.
+
+    Missing folders are made. A file is opened in each, because permissions alone do not tell.
+
+    Raises:
+        UsageError: one of the files is there, and `force` is not set.
+        EnvironmentProblem: a path is a folder, or the disk refuses.
+    """
+    targets = [Path(path) for path in paths]
+    for path in targets:
+        if path.is_dir():
+            raise EnvironmentProblem(f"cannot write {path}: it is a folder; add a file name")
+        if path.exists() and not force:
+            raise UsageError(
+                f"{path} exists: expected a new name; choose another with --out, or add --force to replace it"
+            )
+    for folder in {path.parent for path in targets}:
+        make_folder(folder)
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write in {folder}: {_reason(error)}") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        EnvironmentProblem: the disk refuses, or a file is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot make the folder {folder}: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    """What went wrong and what to do, for an error of writing."""
+    return _REASONS.get(error.errno or 0, f"{error.strerror}; write to another folder")
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`, replacing what was there.
+
+    Raises:
+        EnvironmentProblem: as `staged`.
+    """
+    with staged(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def staged(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, with its suffix, that takes its place when the context ends well.
+
+    The caller creates the file. If the body raises, `path` stays as it was and the temporary file is removed.
+    A symbolic link stays one: the file it points to is replaced. Only errors that carry an `errno` are
+    explained, so serialise to memory first where a library hides it: `torch.save` raises RuntimeError on a
+    full disk.
+
+    Raises:
+        EnvironmentProblem: there is no such folder, `path` is a folder, or the disk refuses; the message says
+            what to do. The first two are found before the body runs.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise EnvironmentProblem(f"cannot write {path}: it is a folder; add a file name")
+    if not target.parent.is_dir():
+        raise EnvironmentProblem(
+            f"cannot write {path}: there is no folder {Path(path).parent}; create it first"
+        )
+    temporary = target.with_name(f".dti-{secrets.token_hex(8)}{target.suffix}")
+    try:
+        yield temporary
+        _sync(temporary, os.O_RDWR)
+        os.replace(temporary, target)
+        # Directories cannot be opened on Windows.
+        if os.name == "posix":
+            _sync(target.parent, os.O_RDONLY)
+    except OSError as error:
+        ours = error.filename is None or str(error.filename) in (str(temporary), str(target.parent))
+        if ours and error.errno in _REASONS:
+            raise EnvironmentProblem(f"cannot write {path}: {_REASONS[error.errno]}") from error
+        raise
+    finally:
+        # What kept the file from being written must not be hidden by a failure to tidy up after it.
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync(path: Path, mode: int) -> None:
+    """Wait for the disk: a rename that outlives its data leaves an empty file after a power cut."""
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

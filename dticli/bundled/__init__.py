@@ -1,0 +1,68 @@
+"""The model that ships with dti: `stickers`, its example photos, and the recipe that made both. Imports no torch."""
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from dticli.errors import InputError, ModelError
+
+MODEL_NAME = "stickers"
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An example subject: five photos of one thing whose class the model knows and whose look it has never seen.
+
+    `class_word` is the word a new token starts from; `role` says whether settings may be tuned on it.
+    """
+
+    name: str
+    class_word: str
+    role: Literal["tuning", "reporting"]
+
+
+def model_folder() -> Path:
+    """Folder of the bundled model, in the diffusers layout.
+
+    Raises:
+        ModelError: the installation lacks the weights.
+    """
+    folder = _HERE / MODEL_NAME
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"the bundled model is missing from {folder}: reinstall dticli")
+    return folder
+
+
+@lru_cache
+def subjects() -> tuple[Subject, ...]:
+    """All example subjects, the tuning ones first."""
+    table = tomllib.loads((_HERE / "subjects.toml").read_text(encoding="utf-8"))
+    return tuple(Subject(name, row["class"], row["role"]) for name, row in table.items())
+
+
+def photos(subject: str) -> tuple[Path, ...]:
+    """The example photos of a subject, in order.
+
+    Raises:
+        InputError: no such subject; names the nearest one.
+    """
+    names = [known.name for known in subjects()]
+    if subject not in names:
+        raise InputError(_no_such_subject(subject, names))
+    found = tuple(sorted((_HERE / "photos" / subject).glob("*.png")))
+    if not found:
+        raise InputError(
+            f"the example photos of {subject!r} are missing from the installation: reinstall dticli"
+        )
+    return found
+
+
+def _no_such_subject(subject: str, names: list[str]) -> str:
+    nearest = difflib.get_close_matches(subject.lower(), names, n=1, cutoff=0.5)
+    advice = f"did you mean {nearest[0]!r}?" if nearest else f"choose one of {', '.join(names)}"
+    return f"no example photos of {subject!r}; {advice}"

@@ -1,0 +1,129 @@
+"""Step `autoencoder`: an AutoencoderKL of factor 4 with four latent channels, trained on whole pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from . import cache, world
+from .training import Average, Log, accelerate, rate, train
+
+BATCH = 8
+PEAK_RATE = 1.5e-3
+KL_WEIGHT = 1e-3
+GRADIENT_WEIGHT = 0.5
+WATCHED = 256  # pictures held back to measure PSNR on
+
+
+def new() -> AutoencoderKL:
+    """Untrained."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+        sample_size=world.SIDE,
+    )
+
+
+def folder() -> Path:
+    """Where the trained autoencoder lies."""
+    return cache.folder("autoencoder") / "vae"
+
+
+def load() -> AutoencoderKL:
+    """The trained autoencoder, float32."""
+    return AutoencoderKL.from_pretrained(folder(), torch_dtype=torch.float32).eval()
+
+
+def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
+    """Train and write the averaged weights.
+
+    Args:
+        start: a diffusers folder with an autoencoder of the same shape to go on from, instead of fresh weights.
+    """
+    torch.manual_seed(seed)
+    pixels = np.concatenate([world.read(kind).pixels for kind in ("pictures", "reading")])
+    watched, pixels = pixels[:WATCHED], pixels[WATCHED:]
+    network = AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32) if start else new()
+    accelerate(network).train()
+    optimiser = torch.optim.AdamW(network.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    average = Average(network)
+
+    def step(index: int, progress: float) -> dict[str, float]:
+        for group in optimiser.param_groups:
+            group["lr"] = PEAK_RATE * rate(progress)
+        picks = np.random.default_rng((seed, index)).integers(len(pixels), size=BATCH)
+        losses = _losses(network, to_tensor(pixels[picks]), torch.Generator().manual_seed(seed + index))
+        optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        average.update(network, index)
+        return {key: value.item() for key, value in losses.items()}
+
+    def publish() -> None:
+        _publish(average, to_tensor(pixels[:2000:4]), to_tensor(watched), log)
+
+    train(
+        "autoencoder",
+        {"network": network, "optimiser": optimiser, "average": average},
+        step,
+        minutes,
+        log,
+        publish,
+    )
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(count, side, side, 3) uint8 -> (count, 3, side, side) float32 in [-1, 1], channels_last."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def _losses(network: AutoencoderKL, pictures: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = network.encode(pictures).latent_dist
+        rebuilt = network.decode(posterior.sample(noise)).sample
+    error = rebuilt.float() - pictures
+    edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2
+    distance = error.abs().mean() + error.square().mean() + GRADIENT_WEIGHT * edges
+    divergence = posterior.kl().mean() / posterior.mean[0].numel()
+    return {"loss": distance + KL_WEIGHT * divergence, "mse": error.square().mean(), "kl": divergence}
+
+
+@torch.no_grad()
+def rebuild(network: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Encode to the posterior mean and decode; pictures in [-1, 1], clamped."""
+    batches = [network.decode(network.encode(batch).latent_dist.mean).sample for batch in pictures.split(32)]
+    return torch.cat(batches).clamp(-1, 1)
+
+
+def psnr(pictures: Tensor, rebuilt: Tensor) -> float:
+    """Mean over pictures of 10 log10(peak^2 / MSE) in dB; values span 2."""
+    errors = (pictures - rebuilt).float().square().mean(dim=(1, 2, 3))
+    return (10 * torch.log10(4 / errors)).mean().item()
+
+
+def _publish(average: Average, sample: Tensor, watched: Tensor, log: Log) -> None:
+    network = new()
+    network.load_state_dict(average.state_dict())
+    network.eval()
+    latents = encode(network, sample)
+    network.register_to_config(scaling_factor=float(1 / latents.std()))
+    network.save_pretrained(folder())
+    log(
+        f"autoencoder psnr {psnr(watched, rebuild(network, watched)):.2f} dB on {len(watched)} unseen pictures"
+    )
+
+
+@torch.no_grad()
+def encode(network: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Posterior means before scaling, (count, 4, side / 4, side / 4)."""
+    return torch.cat([network.encode(batch).latent_dist.mean for batch in pictures.split(32)])

@@ -1,0 +1,88 @@
+"""A scene as a row of class labels, in the order the eye sees it; what judges predict and heads are trained on.
+
+Two things are ordered by place (left before right, upper before lower), not by mention: `a cat right of a dog` and `a dog left of a
+cat` are the same labels. Where a caption or scene leaves an element open, its label is UNKNOWN and costs nothing.
+"""
+
+from dataclasses import dataclass
+
+from . import words
+from .scenes import Scene, Thing
+
+UNKNOWN = -100  # torch's ignore_index
+
+NOUNS = ("", *words.COMMON, *words.RARE)
+SETTINGS = (*words.PLACES, *words.PATTERNS, *words.COLOURS)
+CLASSES: dict[str, tuple[str, ...]] = {
+    "noun": NOUNS[1:],
+    "size": ("", *words.SIZES),
+    "tint": ("", *words.TINTS),
+    "accessory": ("", *words.ACCESSORIES),
+    "second noun": NOUNS,
+    "second size": ("", *words.SIZES),
+    "second tint": ("", *words.TINTS),
+    "setting": SETTINGS,
+    "style": ("", *words.STYLES),
+    "layout": ("single", "left", "right", "top", "bottom", "row", "column", "two", "three", "four"),
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Class index by element, in the order of CLASSES."""
+
+    indices: tuple[int, ...]
+
+
+def labels(scene: Scene, background_known: bool = True) -> Labels:
+    """The scene's labels; `background_known` is False for a caption that leaves the background out."""
+    named = _names(scene)
+    if not background_known:
+        named["setting"] = None
+    return Labels(tuple(_index(element, named[element]) for element in CLASSES))
+
+
+def _index(element: str, name: str | None) -> int:
+    return UNKNOWN if name is None else CLASSES[element].index(name)
+
+
+def _names(scene: Scene) -> dict[str, str | None]:
+    first, second = _by_place(scene)
+    named: dict[str, str | None] = {
+        "noun": first.noun if first else None,
+        "size": first.size if first else None,
+        "tint": first.tint if first else None,
+        "accessory": first.accessory if first else None,
+        "second noun": second.noun if second else None,
+        "second size": second.size if second else None,
+        "second tint": second.tint if second else None,
+        "setting": scene.background.place or scene.background.pattern or scene.background.colours[0],
+        "style": scene.style,
+        "layout": _layout(scene),
+    }
+    if scene.style == "sketch":
+        named.update({"tint": "", "second tint": "", "setting": named["setting"] if _has_shape(scene) else None})
+    return named
+
+
+def _has_shape(scene: Scene) -> bool:
+    """A pencil sketch shows places and patterns, but not which colour a plain background had."""
+    return bool(scene.background.place or scene.background.pattern)
+
+
+def _by_place(scene: Scene) -> tuple[Thing | None, Thing | None]:
+    """Things in the order of place; (None, None) for `beside`, which leaves the order open."""
+    if len(scene.things) == 1:
+        return scene.things[0], Thing("")
+    if scene.relation == "beside":
+        return None, None
+    first, second = scene.things
+    return (first, second) if scene.relation in ("left", "above") else (second, first)
+
+
+def _layout(scene: Scene) -> str:
+    if scene.count > 1:
+        return {2: "two", 3: "three", 4: "four"}[scene.count]
+    if len(scene.things) == 2:
+        return "column" if scene.relation in ("above", "below") else "row"
+    return scene.side or "single"

@@ -1,0 +1,69 @@
+"""Captions that are almost right: the same words in other places, or one element changed."""
+
+from dataclasses import replace
+from random import Random
+from typing import TypeVar
+
+from . import words
+from .scenes import Scene
+
+Choice = TypeVar("Choice")
+
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
+
+def almost(scene: Scene, random: Random) -> Scene:
+    """A scene that differs from `scene` in what only order or one word tells."""
+    changes = [change for change in (_swap_attributes, _swap_things, _turn_relation, _change_one) if change(scene, Random(0))]
+    changed = random.choice(changes)(scene, random)
+    if changed is None:
+        raise AssertionError("a change that applied no longer does")
+    return changed
+
+
+def _swap_attributes(scene: Scene, random: Random) -> Scene | None:
+    """`a red dog next to a blue cat` -> `a blue dog next to a red cat`."""
+    if len(scene.things) != 2:
+        return None
+    first, second = scene.things
+    if (first.tint, first.size) == (second.tint, second.size):
+        return None
+    return replace(
+        scene,
+        things=(
+            replace(first, tint=second.tint, size=second.size),
+            replace(second, tint=first.tint, size=first.size),
+        ),
+    )
+
+
+def _swap_things(scene: Scene, random: Random) -> Scene | None:
+    """`a dog left of a cat` -> `a cat left of a dog`."""
+    return replace(scene, things=scene.things[::-1]) if scene.relation in OPPOSITE else None
+
+
+def _turn_relation(scene: Scene, random: Random) -> Scene | None:
+    return replace(scene, relation=OPPOSITE[scene.relation]) if scene.relation in OPPOSITE else None
+
+
+def _change_one(scene: Scene, random: Random) -> Scene:
+    """Another noun, tint, accessory, side or count for the first thing."""
+    first = scene.things[0]
+    options = [replace(scene, things=(replace(first, noun=_other(random, tuple(words.COMMON), first.noun)), *scene.things[1:]))]
+    if first.tint:
+        options.append(_with_first(scene, tint=_other(random, tuple(words.TINTS), first.tint)))
+    if first.accessory:
+        options.append(_with_first(scene, accessory=_other(random, tuple(words.ACCESSORIES), first.accessory)))
+    if scene.side:
+        options.append(replace(scene, side=_other(random, words.SIDES, scene.side)))
+    if scene.count > 1:
+        options.append(replace(scene, count=_other(random, tuple(words.COUNTS), scene.count)))
+    return random.choice(options)
+
+
+def _with_first(scene: Scene, **changes: str) -> Scene:
+    return replace(scene, things=(replace(scene.things[0], **changes), *scene.things[1:]))  # type: ignore[arg-type]
+
+
+def _other(random: Random, choices: tuple[Choice, ...], present: Choice) -> Choice:
+    return random.choice([choice for choice in choices if choice != present])

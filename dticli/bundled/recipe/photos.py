@@ -1,0 +1,45 @@
+"""Step `photos`: the example photos, five scenes each of the sixteen subjects in an artist's hand the model never sees."""
+
+from random import Random
+
+from PIL import Image
+
+from dticli.bundled import _HERE, Subject, subjects
+
+from . import art, cache, drawing, words
+from .scenes import Background, Scene, Thing
+
+SIDE = 128
+UNSEEN = "noto"
+PLACES = tuple(words.PLACES)
+
+
+def make() -> None:
+    """Draw every subject's photos and put them into the package."""
+    icons = art.load()
+    for index, subject in enumerate(subjects()):
+        folder = _HERE / "photos" / subject.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(_five(subject, index, icons), start=1):
+            cache.write(folder / f"{number}.png", lambda file, picture=picture: _save(picture, file))
+
+
+def _save(picture: Image.Image, file: object) -> None:
+    picture.save(file, format="PNG", optimize=True)  # type: ignore[arg-type]
+
+
+def _five(subject: Subject, index: int, icons: art.Art) -> list[Image.Image]:
+    """Three places, one plain and one patterned background; sizes and positions vary."""
+    random = Random(f"photos {subject.name}")
+    places = [Background(place=PLACES[(3 * index + step) % len(PLACES)]) for step in (0, 4, 7)]
+    plain, first, second = random.sample(sorted(words.COLOURS), 3)
+    pattern = words.PATTERNS[index % len(words.PATTERNS)]
+    backgrounds = [
+        places[0], Background(colours=(plain,)), places[1],
+        Background(pattern=pattern, colours=(first, second)), places[2],
+    ]  # fmt: skip
+    sides = ["", "left", "", "right", ""]
+    return [
+        drawing.draw(Scene((Thing(subject.class_word),), behind, UNSEEN, side=side), icons, random, SIDE)
+        for behind, side in zip(backgrounds, sides, strict=True)
+    ]

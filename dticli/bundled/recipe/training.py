@@ -1,0 +1,204 @@
+"""What the three training steps share: fast layers for two CPU cores, a resumable loop, a log.
+
+`accelerate` changes how a network computes, never what: the same weights run in stock diffusers and transformers.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import cache
+
+CHECKPOINT_SECONDS = 180
+LOG_SECONDS = 20
+
+
+class Stateful(Protocol):
+    """Whatever can hand out and take back its state: modules, optimisers, averages."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+# ------------------------------------------------------------------- layers
+
+
+class _GroupNorm(torch.autograd.Function):
+    """Group normalisation for channels_last bfloat16, whose stock CPU kernel takes a fifth of a step.
+
+    Statistics are float32; with x' = (x - mean) r, the backward pass is dx = r (w dy - mean(w dy) - x' mean(w dy x')).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        batch, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        count = height * width * channels // groups
+        total = rows.sum(1, dtype=torch.float32).view(batch, groups, -1).sum(-1, keepdim=True)
+        squares = (rows * rows).sum(1, dtype=torch.float32).view(batch, groups, -1).sum(-1, keepdim=True)
+        mean = total / count
+        rate = torch.rsqrt((squares / count - mean * mean).clamp_min(0) + eps)
+        mean, rate = (_by_channel(value, channels) for value in (mean, rate))
+        ctx.save_for_backward(x, weight, mean, rate)
+        ctx.groups = groups
+        scale, shift = rate * weight, bias - mean * rate * weight
+        return torch.addcmul(_plane(shift, x), x, _plane(scale, x))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, weight, mean, rate = ctx.saved_tensors
+        batch, channels, height, width = x.shape
+        count = height * width * channels // ctx.groups
+        along = gradient.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+        rows = x.permute(0, 2, 3, 1).reshape(batch, -1, channels)
+        plain = along.sum(1, dtype=torch.float32)
+        crossed = ((along * rows).sum(1, dtype=torch.float32) - mean * plain) * rate
+        grouped = [
+            _by_channel((sums * weight).view(batch, ctx.groups, -1).sum(-1, keepdim=True) / count, channels)
+            for sums in (plain, crossed)
+        ]
+        slope = -rate * rate * grouped[1]
+        offset = -slope * mean - rate * grouped[0]
+        inner = torch.addcmul(_plane(offset, x), x, _plane(slope, x))
+        return (
+            torch.addcmul(inner, gradient, _plane(rate * weight, x)),
+            crossed.sum(0),
+            plain.sum(0),
+            None,
+            None,
+        )
+
+
+def _by_channel(values: Tensor, channels: int) -> Tensor:
+    """(batch, groups, 1) -> (batch, channels)."""
+    batch, groups, _ = values.shape
+    return values.expand(batch, groups, channels // groups).reshape(batch, channels)
+
+
+def _plane(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.dtype)[:, :, None, None]
+
+
+def accelerate(network: nn.Module) -> nn.Module:
+    """Lay weights out channels_last and give every GroupNorm over pictures the kernel above."""
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.forward = _fast_forward(layer)  # type: ignore[method-assign]
+    return network.to(memory_format=torch.channels_last)
+
+
+def _fast_forward(layer: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            return nn.functional.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
+        return _GroupNorm.apply(x, layer.weight, layer.bias, layer.num_groups, layer.eps)
+
+    return forward
+
+
+# --------------------------------------------------------------------- loop
+
+
+class Average:
+    """Exponential moving average of a module's parameters, kept in float32."""
+
+    def __init__(self, module: nn.Module, decay: float = 0.999):
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
+
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move towards the module; the decay warms up so that early steps do not linger."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in module.named_parameters():
+            self.values[name].lerp_(value.detach(), 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages by parameter name."""
+        return dict(self.values)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the averages back."""
+        self.values = {name: value.clone() for name, value in state.items()}
+
+
+def rate(progress: float, warmup: float = 0.02, decay_from: float = 0.6, floor: float = 0.02) -> float:
+    """Learning-rate factor at `progress` in [0, 1] of the budget: warm-up, plateau, half-cosine down to `floor`."""
+    if progress < warmup:
+        return max(progress / warmup, 0.05)
+    fall = min(max((progress - decay_from) / (1 - decay_from), 0.0), 1.0)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+class Log:
+    """Prints lines and appends them to a file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __call__(self, line: str) -> None:
+        stamped = f"{time.strftime('%H:%M:%S')} {line}"
+        print(stamped, flush=True)
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(stamped + "\n")
+
+
+def train(
+    name: str,
+    parts: Mapping[str, Stateful],
+    step: Callable[[int, float], dict[str, float]],
+    minutes: float,
+    log: Log,
+    publish: Callable[[], None],
+) -> None:
+    """Take steps until `minutes` of training have been spent, over however many starts.
+
+    Args:
+        name: names the checkpoint in the cache folder.
+        parts: everything a resumed run needs, by name.
+        step: (step index, progress in [0, 1]) -> figures to log; must draw from the index alone.
+        publish: called beside every checkpoint, to write usable weights.
+    """
+    file = cache.folder(name) / "checkpoint.pt"
+    steps, spent = _resume(file, parts, log)
+    figures: dict[str, list[float]] = {}
+    saved = logged = started = time.monotonic() - spent
+    saved = logged = time.monotonic()
+    while (spent := time.monotonic() - started) < minutes * 60:
+        for key, value in step(steps, spent / (minutes * 60)).items():
+            figures.setdefault(key, []).append(value)
+        steps += 1
+        now = time.monotonic()
+        if now - logged > LOG_SECONDS:
+            means = "  ".join(f"{key} {sum(values) / len(values):.4f}" for key, values in figures.items())
+            pace = len(next(iter(figures.values()))) / (now - logged)
+            log(f"{name} step {steps}  {spent / 60:.1f} of {minutes:g} min  {means}  {pace:.2f} steps/s")
+            figures, logged = {}, now
+        if now - saved > CHECKPOINT_SECONDS:
+            _save(file, parts, steps, spent)
+            publish()
+            saved = time.monotonic()
+    _save(file, parts, steps, spent)
+    publish()
+    log(f"{name} done: {steps} steps, {spent / 60:.1f} min")
+
+
+def _resume(file: Path, parts: Mapping[str, Stateful], log: Log) -> tuple[int, float]:
+    if not file.is_file():
+        return 0, 0.0
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    for key, part in parts.items():
+        part.load_state_dict(saved["parts"][key])
+    log(f"resumed {file.parent.name} at step {saved['steps']}, {saved['spent'] / 60:.1f} min")
+    return saved["steps"], saved["spent"]
+
+
+def _save(file: Path, parts: Mapping[str, Stateful], steps: int, spent: float) -> None:
+    state = {"steps": steps, "spent": spent, "parts": {key: part.state_dict() for key, part in parts.items()}}
+    cache.write(file, lambda out: torch.save(state, out))

@@ -1,0 +1,87 @@
+"""Step `world`: draw pictures with their full annotation, in shards, each whole or absent."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from . import art, cache, drawing, grammar
+from .scenes import Background, Scene, Thing
+from .training import Log
+
+SHARD = 5_000
+SIDE = 64
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Drawn pictures, (count, 64, 64, 3) uint8, and their scenes."""
+
+    pixels: np.ndarray
+    scenes: tuple[Scene, ...]
+
+
+def make(kind: str, mix: grammar.Mix, count: int, seed: int, log: Log) -> None:
+    """Draw `count` training pictures of a kind, resuming after the last whole shard."""
+    icons = art.load()
+    for number in range(-(-count // SHARD)):
+        if not _file(kind, number).is_file():
+            _write(_file(kind, number), _draw(Random(f"{kind} {seed} {number}"), mix, icons))
+            log(f"world {kind}: {(number + 1) * SHARD} pictures")
+
+
+def read(kind: str) -> Pictures:
+    """All drawn pictures of a kind."""
+    shards = [_read(file) for file in shard_files(kind)]
+    return Pictures(
+        np.concatenate([shard.pixels for shard in shards]),
+        tuple(scene for shard in shards for scene in shard.scenes),
+    )
+
+
+def shard_files(kind: str) -> list[Path]:
+    """The drawn shards of a kind, in order."""
+    return sorted(cache.folder("world").glob(f"{kind}-*.npz"))
+
+
+def _file(kind: str, number: int) -> Path:
+    return cache.folder("world") / f"{kind}-{number:03d}.npz"
+
+
+def _draw(random: Random, mix: grammar.Mix, icons: art.Art) -> Pictures:
+    scenes = tuple(grammar.training_scene(random, mix) for _ in range(SHARD))
+    return Pictures(np.stack(list(_pixels(scenes, icons, random))), scenes)
+
+
+def _pixels(scenes: tuple[Scene, ...], icons: art.Art, random: Random) -> Iterator[np.ndarray]:
+    for scene in scenes:
+        yield np.asarray(drawing.draw(scene, icons, random, SIDE))
+
+
+def _write(file: Path, pictures: Pictures) -> None:
+    lines = "\n".join(json.dumps(asdict(scene)) for scene in pictures.scenes)
+    cache.write(
+        file,
+        lambda out: np.savez(out, pixels=pictures.pixels, scenes=np.frombuffer(lines.encode(), np.uint8)),
+    )
+
+
+def _read(file: Path) -> Pictures:
+    with np.load(file) as packed:
+        lines = packed["scenes"].tobytes().decode().splitlines()
+        return Pictures(packed["pixels"], tuple(scene_from(json.loads(line)) for line in lines))
+
+
+def scene_from(row: dict) -> Scene:
+    """The scene of its `dataclasses.asdict`."""
+    behind = row["background"]
+    return Scene(
+        **{
+            **row,
+            "things": tuple(Thing(**thing) for thing in row["things"]),
+            "background": Background(behind["place"], behind["pattern"], tuple(behind["colours"])),
+        }
+    )

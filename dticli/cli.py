@@ -1,0 +1,103 @@
+"""The command table, and the one place where errors become a line and an exit code.
+
+`dti --help` must be quick: a command's module, and with it torch or pydantic, is imported only when that command runs
+or its own help is asked for.
+"""
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from dticli import __version__, console
+from dticli.errors import DtiError
+
+COMMANDS = {
+    "train": "Learn a word from photos; writes a token file.",
+    "generate": "Draw pictures with learned words.",
+    "interpolate": "Draw the way from one learned word to another.",
+    "inspect-norms": "Norms of a model's vocabulary, and where a word stands in it.",
+    "example": "Write five example photos of a subject to a folder.",
+}
+
+
+class _Lazy(TyperCommand):
+    """A command whose module is imported once it is called."""
+
+    def load(self) -> Any:
+        """The real command."""
+        assert self.name
+        module = importlib.import_module(f"dticli.commands.{self.name.replace('-', '_')}")
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(self.name)(module.command)
+        return typer.main.get_command(app)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        return self.load().make_context(*args, **kwargs)
+
+
+class _Group(TyperGroup):
+    """The commands of the table."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return _Lazy(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dti {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dti(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    """Teach a text-to-image model a new word from a handful of photos, by Directional Textual Inversion."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; the error boundary."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return app(args=arguments, prog_name="dti", standalone_mode=False) or 0
+    except DtiError as error:
+        if console.tracebacks_shown():
+            raise
+        console.error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return 130
+    except Exception as error:
+        # Typer's usage errors come from its own copy of click: known by what they can do, not by class.
+        if not hasattr(error, "format_message") or console.tracebacks_shown():
+            raise
+        console.error(f"{error.format_message()}; see {_help_of(error)}")
+        return 2
+
+
+def _help_of(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context else "dti --help"
+
+
+def _terminate(number: int, frame: object) -> None:
+    sys.exit(128 + number)

@@ -1,0 +1,111 @@
+"""`dti generate`: prompts and token files in, pictures out."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dticli import console
+from dticli.errors import UsageError
+from dticli.options import Debug, Force, Json, Quiet, with_settings
+from dticli.settings import GenerateSettings, model_layer, resolve
+
+if TYPE_CHECKING:
+    from dticli.sampler import Picture
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture that was written."""
+
+    file: Path
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Pictures that were written."""
+
+    model: str
+    pictures: tuple[Drawn, ...]
+    grid: Path | None
+
+    def lines(self) -> Iterator[str]:
+        yield from (str(drawn.file) for drawn in self.pictures)
+        if self.grid:
+            yield f"grid: {self.grid}"
+
+
+@with_settings(GenerateSettings)
+def command(
+    given: dict[str, Any],
+    prompt: Annotated[
+        list[str] | None, typer.Argument(help="What to draw; several prompts are drawn in turn.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="File with a prompt a line; - reads stdin.")] = None,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--token", "-t", "--tokens", help="Token file, or NAME=FILE to rename its word; repeatable."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures a prompt.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
+    grid: Annotated[Path | None, typer.Option(help="Also write one picture of all: a row a prompt.")] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw pictures with learned words.
+
+    Example: dti generate "a photo of <dog> in the snow" -t dog.safetensors --count 4 --grid grid.png
+    """
+    from dticli import atomic, pictures, sampler, session
+
+    texts = _prompts(prompt or [], prompts)
+    tokens = [session.read_token(each) for each in token or []]
+    opened = session.open_model(given, tokens)
+    settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
+    shots = sampler.shots(texts, settings.seed, count)
+    files = [out / pictures.file_name(index, shot) for index, shot in enumerate(shots)]
+    atomic.require_writable([*files, *([grid] if grid else [])], force=force)
+    loaded = session.load(opened, settings, tokens)
+    sampler.require_words_seen(loaded.pipe, opened.family, loaded.words, texts)
+    drawn: list[Picture] = []
+    with console.progress(len(shots), every=1, quiet=quiet) as line:
+        for picture in sampler.sample(loaded.pipe, opened.family, loaded.words, shots, settings):
+            pictures.save(files[len(drawn)], picture, loaded.description)
+            drawn.append(picture)
+            if line:
+                line.update(len(drawn), f"picture {len(drawn)}/{len(shots)}")
+    if grid:
+        pictures.save_image(grid, pictures.grid([picture.image for picture in drawn], columns=count))
+    results = [Drawn(file, shot.prompt, shot.seed) for file, shot in zip(files, shots, strict=True)]
+    console.show(Generated(opened.model.label, tuple(results), grid), as_json=json)
+
+
+def _prompts(given: Sequence[str], source: str | None) -> list[str]:
+    """Prompts of the command line, then those of the file."""
+    texts = [*given, *(_read_prompts(source) if source else [])]
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        raise UsageError(
+            'no prompt: expected a sentence; try dti generate "a photo of <dog>" -t dog.safetensors'
+        )
+    return texts
+
+
+def _read_prompts(source: str) -> list[str]:
+    if source == "-":
+        return sys.stdin.read().splitlines()
+    try:
+        return Path(source).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot read {source} ({error}): expected a text file with a prompt a line; check --prompts"
+        ) from None

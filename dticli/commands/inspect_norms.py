@@ -1,0 +1,168 @@
+"""`dti inspect-norms`: how long a model's embedding rows are, and where learned words stand among them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dticli import console
+from dticli.options import Debug, Json
+
+if TYPE_CHECKING:
+    from dticli.models import Model
+    from dticli.norms import Position, Summary, Table
+    from dticli.token_file import Token
+
+BAR = 40
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One vector of a word in one encoder's vocabulary; `cosine_to_init` is None where the init word is not one row."""
+
+    token: str
+    file: str
+    encoder: str
+    vector: int
+    cosine_to_init: float | None
+    position: "Position"
+
+    def lines(self) -> Iterator[str]:
+        position = self.position
+        verdict = "in distribution" if position.in_distribution else "OUT OF DISTRIBUTION"
+        cosine = "" if self.cosine_to_init is None else f", cosine to init {self.cosine_to_init:.3f}"
+        nearest = ", ".join(f"{console.printable(each.name)} {each.cosine:.2f}" for each in position.nearest)
+        yield (
+            f"{self.token} in {self.encoder}, vector {self.vector}: norm {position.norm:.4f}, "
+            f"percentile {position.percentile:.1f}, z-score {position.z_score:+.1f}, {verdict}{cosine}"
+        )
+        yield f"  nearest words: {nearest}"
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A model's vocabularies, and words in them."""
+
+    model: str
+    vocabularies: "tuple[Summary, ...]"
+    standings: tuple[Standing, ...]
+
+    def lines(self) -> Iterator[str]:
+        for summary in self.vocabularies:
+            yield from _summary_lines(self.model, summary)
+            # Whoever asks about a word wants to see the word.
+            if not self.standings:
+                yield from _histogram(summary)
+        for standing in self.standings:
+            yield from standing.lines()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All models asked about."""
+
+    models: tuple[Inspected, ...]
+
+    def lines(self) -> Iterator[str]:
+        for inspected in self.models:
+            yield from inspected.lines()
+
+
+def command(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models (hub id, folder, 'stickers') and token files of any tool."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model in whose vocabulary the token files are placed.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Weight files to read, such as fp16.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the norms of a model's vocabulary, and where learned words stand in it. Reads only the embedding tables.
+
+    Example: dti inspect-norms dog.safetensors
+    """
+    from dticli import models, provenance, token_file
+
+    files = [each for each in targets or [] if Path(each).suffix in token_file.SUFFIXES]
+    tokens = [token_file.read(Path(each)) for each in files]
+    names = [each for each in targets or [] if each not in files]
+    # Each token goes with its own model; several models named on the command line see every token.
+    wanted: dict[str | None, list[int]] = {name: list(range(len(tokens))) for name in names}
+    if not names:
+        for index, token in enumerate(tokens):
+            wanted.setdefault(model or provenance.usable_model(token.metadata), []).append(index)
+        wanted = wanted or {model: []}
+    reports = []
+    for name, indices in wanted.items():
+        chosen = models.choose(name, variant=variant, offline=offline)
+        console.notice(models.announcement(chosen))
+        reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices]))
+    console.show(Report(tuple(reports)), as_json=json)
+
+
+def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected:
+    from dticli import models, norms, token_file
+
+    by_component = {encoder.component: encoder.key for encoder in models.family(model).encoders}
+    tables = {
+        by_component[table.encoder]: table
+        for table in norms.read_tables(models.text_folder(model))
+        if table.encoder in by_component
+    }
+    widths = {key: table.width for key, table in tables.items()}
+    standings = [
+        standing
+        for file, token in tokens
+        for key, rows in token_file.fit(token, widths).items()
+        for standing in _standings(file, token, key, rows, tables[key])
+    ]
+    summaries = tuple(norms.summary(table) for table in tables.values())
+    return Inspected(model.label, summaries, tuple(standings))
+
+
+def _standings(file: str, token: "Token", key: str, rows: Any, table: "Table") -> Iterator[Standing]:
+    from dticli import norms
+
+    cosines = _cosines_to_init(token.metadata, rows, table)
+    for index, position in enumerate(norms.positions(rows, table)):
+        yield Standing(token.name, Path(file).name, key, index, cosines[index], position)
+
+
+def _cosines_to_init(metadata: Mapping[str, str], rows: Any, table: "Table") -> list[float | None]:
+    from dticli import norms, sphere
+
+    row = norms.row_of(table, metadata.get("dti.init", ""))
+    if row is None:
+        return [None] * len(rows)
+    return (sphere.normalize(rows) @ sphere.normalize(row)).tolist()
+
+
+def _summary_lines(model: str, summary: "Summary") -> Iterator[str]:
+    from dticli.norms import readable
+
+    yield (
+        f"{model}, {summary.encoder}: {summary.rows} rows of width {summary.width} "
+        f"({summary.spare} spare and {summary.zero} zero rows left out)"
+    )
+    yield (
+        f"  norm: min {summary.min:.4f} ({readable(summary.argmin)})  mean {summary.mean:.4f} +- {summary.std:.4f}  "
+        f"median {summary.median:.4f}  max {summary.max:.4f} ({readable(summary.argmax)})"
+    )
+    yield "  percentiles: " + "  ".join(
+        f"{percent}% {value:.4f}" for percent, value in summary.percentiles.items()
+    )
+
+
+def _histogram(summary: "Summary") -> Iterator[str]:
+    most = max(summary.counts)
+    # Half of the bins are enough for an eye; JSON has them all.
+    for index in range(0, len(summary.counts), 2):
+        count = sum(summary.counts[index : index + 2])
+        bar = "#" * -(-BAR * count // (2 * most)) if count else ""
+        yield f"  {summary.edges[index]:8.4f} {count:7d} {bar}"

@@ -1,0 +1,51 @@
+"""Randomness without state: every draw is a pure function of where it is used.
+
+A `Key` is (seed, purpose, word, step, sample). Resuming, splitting a batch over devices or accumulation, and training
+several words at once therefore see the same numbers as one uninterrupted run of one word.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names one draw: what the run is seeded with, what the draw is for, and where in the run it happens.
+
+    `sample` counts samples over the whole run (step x batch + position), whatever the batch is split into.
+    """
+
+    seed: int
+    purpose: str
+    word: str = ""
+    step: int = 0
+    sample: int = 0
+
+    def generator(self) -> torch.Generator:
+        """A CPU generator seeded by the key alone; the same on every machine and device."""
+        text = "\0".join(map(str, (self.seed, self.purpose, self.word, self.step, self.sample)))
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def normal(key: Key, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 tensor of `shape`, on the CPU."""
+    return torch.randn(shape, generator=key.generator())
+
+
+def uniform(key: Key) -> float:
+    """One number in [0, 1)."""
+    return torch.rand((), generator=key.generator(), dtype=torch.float64).item()
+
+
+def integer(key: Key, count: int) -> int:
+    """One of 0 ... count - 1, each as likely."""
+    return int(torch.randint(count, (), generator=key.generator()))
+
+
+def shuffled(key: Key, count: int) -> list[int]:
+    """A permutation of 0 ... count - 1."""
+    return torch.randperm(count, generator=key.generator()).tolist()

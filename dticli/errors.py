@@ -1,0 +1,57 @@
+"""Every error a user can meet, and the exit code each kind ends with.
+
+A message is one line: what was found; what was expected; what to do next.
+"""
+
+
+class DtiError(Exception):
+    """Base of all errors that are the user's to see; anything else is a bug and exits 1."""
+
+    exit_code = 1
+
+
+class UsageError(DtiError):
+    """The command line or a settings file asks for something that cannot be done."""
+
+    exit_code = 2
+
+
+class InputError(DtiError):
+    """Photos, captions or token files are missing or unusable."""
+
+    exit_code = 3
+
+
+class ModelError(DtiError):
+    """The text-to-image model is missing, broken, or of a kind that cannot learn the word."""
+
+    exit_code = 4
+
+
+class EnvironmentProblem(DtiError):
+    """Disk, memory, network or device stand in the way."""
+
+    exit_code = 5
+
+
+class NumericalError(DtiError):
+    """NaN or infinity where numbers were expected."""
+
+    exit_code = 6
+
+
+class NonFiniteError(NumericalError):
+    """A tensor holds NaN or infinity; the message names the row."""
+
+
+EXIT_CODES = {
+    0: "done",
+    1: "a bug in dti",
+    2: "usage or settings",
+    3: "photos or token files",
+    4: "model",
+    5: "environment: disk, memory, network",
+    6: "numbers: NaN or infinity",
+    130: "interrupted (SIGINT)",
+    143: "terminated (SIGTERM)",
+}

@@ -1,0 +1,53 @@
+"""Stable Diffusion XL: two CLIP encoders, a pooled state, and sizes and crop as conditioning."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dticli.families.kl import denoiser, posterior, process, to_latents
+from dticli.families.shape import Conditioning, Frame, encode_prompt
+
+__all__ = [
+    "architecture",
+    "call_options",
+    "denoiser",
+    "encode",
+    "posterior",
+    "predict",
+    "process",
+    "to_latents",
+]
+
+
+def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
+    embeds, _, pooled, _ = encode_prompt(pipe, prompts)
+    times = [pipe._get_add_time_ids(*_sizes(frame), embeds.dtype, pooled.shape[-1]) for frame in frames]
+    added = {"text_embeds": pooled, "time_ids": torch.cat(times).to(embeds.device)}
+    return {"encoder_hidden_states": embeds, "added_cond_kwargs": added}
+
+
+def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
+    return pipe.unet(noisy, level, **conditioning, return_dict=False)[0]
+
+
+def architecture(pipe: Any) -> str | None:
+    widths = (pipe.text_encoder.config.hidden_size, pipe.text_encoder_2.config.hidden_size)
+    return "stable-diffusion-xl-v1-base" if widths == (768, 1280) else None
+
+
+def call_options(frame: Frame) -> dict[str, Any]:
+    original, crop, target = _sizes(frame)
+    height, width = target
+    return {
+        "height": height,
+        "width": width,
+        "original_size": original,
+        "crops_coords_top_left": crop,
+        "target_size": target,
+    }
+
+
+def _sizes(frame: Frame) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    return frame.original, frame.crop, frame.target

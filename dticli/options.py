@@ -1,0 +1,105 @@
+"""Command-line options made from settings: name, type, range, help and default are written once, in `settings`."""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import annotated_types
+import typer
+from pydantic.fields import FieldInfo
+
+from dticli import console
+from dticli.settings import Settings
+
+SHORT = {"batch_size": "-b", "steps": "-s"}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=console.show_tracebacks)
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def with_settings(
+    kind: type[Settings], defaults: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command one option for each field of `kind`, besides the parameters it declares itself.
+
+    The command must take a parameter `given`: a dict of the options that were set on the command line.
+
+    Args:
+        defaults: what help shows as default for fields whose default depends on the model.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(command, eval_str=True).parameters
+        fields = {name: field for name, field in kind.model_fields.items() if not field.exclude}
+
+        def wrapped(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in fields}
+            return command(given=given, **values)
+
+        declared = [parameter for name, parameter in own.items() if name != "given"]
+        made = [_parameter(name, field, (defaults or {}).get(name)) for name, field in fields.items()]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*declared, *made)]
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        wrapped.__doc__ = command.__doc__
+        return wrapped
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo, shown: str | None) -> inspect.Parameter:
+    """The option of one field; its default is None, so that lower layers of settings can speak."""
+    flag = f"--{name.replace('_', '-')}"
+    base = _base_type(field.annotation)
+    names = [f"{flag}/--no-{flag[2:]}"] if base is bool else [flag]
+    option = typer.Option(
+        *names, help=field.description, show_default=shown or _shown_default(field), **_range(field, base)
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[base | None, option]
+    )
+
+
+def _base_type(annotation: Any) -> Any:
+    """The plain type: without None, without constraints."""
+    if typing.get_origin(annotation) is Annotated:
+        return _base_type(typing.get_args(annotation)[0])
+    arguments = [each for each in typing.get_args(annotation) if each is not type(None)]
+    if type(None) in typing.get_args(annotation):
+        return _base_type(arguments[0])
+    return annotation
+
+
+def _shown_default(field: FieldInfo) -> str | bool:
+    if field.is_required() or field.default is None or field.default is False:
+        return False
+    return str(field.default)
+
+
+def _range(field: FieldInfo, base: Any) -> dict[str, Any]:
+    """Inclusive bounds as Typer takes them; open ones are left to the settings."""
+    if base not in (int, float):
+        return {}
+    bounds = {}
+    for constraint in _constraints(field):
+        if isinstance(constraint, annotated_types.Ge):
+            bounds["min"] = base(constraint.ge)
+        elif isinstance(constraint, annotated_types.Le):
+            bounds["max"] = base(constraint.le)
+        elif isinstance(constraint, annotated_types.Gt):
+            bounds["min"] = base(constraint.gt)
+    return bounds
+
+
+def _constraints(field: FieldInfo) -> list[Any]:
+    """Constraints of the field, and of the alternative to None in its annotation."""
+    found = list(field.metadata)
+    for part in typing.get_args(field.annotation):
+        for extra in getattr(part, "__metadata__", ()):
+            found += extra.metadata if isinstance(extra, FieldInfo) else [extra]
+    return found

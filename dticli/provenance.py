@@ -1,0 +1,96 @@
+"""What a token file says about itself: metadata for programs (`modelspec.*`) and for dti (`dti.*`). Never a path."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from dticli import __version__
+from dticli.families import Family
+from dticli.models import Model
+from dticli.settings import TrainSettings
+
+RECORDED = (
+    "method",
+    "optimizer",
+    "steps",
+    "batch_size",
+    "accumulate",
+    "lr",
+    "beta",
+    "kappa",
+    "magnitude",
+    "seed",
+)
+
+
+def of_training(
+    settings: TrainSettings, model: Model, family: Family, pipe: Any, tables: str
+) -> dict[str, str]:
+    """Metadata of a freshly learned word.
+
+    Args:
+        tables: fingerprint of the embedding tables it was learned beside.
+    """
+    size = f"{settings.resolution}x{settings.resolution}"
+    made = {f"dti.{name}": str(getattr(settings, name)) for name in RECORDED}
+    # The prior and the initialiser may be files: their names say enough, and say nothing about the machine.
+    sources = {"dti.init": _name(settings.init), "dti.prior": _name(settings.prior)}
+    lstrip = any(encoder.lstrip for encoder in family.encoders)
+    return (
+        _modelspec(settings.token, family.code.architecture(pipe), size)
+        | made
+        | sources
+        | of_model(model, family, tables)
+        | {"dti.token": settings.token, "dti.lstrip": str(lstrip).lower(), "dti.pooling": "stock"}
+        | versions()
+    )
+
+
+def of_model(model: Model, family: Family, tables: str) -> dict[str, str]:
+    """Which model a word belongs to."""
+    return {
+        "dti.model": model.label,
+        "dti.model_kind": model.kind,
+        "dti.family": family.name,
+        "dti.tables": tables,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What computed it."""
+    return {
+        "dti.version": __version__,
+        "dti.torch": torch.__version__,
+        "dti.diffusers": diffusers.__version__,
+        "dti.transformers": transformers.__version__,
+    }
+
+
+def usable_model(metadata: Mapping[str, str]) -> str | None:
+    """The recorded model, if its name is enough to find it again: a folder's name is not."""
+    return metadata.get("dti.model") if metadata.get("dti.model_kind") in ("hub", "bundled") else None
+
+
+def _modelspec(token: str, architecture: str | None, size: str) -> dict[str, str]:
+    """Metadata after the Stability model metadata specification, 1.0.1; left out for models no program knows."""
+    stem = token.strip("<>")
+    common = {"format": "pt", "modelspec.sai_model_spec": "1.0.1", "modelspec.title": stem}
+    common |= {"modelspec.resolution": size, "modelspec.is_negative_embedding": "false"}
+    common["modelspec.usage_hint"] = (
+        f"diffusers, dti: {token}; ComfyUI: embedding:{stem}; A1111, Forge: {stem}"
+    )
+    if architecture is None:
+        common["modelspec.usage_hint"] = f"dti: {token}"
+        return common
+    return common | {
+        "modelspec.architecture": f"{architecture}/textual-inversion",
+        "modelspec.implementation": "diffusers",
+    }
+
+
+def _name(source: str) -> str:
+    return Path(source).name if Path(source).suffix else source

@@ -1,0 +1,194 @@
+"""From a loaded pipeline and words to pictures, through the pipeline's own `__call__`."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from dticli import sphere
+from dticli.concept import Word, place
+from dticli.errors import EnvironmentProblem, InputError, UsageError
+from dticli.families import Family
+from dticli.settings import GenerateSettings
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to draw; `seed` starts its own noise."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and the shot it came from."""
+
+    shot: Shot
+    image: Image
+
+
+def shots(prompts: Sequence[str], seed: int, count: int) -> tuple[Shot, ...]:
+    """`count` shots of every prompt; picture i of each prompt uses seed + i, so that prompts share their noise."""
+    return tuple(Shot(prompt, seed + index) for prompt in prompts for index in range(count))
+
+
+def sample(
+    pipe: Any, family: Family, words: Sequence[Word], shots: Sequence[Shot], settings: GenerateSettings
+) -> Iterator[Picture]:
+    """Draw every shot, `settings.batch_size` at a time, and hand each picture over as soon as it is there.
+
+    Raises:
+        UsageError: a prompt holds none of the words; names it.
+        InputError: a prompt's word is cut off at the encoder's limit.
+        EnvironmentProblem: out of memory; says what to lower.
+    """
+    for prompt in dict.fromkeys(shot.prompt for shot in shots):
+        _require_word(prompt, words)
+    with place(pipe, family.encoders, words) as placement, scheduler_of(pipe, settings.scheduler):
+        for start in range(0, len(shots), settings.batch_size):
+            batch = shots[start : start + settings.batch_size]
+            prompts = [placement.expand(shot.prompt) for shot in batch]
+            # The prompt last: it is the one whose words are looked for afterwards.
+            images = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch])
+            yield from (Picture(shot, image) for shot, image in zip(batch, images, strict=True))
+
+
+def require_words_seen(pipe: Any, family: Family, words: Sequence[Word], prompts: Sequence[str]) -> None:
+    """Encode every prompt once and raise InputError where one of its words is cut off."""
+    from dticli.families.shape import Frame
+
+    frame = Frame((8, 8), (0, 0), (8, 8))
+    with torch.no_grad(), place(pipe, family.encoders, words) as placement:
+        for prompt in dict.fromkeys(prompts):
+            family.code.encode(pipe, [placement.expand(prompt)], [frame])
+            for word in words:
+                if word.name in prompt and not placement.reached(word):
+                    raise InputError(
+                        f"{word.name} lies beyond the tokens the encoder reads in {prompt[:60]!r}: "
+                        "expected it before the text is cut off; shorten the prompt or move the word to the front"
+                    )
+
+
+def _require_word(prompt: str, words: Sequence[Word]) -> None:
+    if words and not any(word.name in prompt for word in words):
+        names = " or ".join(word.name for word in words)
+        raise UsageError(
+            f"the prompt {prompt[:60]!r} lacks {names}: write the word where the subject should appear"
+        )
+
+
+def _call(
+    pipe: Any, settings: GenerateSettings, prompts: list[str], generators: list[torch.Generator]
+) -> list[Image]:
+    options: dict[str, Any] = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
+    if settings.height_width:
+        options |= dict(zip(("height", "width"), settings.height_width, strict=True))
+    if settings.negative is not None:
+        options["negative_prompt"] = [settings.negative] * len(prompts)
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        return pipe(prompt=prompts, generator=generators, **options).images
+    except torch.OutOfMemoryError:
+        raise EnvironmentProblem(
+            f"out of device memory drawing {len(prompts)} pictures at once: lower --batch-size or --size, "
+            "or use --precision fp16"
+        ) from None
+
+
+def _generator(seed: int) -> torch.Generator:
+    """On the CPU, so that a seed draws the same noise on every device."""
+    return torch.Generator().manual_seed(seed)
+
+
+@contextlib.contextmanager
+def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
+    """Let `pipe` sample with another scheduler while the context is open; None keeps its own."""
+    if name is None:
+        yield
+        return
+    if name not in SCHEDULERS:
+        raise UsageError(f"unknown scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
+    own = pipe.scheduler
+    kind, options = SCHEDULERS[name]
+    if not own.config._class_name.startswith("FlowMatch"):
+        pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
+    else:
+        raise UsageError(f"--scheduler {name} does not suit a flow-matching model; leave it out")
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
+
+
+def between(a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float, path: str) -> dict[str, Tensor]:
+    """Rows at `t` on the way from `a` to `b`, with the ends returned exactly.
+
+    Args:
+        a, b: encoder key to rows, (vectors, width).
+        path: `slerp` turns directions at constant speed, and lengths change geometrically; `lerp` is the straight line.
+
+    Source: arXiv:2512.13672, section 3.
+    """
+    if t == 0:
+        return dict(a)
+    if t == 1:
+        return dict(b)
+    step = _slerp if path == "slerp" else torch.lerp
+    return {key: step(a[key], b[key], t) for key in a}
+
+
+def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    lengths = [rows.norm(dim=-1, keepdim=True) for rows in (a, b)]
+    magnitude = lengths[0] ** (1 - t) * lengths[1] ** t
+    return magnitude * sphere.slerp(sphere.normalize(a), sphere.normalize(b), t)
+
+
+def way(
+    stops: Sequence[Mapping[str, Tensor]], positions: Sequence[float], path: str
+) -> list[dict[str, Tensor]]:
+    """Rows at each position on the way through `stops`: 0 is the first stop, 1 the last, and legs are equally long.
+
+    Raises:
+        InputError: stops have different numbers of vectors or different encoders.
+    """
+    shapes = [{key: tuple(rows.shape) for key, rows in stop.items()} for stop in stops]
+    other = next((shape for shape in shapes if shape != shapes[0]), None)
+    if other:
+        raise InputError(
+            f"the tokens have (vectors, width) {shapes[0]} and {other}: expected the same; "
+            "learn both on one model with the same --vectors"
+        )
+    legs = len(stops) - 1
+    places = [(min(int(position * legs), legs - 1), position * legs) for position in positions]
+    return [between(stops[leg], stops[leg + 1], place - leg, path) for leg, place in places]
+
+
+def turns(stops: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, float], ...]:
+    """Degrees between the directions of neighbouring stops, by encoder, mean over vectors."""
+    return tuple(
+        {
+            key: torch.rad2deg(sphere.angle(sphere.normalize(a[key]), sphere.normalize(b[key]))).mean().item()
+            for key in a
+        }
+        for a, b in itertools.pairwise(stops)
+    )

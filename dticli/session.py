@@ -1,0 +1,108 @@
+"""What `generate` and `interpolate` share: token files read, a model chosen for them, loaded, and matched to the words."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dticli import concept, console, models, norms, provenance, token_file
+from dticli.concept import FreeWord
+from dticli.errors import UsageError
+from dticli.families import Family
+from dticli.models import Model
+from dticli.settings import GenerateSettings
+from dticli.token_file import Token
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A chosen model, known by its index, its weights not yet read."""
+
+    model: Model
+    family: Family
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pipeline, and words that fit it.
+
+    Attributes:
+        description: what every picture made with it says about itself.
+    """
+
+    pipe: Any
+    words: tuple[FreeWord, ...]
+    description: Mapping[str, str]
+
+
+def read_token(source: str) -> Token:
+    """Read `FILE`, or `NAME=FILE` under another name."""
+    name, equals, path = source.partition("=")
+    if not equals or Path(source).exists():
+        return token_file.read(Path(source))
+    token_file.check_name(name)
+    return dataclasses.replace(token_file.read(Path(path)), name=name)
+
+
+def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
+    """Choose the model the command line, or else the tokens, ask for, and announce it.
+
+    Raises:
+        UsageError: tokens of several models, and none was named.
+    """
+    recorded = list(
+        dict.fromkeys(filter(None, (provenance.usable_model(token.metadata) for token in tokens)))
+    )
+    if len(recorded) > 1 and not given["model"]:
+        raise UsageError(
+            f"the tokens were learned on {' and '.join(recorded)}: expected one model; choose it with --model"
+        )
+    model = models.choose(
+        given["model"],
+        recorded=recorded[0] if recorded else None,
+        variant=given["variant"],
+        offline=bool(given["offline"]),
+        device=given["device"] or "auto",
+    )
+    console.notice(models.announcement(model))
+    return Opened(model, models.family(model))
+
+
+def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> Loaded:
+    """Load the pipeline and match every token to its encoders; warns where the tables are not those it was learned on."""
+    if settings.deterministic:
+        models.make_deterministic()
+    if settings.height_width:
+        models.require_multiple(settings.height_width, opened.family)
+    device = models.pick_device(settings.device)
+    pipe = models.load(opened.model, device, models.pick_dtype(settings.precision, device))
+    tables = concept.tables(pipe, opened.family.encoders)
+    fingerprint = norms.fingerprint(tables.values())
+    for token in tokens:
+        if token.metadata.get("dti.tables", fingerprint) != fingerprint:
+            console.warn(
+                f"{token.name} was learned on {token.metadata.get('dti.model', 'another model')}, whose vocabulary differs "
+                f"from that of {opened.model.label}: the likeness may suffer"
+            )
+    widths = {encoder.key: concept.table(pipe, encoder).shape[1] for encoder in opened.family.encoders}
+    words = tuple(_word(token, widths, device) for token in tokens)
+    return Loaded(pipe, words, _description(opened, settings, tokens))
+
+
+def _word(token: Token, widths: Mapping[str, int], device: Any) -> FreeWord:
+    return FreeWord(token.name, {key: rows.to(device) for key, rows in token_file.fit(token, widths).items()})
+
+
+def _description(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> dict[str, str]:
+    """Settings that were set, the model, and each word with the hash of its vectors."""
+    used = {
+        name: value
+        for name, value in settings.model_dump(exclude={"model", "seed"}).items()
+        if value is not None
+    }
+    return {
+        "model": opened.model.label,
+        "tokens": ", ".join(f"{token.name} sha256:{token_file.content_hash(token)[:16]}" for token in tokens),
+        "settings": ", ".join(f"{name}={value}" for name, value in used.items()),
+    } | provenance.versions()

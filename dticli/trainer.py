@@ -1,0 +1,251 @@
+"""Learning a word: a generator of step reports over a frozen pipeline. It prints nothing and saves nothing."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dticli import draws, sphere
+from dticli.concept import DirectionalWord, FreeWord, Placement, Word, place
+from dticli.draws import Key
+from dticli.errors import InputError, ModelError, NumericalError
+from dticli.families import Family
+from dticli.families.shape import Process
+from dticli.latents import Latents
+from dticli.optim import AdamW, Optimizer, RiemannianSGD
+from dticli.settings import TrainSettings
+
+# Gradients of a half-precision encoder underflow; the scale is undone in float32, before the optimizer sees them.
+LOSS_SCALE = {torch.float16: 1024.0}
+
+Captions = Mapping[Path, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did.
+
+    Attributes:
+        step: steps done so far, counting this one.
+        loss: mean denoising loss of the step's samples.
+        gradient: encoder key to the tangent lengths |g| (free rows: gradient lengths), one a vector.
+        angle: mean angle between the word's rows and where they began, radians.
+        norm: encoder key to the mean length of the word's rows.
+    """
+
+    step: int
+    loss: float
+    gradient: Mapping[str, Sequence[float]]
+    angle: float
+    norm: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A word and what changes it.
+
+    Attributes:
+        keys: encoder keys, in the order of the first optimizer's leaves.
+        start: unit rows the word began with, to measure angles from.
+        optimizers: the first one moves the rows or their directions.
+    """
+
+    word: Word
+    keys: tuple[str, ...]
+    start: Mapping[str, Tensor]
+    optimizers: tuple[Optimizer, ...]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Every tensor that learns."""
+        return [leaf for optimizer in self.optimizers for leaf in optimizer.leaves]
+
+    def step(self, lr: float) -> dict[str, list[float]]:
+        """Apply the gathered gradients and clear them; returns gradient lengths by encoder."""
+        lengths, *_ = [optimizer.step(lr) for optimizer in self.optimizers]
+        for leaf in self.leaves:
+            leaf.grad = None
+        return {key: each.tolist() for key, each in zip(self.keys, lengths, strict=True)}
+
+    @torch.no_grad()
+    def angle(self) -> float:
+        """Mean angle in radians between the rows now and at the start."""
+        rows = self.word.rows
+        angles = [sphere.angle(sphere.normalize(rows[key]), self.start[key]) for key in self.keys]
+        return torch.cat(angles).mean().item()
+
+    @torch.no_grad()
+    def cosine_to_start(self) -> dict[str, float]:
+        """Mean cosine between the rows now and at the start, by encoder."""
+        rows = self.word.rows
+        cosines = {key: (sphere.normalize(rows[key]) * self.start[key]).sum(dim=-1) for key in self.keys}
+        return {key: each.mean().item() for key, each in cosines.items()}
+
+    @torch.no_grad()
+    def norm(self) -> dict[str, float]:
+        """Mean row length by encoder."""
+        return {key: rows.norm(dim=-1).mean().item() for key, rows in self.word.rows.items()}
+
+
+def learner(
+    settings: TrainSettings,
+    rows: Mapping[str, Tensor],
+    magnitude: Mapping[str, Tensor],
+    prior: Mapping[str, Tensor] | None,
+) -> Learner:
+    """The word at its start, with the optimizer the settings ask for.
+
+    Args:
+        rows: encoder key to initial rows, (vectors, width).
+        magnitude: encoder key to the lengths the rows are given, (vectors, 1).
+        prior: encoder key to unit rows mu, same shapes; None for no prior.
+    """
+    keys = tuple(rows)
+    start = {key: sphere.normalize(each.float()) for key, each in rows.items()}
+    mu = None if prior is None else [prior[key] for key in keys]
+    if settings.method == "ti":
+        free = {key: (start[key] * magnitude[key]).requires_grad_() for key in keys}
+        adam = AdamW(list(free.values()), weight_decay=settings.weight_decay)
+        return Learner(FreeWord(settings.token, free), keys, start, (adam,))
+    direction = {key: start[key].clone().requires_grad_() for key in keys}
+    log_magnitude = {key: magnitude[key].log().requires_grad_(settings.train_magnitude) for key in keys}
+    unit = list(direction.values())
+    first: Optimizer
+    if settings.optimizer == "rsgd":
+        first = RiemannianSGD(unit, prior=mu, kappa=settings.kappa, beta=settings.beta)
+    else:
+        first = AdamW(unit, retracting=True, prior=mu, kappa=settings.kappa)
+    # The logarithm is learned, so that one learning rate is one relative change at any magnitude.
+    others = (AdamW(list(log_magnitude.values())),) if settings.train_magnitude else ()
+    word = DirectionalWord(settings.token, direction, log_magnitude)
+    return Learner(word, keys, start, (first, *others))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned from: a frozen pipeline, encoded photos and their captions.
+
+    Attributes:
+        captions: each photo's captions; one is drawn for every sample.
+    """
+
+    pipe: Any
+    family: Family
+    latents: Latents
+    captions: Captions
+    settings: TrainSettings
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        return next(self.family.code.denoiser(self.pipe).parameters()).dtype
+
+
+def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepReport]:
+    """Train `learner.word` in place, one report a step.
+
+    Args:
+        first_step: steps already done by an earlier run.
+
+    Raises:
+        InputError: a caption's word is cut off, or not there.
+        ModelError: no gradient reaches a row.
+        NumericalError: the loss or a gradient is not finite.
+    """
+    process = task.family.code.process(task.pipe)
+    with place(task.pipe, task.family.encoders, [learner.word]) as placement:
+        _check_captions(task, placement, learner.word)
+        for step in range(first_step, task.settings.steps):
+            loss = _gather_gradients(task, placement, process, learner, step)
+            if step == first_step:
+                _require_gradient(learner)
+            gradient = learner.step(task.settings.lr)
+            yield StepReport(step + 1, loss, gradient, learner.angle(), learner.norm())
+
+
+def _gather_gradients(
+    task: Task, placement: Placement, process: Process, learner: Learner, step: int
+) -> float:
+    """Forward and backward over all samples of a step; returns the mean loss."""
+    parts, size = task.settings.accumulate, task.settings.batch_size
+    scale = LOSS_SCALE.get(task.dtype, 1.0)
+    total = 0.0
+    for part in range(parts):
+        first = (step * parts + part) * size
+        loss = _loss(task, placement, process, step, range(first, first + size)) / parts
+        (loss * scale).backward()
+        total += loss.item()
+    if not math.isfinite(total):
+        raise NumericalError(
+            f"the loss of step {step + 1} is not finite: expected a number; try --precision bf16 or fp32"
+        )
+    for leaf in learner.leaves:
+        if leaf.grad is not None:
+            leaf.grad /= scale
+    return total
+
+
+def _loss(task: Task, placement: Placement, process: Process, step: int, samples: range) -> Tensor:
+    """Mean squared error of the denoiser on the given samples, a float32 scalar."""
+    batch = [_draw(task, step, sample) for sample in samples]
+    code, device = task.family.code, task.latents.mean.device
+    raw = task.latents.sample([one.pick for one in batch], [one.key("posterior") for one in batch])
+    clean = code.to_latents(task.pipe, raw)
+    noise = torch.stack([draws.normal(one.key("noise"), tuple(clean.shape[1:])) for one in batch]).to(device)
+    level = process.levels(torch.tensor([draws.uniform(one.key("level")) for one in batch])).to(device)
+    prompts = [placement.expand(one.caption) for one in batch]
+    conditioning = code.encode(task.pipe, prompts, [task.latents.frames[one.pick] for one in batch])
+    noisy = process.add_noise(clean, noise, level).to(task.dtype)
+    prediction = code.predict(task.pipe, noisy, level, conditioning)
+    return torch.nn.functional.mse_loss(prediction.float(), process.target(clean, noise, level))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One sample: which crop, which caption, and the keys of its other draws."""
+
+    seed: int
+    word: str
+    step: int
+    sample: int
+    pick: int
+    caption: str
+
+    def key(self, purpose: str) -> Key:
+        return Key(self.seed, purpose, self.word, self.step, self.sample)
+
+
+def _draw(task: Task, step: int, sample: int) -> _Draw:
+    """Every crop comes once an epoch, in an order drawn for that epoch."""
+    seed, word, count = task.settings.seed, task.settings.token, len(task.latents)
+    epoch, position = divmod(sample, count)
+    pick = draws.shuffled(Key(seed, "photo", word, epoch), count)[position]
+    texts = task.captions[task.latents.paths[pick]]
+    caption = texts[draws.integer(Key(seed, "caption", word, step, sample), len(texts))]
+    return _Draw(seed, word, step, sample, pick, caption)
+
+
+@torch.no_grad()
+def _check_captions(task: Task, placement: Placement, word: Word) -> None:
+    """Encode every caption once and look whether the encoders saw the whole word."""
+    for text in dict.fromkeys(text for texts in task.captions.values() for text in texts):
+        task.family.code.encode(task.pipe, [placement.expand(text)], task.latents.frames[:1])
+        if not placement.reached(word):
+            raise InputError(
+                f"the encoder does not see {word.name} in {text[:60]!r}: expected it before the text is cut off; "
+                "shorten the caption or move the word to the front"
+            )
+
+
+def _require_gradient(learner: Learner) -> None:
+    """A row without a gradient would be moved by the prior alone, and look trained."""
+    for key, leaf in zip(learner.keys, learner.optimizers[0].leaves, strict=True):
+        if leaf.grad is None or not leaf.grad.any(dim=-1).all():
+            raise ModelError(
+                f"no gradient reaches {learner.word.name} in encoder {key}: the model's text encoding cannot be "
+                "trained through; choose another --model"
+            )
