@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 # glibc hands every large buffer back to the system, and half of a training step was spent getting it again.
-ALLOCATOR = {
+# Threads that wait by spinning starve each other as soon as something else runs.
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
@@ -17,6 +19,7 @@ STEPS = (
     "world",
     "text-encoder",
     "autoencoder",
+    "latents",
     "diffusion",
     "judges",
     "gate",
@@ -27,13 +30,13 @@ MINUTES = {"text-encoder": 25.0, "autoencoder": 25.0, "diffusion": 600.0, "judge
 
 
 def main() -> int:
-    """Run one step; the allocator's settings need a process of their own."""
+    """Run one step; its environment is read when a process starts."""
     arguments = _parser().parse_args()
-    if not ALLOCATOR.items() <= os.environ.items():
+    if not ENVIRONMENT.items() <= os.environ.items():
         os.execve(
             sys.executable,
-            [sys.executable, "-m", __spec__.name.rsplit(".", 1)[0], *sys.argv[1:]],
-            os.environ | ALLOCATOR,
+            [sys.executable, "-m", __package__, *sys.argv[1:]],
+            os.environ | ENVIRONMENT,
         )
     from . import steps
 
@@ -47,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=60_000, help="world: pictures to draw of each kind")
     parser.add_argument("--samples", type=int, default=1_000, help="gate, check: pictures to sample")
-    parser.add_argument("--start", type=Path, help="autoencoder: a folder of weights to go on from")
+    parser.add_argument(
+        "--start", type=Path, help="autoencoder, diffusion: a folder of weights to go on from"
+    )
     parser.add_argument(
         "--model", type=Path, help="gate, check: the model to judge; default: the one just trained"
     )

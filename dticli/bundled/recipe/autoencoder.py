@@ -40,7 +40,7 @@ def folder() -> Path:
 
 def load() -> AutoencoderKL:
     """The trained autoencoder, float32."""
-    return AutoencoderKL.from_pretrained(folder(), torch_dtype=torch.float32).eval()
+    return AutoencoderKL.from_pretrained(folder()).float().eval()
 
 
 def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
@@ -52,7 +52,7 @@ def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
     torch.manual_seed(seed)
     pixels = np.concatenate([world.read(kind).pixels for kind in ("pictures", "reading")])
     watched, pixels = pixels[:WATCHED], pixels[WATCHED:]
-    network = AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32) if start else new()
+    network = AutoencoderKL.from_pretrained(start).float() if start else new()
     accelerate(network).train()
     optimiser = torch.optim.AdamW(network.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     average = Average(network)

@@ -1,7 +1,8 @@
 """A scene as a row of class labels, in the order the eye sees it; what judges predict and heads are trained on.
 
-Two things are ordered by place (left before right, upper before lower), not by mention: `a cat right of a dog` and `a dog left of a
-cat` are the same labels. Where a caption or scene leaves an element open, its label is UNKNOWN and costs nothing.
+Two things are ordered by place (left before right, upper before lower), not by mention: `a cat right of a dog` and
+`a dog left of a cat` are the same labels. Where a caption or scene
+leaves an element open, its label is UNKNOWN and costs nothing.
 """
 
 from dataclasses import dataclass
@@ -22,9 +23,13 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "second size": ("", *words.SIZES),
     "second tint": ("", *words.TINTS),
     "setting": SETTINGS,
-    "style": ("", *words.STYLES),
+    "style": tuple(words.STYLES),
     "layout": ("single", "left", "right", "top", "bottom", "row", "column", "two", "three", "four"),
 }
+
+LOOKS = {
+    art_set: style for style, (_, art_set) in words.STYLES.items() if art_set
+}  # what an unfiltered picture looks like
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,22 @@ class Labels:
     indices: tuple[int, ...]
 
 
-def labels(scene: Scene, background_known: bool = True) -> Labels:
-    """The scene's labels; `background_known` is False for a caption that leaves the background out."""
-    named = _names(scene)
-    if not background_known:
-        named["setting"] = None
+def labels(scene: Scene) -> Labels:
+    """What the picture of the scene shows."""
+    return _labels(_names(scene))
+
+
+def caption_labels(scene: Scene, background_told: bool) -> Labels:
+    """What a caption of the scene says: no style unless one is named, no background unless it is told."""
+    told = _names(scene)
+    if not background_told:
+        told["setting"] = None
+    if not scene.style:
+        told["style"] = None
+    return _labels(told)
+
+
+def _labels(named: dict[str, str | None]) -> Labels:
     return Labels(tuple(_index(element, named[element]) for element in CLASSES))
 
 
@@ -57,11 +73,13 @@ def _names(scene: Scene) -> dict[str, str | None]:
         "second size": second.size if second else None,
         "second tint": second.tint if second else None,
         "setting": scene.background.place or scene.background.pattern or scene.background.colours[0],
-        "style": scene.style,
+        "style": scene.style or LOOKS[scene.art_set],
         "layout": _layout(scene),
     }
     if scene.style == "sketch":
-        named.update({"tint": "", "second tint": "", "setting": named["setting"] if _has_shape(scene) else None})
+        named.update(
+            {"tint": "", "second tint": "", "setting": named["setting"] if _has_shape(scene) else None}
+        )
     return named
 
 

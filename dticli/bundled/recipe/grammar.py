@@ -67,7 +67,7 @@ class Mix:
 
 
 PICTURES = Mix()
-READING = Mix(rare=0.4, plain=0.15, pair=0.4)
+READING = Mix(rare=0.3, plain=0.15, pair=0.4)
 
 
 # --------------------------------------------------------------------- scenes
@@ -127,7 +127,7 @@ def _things(kind: str, random: Random, mix: Mix, style: str) -> tuple[Thing, ...
     if kind == "plain":
         return (Thing(noun),)
     if kind == "count":
-        return (Thing(noun, tint=_tint(random, style)),)
+        return (Thing(random.choice(tuple(words.COMMON)), tint=_tint(random, style)),)
     if kind == "side":
         return (Thing(noun, size=random.choice(("", "tiny")), tint=_tint(random, style)),)
     if kind == "dressed":
@@ -273,8 +273,8 @@ def background_phrase(behind: Background, random: Random) -> str:
     if behind.place:
         return random.choice(words.PLACES[behind.place])
     if not behind.pattern:
-        colour = behind.colours[0]
-        return f"{random.choice(('on', 'against'))} {_agree('a', colour)} {random.choice(('', 'plain '))}{colour} background"
+        colour = random.choice(("", "plain ")) + behind.colours[0]
+        return f"{random.choice(('on', 'against'))} {_agree('a', colour)} {colour} background"
     first, second = random.sample(behind.colours, 2)
     return f"on a {behind.pattern} {first} and {second} background"
 

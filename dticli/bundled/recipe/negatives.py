@@ -14,7 +14,11 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 def almost(scene: Scene, random: Random) -> Scene:
     """A scene that differs from `scene` in what only order or one word tells."""
-    changes = [change for change in (_swap_attributes, _swap_things, _turn_relation, _change_one) if change(scene, Random(0))]
+    changes = [
+        change
+        for change in (_swap_attributes, _swap_things, _turn_relation, _change_one)
+        if change(scene, Random(0))
+    ]
     changed = random.choice(changes)(scene, random)
     if changed is None:
         raise AssertionError("a change that applied no longer does")
@@ -49,11 +53,18 @@ def _turn_relation(scene: Scene, random: Random) -> Scene | None:
 def _change_one(scene: Scene, random: Random) -> Scene:
     """Another noun, tint, accessory, side or count for the first thing."""
     first = scene.things[0]
-    options = [replace(scene, things=(replace(first, noun=_other(random, tuple(words.COMMON), first.noun)), *scene.things[1:]))]
+    options = [
+        replace(
+            scene,
+            things=(replace(first, noun=_other(random, tuple(words.COMMON), first.noun)), *scene.things[1:]),
+        )
+    ]
     if first.tint:
         options.append(_with_first(scene, tint=_other(random, tuple(words.TINTS), first.tint)))
     if first.accessory:
-        options.append(_with_first(scene, accessory=_other(random, tuple(words.ACCESSORIES), first.accessory)))
+        options.append(
+            _with_first(scene, accessory=_other(random, tuple(words.ACCESSORIES), first.accessory))
+        )
     if scene.side:
         options.append(replace(scene, side=_other(random, words.SIDES, scene.side)))
     if scene.count > 1:
@@ -62,7 +73,7 @@ def _change_one(scene: Scene, random: Random) -> Scene:
 
 
 def _with_first(scene: Scene, **changes: str) -> Scene:
-    return replace(scene, things=(replace(scene.things[0], **changes), *scene.things[1:]))  # type: ignore[arg-type]
+    return replace(scene, things=(replace(scene.things[0], **changes), *scene.things[1:]))
 
 
 def _other(random: Random, choices: tuple[Choice, ...], present: Choice) -> Choice:

@@ -1,5 +1,6 @@
 """Step `photos`: the example photos, five scenes each of the sixteen subjects in an artist's hand the model never sees."""
 
+import io
 from random import Random
 
 from PIL import Image
@@ -21,11 +22,13 @@ def make() -> None:
         folder = _HERE / "photos" / subject.name
         folder.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(_five(subject, index, icons), start=1):
-            cache.write(folder / f"{number}.png", lambda file, picture=picture: _save(picture, file))
+            cache.write_bytes(folder / f"{number}.png", _png(picture))
 
 
-def _save(picture: Image.Image, file: object) -> None:
-    picture.save(file, format="PNG", optimize=True)  # type: ignore[arg-type]
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _five(subject: Subject, index: int, icons: art.Art) -> list[Image.Image]:

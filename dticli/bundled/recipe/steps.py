@@ -1,6 +1,7 @@
 """What each step's name runs."""
 
 import argparse
+from collections.abc import Callable
 
 from dticli.errors import DtiError
 
@@ -35,10 +36,10 @@ def _photos(arguments: argparse.Namespace, log: Log) -> None:
 
 
 def _world(arguments: argparse.Namespace, log: Log) -> None:
-    from . import grammar, world
+    from . import world
 
-    world.make("pictures", grammar.PICTURES, arguments.pictures, arguments.seed, log)
-    world.make("reading", grammar.READING, arguments.pictures, arguments.seed, log)
+    for kind in world.KINDS:
+        world.make(kind, arguments.pictures, arguments.seed, log)
 
 
 def _autoencoder(arguments: argparse.Namespace, log: Log) -> None:
@@ -53,10 +54,58 @@ def _text_encoder(arguments: argparse.Namespace, log: Log) -> None:
     text_encoder.run(_minutes(arguments), arguments.seed, log)
 
 
+def _latents(arguments: argparse.Namespace, log: Log) -> None:
+    from . import diffusion
+
+    diffusion.encode_pictures(log)
+
+
+def _diffusion(arguments: argparse.Namespace, log: Log) -> None:
+    from . import diffusion
+
+    diffusion.run(_minutes(arguments), arguments.seed, log, arguments.start)
+
+
+def _judges(arguments: argparse.Namespace, log: Log) -> None:
+    from . import judges
+
+    judges.run(_minutes(arguments), arguments.seed, log)
+
+
+def _gate(arguments: argparse.Namespace, log: Log) -> None:
+    from . import gate
+
+    gate.run(arguments.samples, arguments.seed, arguments.model, log)
+
+
+def _check(arguments: argparse.Namespace, log: Log) -> None:
+    from . import check
+
+    check.run(arguments.samples, arguments.seed, arguments.model, log)
+
+
+def _package(arguments: argparse.Namespace, log: Log) -> None:
+    from . import package
+
+    package.ship(log)
+
+
 def _minutes(arguments: argparse.Namespace) -> float:
     from .__main__ import MINUTES
 
     return arguments.minutes or MINUTES[arguments.step]
 
 
-_STEPS = {"art": _art, "photos": _photos, "world": _world, "text-encoder": _text_encoder, "autoencoder": _autoencoder}
+_STEPS: dict[str, Callable[[argparse.Namespace, Log], None]] = {
+    "art": _art,
+    "photos": _photos,
+    "world": _world,
+    "text-encoder": _text_encoder,
+    "autoencoder": _autoencoder,
+    "latents": _latents,
+    "diffusion": _diffusion,
+    "judges": _judges,
+    "gate": _gate,
+    "check": _check,
+    "package": _package,
+}

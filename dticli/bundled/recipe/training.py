@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from . import cache
 
 CHECKPOINT_SECONDS = 180
 LOG_SECONDS = 20
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Stateful(Protocol):
@@ -86,12 +87,17 @@ def _plane(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype)[:, :, None, None]
 
 
-def accelerate(network: nn.Module) -> nn.Module:
+def channels_last(network: Network) -> Network:
+    """The same network with its convolution weights laid out channels_last."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def accelerate(network: Network) -> Network:
     """Lay weights out channels_last and give every GroupNorm over pictures the kernel above."""
     for layer in network.modules():
         if isinstance(layer, nn.GroupNorm):
-            layer.forward = _fast_forward(layer)  # type: ignore[method-assign]
-    return network.to(memory_format=torch.channels_last)
+            layer.forward = _fast_forward(layer)  # type: ignore[method-assign,assignment]
+    return channels_last(network)
 
 
 def _fast_forward(layer: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
@@ -116,8 +122,8 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards the module; the decay warms up so that early steps do not linger."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.named_parameters():
-            self.values[name].lerp_(value.detach(), 1 - decay)
+        present = [value.detach() for value in module.parameters()]
+        torch._foreach_lerp_(list(self.values.values()), present, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages by parameter name."""
@@ -168,8 +174,8 @@ def train(
     file = cache.folder(name) / "checkpoint.pt"
     steps, spent = _resume(file, parts, log)
     figures: dict[str, list[float]] = {}
-    saved = logged = started = time.monotonic() - spent
     saved = logged = time.monotonic()
+    started = saved - spent
     while (spent := time.monotonic() - started) < minutes * 60:
         for key, value in step(steps, spent / (minutes * 60)).items():
             figures.setdefault(key, []).append(value)

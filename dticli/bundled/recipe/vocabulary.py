@@ -1,17 +1,18 @@
-"""The tokenizer: every word the grammar can say is one id, and every row of the vocabulary is used.
+"""The tokenizer: every word the grammar can say is one id.
 
-CLIP's tokenizer builds words by merging letters, so some pieces of words must have ids too. Captions with merge dropout
-(Provilkov et al., arXiv:1910.13267) spell words in pieces now and then: letters and pieces are read in training as well.
+CLIP's tokenizer builds a word by merging its letters, so letters and pieces of words need ids too. No caption ever yields one;
+the text encoder gives them zero rows, which say nothing and which no vocabulary statistic counts.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from itertools import pairwise
 
 from transformers import CLIPTokenizer
 
 LENGTH = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-PUNCTUATION = (",", "-", ".")
+SIGNS = (",", "-", "3")
 
 
 def tokenizer(words: set[str]) -> CLIPTokenizer:
@@ -21,9 +22,9 @@ def tokenizer(words: set[str]) -> CLIPTokenizer:
     """
     alphabetic = {word for word in words if word.isalpha()}
     merges = merges_for(alphabetic)
-    letters = sorted({letter for word in alphabetic for letter in word})
-    singles = [*(letter + WORD_END for letter in letters), *(sign + WORD_END for sign in (*PUNCTUATION, "3"))]
-    pieces = [*letters, *singles, *("".join(pair) for pair in merges), START, END]
+    inner = sorted({letter for word in alphabetic for letter in word[:-1]})
+    final = sorted({word[-1] + WORD_END for word in alphabetic} | {sign + WORD_END for sign in SIGNS})
+    pieces = [*inner, *final, *("".join(pair) for pair in merges), START, END]
     return CLIPTokenizer(
         vocab={piece: index for index, piece in enumerate(dict.fromkeys(pieces))},
         merges=merges,
@@ -31,19 +32,40 @@ def tokenizer(words: set[str]) -> CLIPTokenizer:
     )
 
 
+def silent_ids(tokens: CLIPTokenizer, words: set[str]) -> list[int]:
+    """Ids that no caption made of `words` yields: letters and pieces that are no words themselves."""
+    spoken = {tokens.bos_token_id, tokens.eos_token_id}
+    spoken.update(
+        index for ids in tokens([*words, *SIGNS], add_special_tokens=False).input_ids for index in ids
+    )
+    return sorted(set(range(len(tokens))) - spoken)
+
+
 def merges_for(words: set[str]) -> list[tuple[str, str]]:
     """Byte-pair merges, the most frequent pair first, until every word is one piece."""
-    split = [_letters(word) for word in sorted(words)]
-    merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for pieces in split for pair in zip(pieces, pieces[1:], strict=False)):
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+    split = {word: [*word[:-1], word[-1] + WORD_END] for word in sorted(words)}
+    holders: dict[tuple[str, str], set[str]] = defaultdict(set)
+    counts: Counter[tuple[str, str]] = Counter()
+    for word, pieces in split.items():
+        _note(word, pieces, holders, counts, 1)
+    merges = []
+    while counts:
+        best = max(counts, key=lambda pair: (counts[pair], pair))
         merges.append(best)
-        split = [_merge(pieces, best) for pieces in split]
+        for word in sorted(holders[best]):
+            _note(word, split[word], holders, counts, -1)
+            split[word] = _merge(split[word], best)
+            _note(word, split[word], holders, counts, 1)
     return merges
 
 
-def _letters(word: str) -> list[str]:
-    return [*word[:-1], word[-1] + WORD_END]
+def _note(word: str, pieces: list[str], holders: dict, counts: Counter, sign: int) -> None:
+    """Add (sign 1) or take away (sign -1) a word's neighbouring pairs."""
+    for pair in pairwise(pieces):
+        counts[pair] += sign
+        (holders[pair].add if sign > 0 else holders[pair].discard)(word)
+        if not counts[pair]:
+            del counts[pair]
 
 
 def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Step `world`: draw pictures with their full annotation, in shards, each whole or absent."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -15,6 +15,12 @@ from .training import Log
 SHARD = 5_000
 SIDE = 64
 
+KINDS: dict[str, Callable[[Random], Scene]] = {
+    "pictures": grammar.training_scene,
+    "reading": lambda random: grammar.training_scene(random, grammar.READING),
+    "judging": grammar.any_scene,  # judges may know every combination: they are asked about what the model makes of it
+}
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -24,18 +30,18 @@ class Pictures:
     scenes: tuple[Scene, ...]
 
 
-def make(kind: str, mix: grammar.Mix, count: int, seed: int, log: Log) -> None:
-    """Draw `count` training pictures of a kind, resuming after the last whole shard."""
+def make(kind: str, count: int, seed: int, log: Log) -> None:
+    """Draw `count` pictures of a kind, resuming after the last whole shard."""
     icons = art.load()
     for number in range(-(-count // SHARD)):
         if not _file(kind, number).is_file():
-            _write(_file(kind, number), _draw(Random(f"{kind} {seed} {number}"), mix, icons))
+            _write(_file(kind, number), _draw(Random(f"{kind} {seed} {number}"), KINDS[kind], icons))
             log(f"world {kind}: {(number + 1) * SHARD} pictures")
 
 
 def read(kind: str) -> Pictures:
     """All drawn pictures of a kind."""
-    shards = [_read(file) for file in shard_files(kind)]
+    shards = [read_shard(file) for file in shard_files(kind)]
     return Pictures(
         np.concatenate([shard.pixels for shard in shards]),
         tuple(scene for shard in shards for scene in shard.scenes),
@@ -51,8 +57,8 @@ def _file(kind: str, number: int) -> Path:
     return cache.folder("world") / f"{kind}-{number:03d}.npz"
 
 
-def _draw(random: Random, mix: grammar.Mix, icons: art.Art) -> Pictures:
-    scenes = tuple(grammar.training_scene(random, mix) for _ in range(SHARD))
+def _draw(random: Random, scene: Callable[[Random], Scene], icons: art.Art) -> Pictures:
+    scenes = tuple(scene(random) for _ in range(SHARD))
     return Pictures(np.stack(list(_pixels(scenes, icons, random))), scenes)
 
 
@@ -69,7 +75,8 @@ def _write(file: Path, pictures: Pictures) -> None:
     )
 
 
-def _read(file: Path) -> Pictures:
+def read_shard(file: Path) -> Pictures:
+    """One shard."""
     with np.load(file) as packed:
         lines = packed["scenes"].tobytes().decode().splitlines()
         return Pictures(packed["pixels"], tuple(scene_from(json.loads(line)) for line in lines))

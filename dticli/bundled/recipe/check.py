@@ -1,0 +1,150 @@
+"""Step `check`: sample prompts whose combinations no training picture shows, let both judges look, hold against the bars."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+from dticli.bundled import judge
+from dticli.bundled.judge import DualEncoder, Observer
+
+from . import autoencoder, cache, elements, grammar, judges, package, sampling, text_encoder, world
+from .elements import CLASSES
+from .scenes import Scene
+from .training import Log
+
+PSNR_BAR = 27.0
+PSNR_PICTURES = 500
+
+# bar -> (least acceptable lower bound, the element a judge names)
+BARS: dict[str, tuple[float, str]] = {
+    "noun": (0.80, "noun"),
+    "background": (0.90, "setting"),
+    "style": (0.90, "style"),
+    "second noun": (0.60, "second noun"),
+    "accessory": (0.60, "accessory"),
+    "relation": (0.75, "layout"),
+}
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How often what was asked for was seen, with the lower end of its 95 % interval; bar is the least it may be."""
+
+    right: int
+    asked: int
+    bar: float
+
+    @property
+    def share(self) -> float:
+        """Right answers as a share of 1; NaN when nothing was asked."""
+        return self.right / self.asked if self.asked else math.nan
+
+    @property
+    def lower(self) -> float:
+        """Lower end of the Wilson 95 % interval."""
+        return wilson_lower(self.right, self.asked)
+
+
+def wilson_lower(right: int, asked: int, z: float = 1.959964) -> float:
+    """Lower end of the Wilson score interval for `right` of `asked`; 0 when nothing was asked."""
+    if not asked:
+        return 0.0
+    share = right / asked
+    centre = share + z * z / (2 * asked)
+    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
+    return (centre - spread) / (1 + z * z / asked)
+
+
+def counts(bar: str, scene: Scene) -> bool:
+    """Whether the scene asks the question of a bar."""
+    first = scene.things[0]
+    single = len(scene.things) == 1
+    plain_look = scene.style not in ("sketch", "pixel")
+    return {
+        "noun": single and scene.count == 1 and not first.size and plain_look,
+        "background": scene.style != "sketch",
+        "style": bool(scene.style),
+        "second noun": len(scene.things) == 2 and plain_look,
+        "accessory": bool(first.accessory),
+        "relation": len(scene.things) == 2,
+    }[bar]
+
+
+def recalls(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Recall]:
+    """Recall by bar: the judged names against what the scenes asked for.
+
+    A second noun counts as seen when either place shows it; `beside` is right in a row.
+    """
+    table = {}
+    for bar, (least, _) in BARS.items():
+        asked = [place for place, scene in enumerate(scenes) if counts(bar, scene)]
+        right = sum(
+            _right(bar, scenes[place], {element: seen[element][place] for element in CLASSES})
+            for place in asked
+        )
+        table[bar] = Recall(right, len(asked), least)
+    return table
+
+
+def _right(bar: str, scene: Scene, seen: dict[str, str]) -> bool:
+    wanted = named(scene)
+    if bar == "second noun":
+        return scene.things[1].noun in (seen["noun"], seen["second noun"])
+    if bar == "relation":
+        ordered = scene.relation == "beside" or (seen["noun"], seen["second noun"]) == (
+            wanted["noun"],
+            wanted["second noun"],
+        )
+        return seen["layout"] == wanted["layout"] and ordered
+    element = BARS[bar][1]
+    return seen[element] == wanted[element]
+
+
+def named(scene: Scene) -> dict[str, str]:
+    """The scene's elements by name, those left open as empty strings."""
+    return {
+        element: "" if index == elements.UNKNOWN else names[index]
+        for (element, names), index in zip(CLASSES.items(), elements.labels(scene).indices, strict=True)
+    }
+
+
+def unseen(count: int, seed: int) -> tuple[list[Scene], list[str]]:
+    """Scenes of held-out combinations and a caption each, backgrounds always told."""
+    random = Random(f"unseen {seed}")
+    scenes = [grammar.unseen_scene(random) for _ in range(count)]
+    return scenes, [grammar.caption(scene, random) for scene in scenes]
+
+
+def load_judges() -> tuple[DualEncoder, Observer]:
+    """Judges A and B of the recipe."""
+    return judge.load_a(text_encoder.judge_file()), judge.load_b(judges.file_b())
+
+
+def run(samples: int, seed: int, model: Path | None, log: Log) -> None:
+    """Measure every bar, log it, and write `check.json` into the cache folder."""
+    pipeline = package.load(model)
+    watched = autoencoder.to_tensor(world.read("judging").pixels[:PSNR_PICTURES])
+    loss = autoencoder.psnr(watched, autoencoder.rebuild(pipeline.vae, watched))
+    log(
+        f"check: autoencoder {loss:.2f} dB on {len(watched)} pictures, bar {PSNR_BAR:g}: {_verdict(loss >= PSNR_BAR)}"
+    )
+    scenes, prompts = unseen(samples, seed)
+    pictures = sampling.sample(pipeline, prompts, seed)
+    report: dict[str, object] = {"psnr": loss, "samples": samples}
+    tower, observer = load_judges()
+    for name, seen in (("a", judge.names(tower, pictures)), ("b", judge.names(observer, pictures))):
+        table = recalls(scenes, seen)
+        report[f"judge {name}"] = {bar: asdict(recall) for bar, recall in table.items()}
+        for bar, recall in table.items():
+            log(
+                f"check: judge {name}: {bar} {100 * recall.share:.1f} % of {recall.asked}, at least {100 * recall.lower:.1f} %, "
+                f"bar {100 * recall.bar:.0f}: {_verdict(recall.lower >= recall.bar)}"
+            )
+    cache.write_bytes(cache.folder("check") / "check.json", json.dumps(report, indent=1).encode())
+    sampling.save_sheet(pictures[:100], cache.folder("check") / "sheet.png")
+
+
+def _verdict(passed: bool) -> str:
+    return "passed" if passed else "FAILED"

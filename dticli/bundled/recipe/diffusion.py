@@ -1,0 +1,191 @@
+"""Step `diffusion`: the denoiser, on latents and text states that were each computed once.
+
+v-prediction (Salimans and Ho, arXiv:2202.00512) on a schedule of zero terminal SNR (Lin et al., arXiv:2305.08891).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from . import autoencoder, cache, grammar, package, text_encoder, vocabulary, world
+from .training import Average, Log, accelerate, rate, train
+
+BATCH = 16
+PEAK_RATE = 5e-4
+BRIEF = 0.2
+UNCONDITIONAL = 0.1
+DECAY_FROM = 0.7
+AVERAGING = 0.999
+
+
+def new() -> UNet2DConditionModel:
+    """Untrained: attention at 8 x 8 only, where it is cheap."""
+    return UNet2DConditionModel(
+        sample_size=world.SIDE // 4,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(96, 192),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=text_encoder.WIDTH,
+        attention_head_dim=4,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """The noise schedule the denoiser is trained and sampled with."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+def folder() -> Path:
+    """Where the denoiser, the latents and the text states lie."""
+    return cache.folder("diffusion")
+
+
+# --------------------------------------------------------------- what is computed once
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Scaled latents (count, 4, 16, 16) and text states (count, 32, width), both float16."""
+
+    latents: Tensor
+    states: Tensor
+
+
+def encode(seed: int, log: Log) -> Encoded:
+    """Latents and states of every drawn picture."""
+    return Encoded(encode_pictures(log), _encode_captions(seed, log))
+
+
+def encode_pictures(log: Log) -> Tensor:
+    """Scaled latents, a shard at a time; needs no text encoder, so it can run while that one trains."""
+    network = accelerate(autoencoder.load())
+
+    def latents(source: Path) -> Tensor:
+        pictures = autoencoder.to_tensor(world.read_shard(source).pixels)
+        with torch.autocast("cpu", torch.bfloat16):
+            means = autoencoder.encode(network, pictures.contiguous(memory_format=torch.channels_last))
+        return means.float() * network.config["scaling_factor"]
+
+    return _once("latents", latents, log)
+
+
+def _encode_captions(seed: int, log: Log) -> Tensor:
+    tokens, encoder = text_encoder.load()
+
+    def states(source: Path) -> Tensor:
+        random = Random(f"captions {seed} {source.stem}")
+        scenes = world.read_shard(source).scenes
+        captions = [grammar.caption(scene, random, background=random.random() >= BRIEF) for scene in scenes]
+        return text_states(tokens, encoder, captions)
+
+    return _once("states", states, log)
+
+
+def _once(name: str, compute: Callable[[Path], Tensor], log: Log) -> Tensor:
+    """`compute` of every shard of pictures in float16; what is on disk is not computed again."""
+    parts = []
+    for source in world.shard_files("pictures"):
+        target = folder() / f"{name}-{source.stem}.safetensors"
+        if not target.is_file():
+            cache.write_bytes(target, save({name: compute(source).half().contiguous()}))
+            log(f"diffusion: {name} of {source.stem}")
+        parts.append(load_file(target)[name])
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def text_states(tokens: object, encoder: torch.nn.Module, captions: list[str]) -> Tensor:
+    """Last hidden states as a Stable Diffusion pipeline reads them, (count, 32, width) float16."""
+    parts = []
+    for start in range(0, len(captions), 100):
+        ids = tokens(  # type: ignore[operator]
+            captions[start : start + 100],
+            padding="max_length", truncation=True, max_length=vocabulary.LENGTH, return_tensors="pt",
+        ).input_ids  # fmt: skip
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(encoder(ids).last_hidden_state.half())
+    return torch.cat(parts)
+
+
+# ------------------------------------------------------------------------------ training
+
+
+def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
+    """Train and write the averaged denoiser and, with it, the whole model.
+
+    Args:
+        start: a diffusers folder with a denoiser of the same shape to go on from, instead of fresh weights.
+    """
+    torch.manual_seed(seed)
+    encoded = encode(seed, log)
+    empty = text_states(*text_encoder.load(), [""])[0]
+    network = UNet2DConditionModel.from_pretrained(start).float() if start else new()
+    network.set_attn_processor(AttnProcessor())  # the fused kernel's CPU backward pass is ten times slower
+    accelerate(network).train()
+    optimiser = torch.optim.AdamW(
+        network.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
+    average = Average(network, decay=AVERAGING)
+    signal = scheduler().alphas_cumprod
+    log(
+        f"diffusion: {len(encoded.latents)} pictures, {sum(value.numel() for value in network.parameters()):,} weights"
+    )
+
+    def step(index: int, progress: float) -> dict[str, float]:
+        for group in optimiser.param_groups:
+            group["lr"] = PEAK_RATE * rate(progress, warmup=0.005, decay_from=DECAY_FROM)
+        loss = _loss(network, encoded, empty, signal, seed, index)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        average.update(network, index)
+        return {"loss": loss.item()}
+
+    parts = {"network": network, "optimiser": optimiser, "average": average}
+    train("diffusion", parts, step, minutes, log, lambda: _publish(average))
+
+
+def _loss(
+    network: UNet2DConditionModel, encoded: Encoded, empty: Tensor, signal: Tensor, seed: int, index: int
+) -> Tensor:
+    """Mean squared error of the predicted velocity; every draw depends on (seed, index) alone."""
+    random = np.random.default_rng((seed, index))
+    picks = torch.from_numpy(random.integers(len(encoded.latents), size=BATCH))
+    clean, states = encoded.latents[picks].float(), encoded.states[picks].float()
+    states[torch.from_numpy(random.random(BATCH) < UNCONDITIONAL)] = empty.float()
+    steps = torch.from_numpy(random.integers(len(signal), size=BATCH))
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(int(random.integers(2**62))))
+    keep = signal[steps].view(-1, 1, 1, 1)
+    noisy = keep.sqrt() * clean + (1 - keep).sqrt() * noise
+    velocity = keep.sqrt() * noise - (1 - keep).sqrt() * clean
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = network(noisy.to(memory_format=torch.channels_last), steps, states, return_dict=False)[0]
+    return (predicted.float() - velocity).square().mean()
+
+
+def _publish(average: Average) -> None:
+    network = new()
+    network.load_state_dict(average.state_dict())
+    network.save_pretrained(folder() / "unet")
+    package.assemble(package.built())

@@ -1,0 +1,128 @@
+"""Step `gate`: does a longer embedding row cost the rest of the prompt? If not, this model cannot show what DTI is for.
+
+Nothing is learned: the class word's own row is scaled. What the prompt still says is read twice: by the naming heads of
+the pretraining from the pooled text state, which takes seconds, and by judge B from sampled pictures.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from dticli.bundled import judge, subjects
+
+from . import cache, check, grammar, package, sampling
+from .elements import CLASSES
+from .scenes import Scene
+from .training import Log
+
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+ELEMENTS = ("noun", "setting", "style", "second noun", "accessory", "layout", "tint")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Right answers of those asked, for one element at one scale."""
+
+    right: int
+    asked: int
+
+
+def asked_of(scene: Scene) -> tuple[str, ...]:
+    """The elements a scene's prompt asks for; what it merely lacks is no evidence."""
+    wanted = check.named(scene) | ({} if scene.style else {"style": ""})
+    return tuple(element for element in ELEMENTS if wanted[element] and wanted[element] != "single")
+
+
+def run(samples: int, seed: int, model: Path | None, log: Log) -> None:
+    """Sample the same prompts and noises at every scale; log and write `gate.json`."""
+    pipeline = package.load(model)
+    tower, observer = check.load_judges()
+    scenes, prompts = prompts_on_subjects(samples, seed)
+    report: dict[str, dict[str, dict[str, dict[str, int]]]] = {"states": {}, "pictures": {}}
+
+    def note(kind: str, scale: float, named: dict[str, list[str]]) -> None:
+        tallies = _tally(scenes, named)
+        report[kind][f"{scale:g}"] = {element: asdict(tally) for element, tally in tallies.items()}
+        line = "  ".join(
+            f"{element} {100 * tally.right / tally.asked:.0f}" for element, tally in tallies.items()
+        )
+        log(f"gate {kind} x{scale:g} (% right of {samples}): {line}")
+        cache.write_bytes(cache.folder("gate") / "gate.json", json.dumps(report, indent=1).encode())
+
+    for scale in SCALES:
+        with _scaled(pipeline, scale):
+            note("states", scale, read_states(pipeline, tower, prompts))
+    for scale in SCALES:
+        with _scaled(pipeline, scale):
+            note("pictures", scale, judge.names(observer, sampling.sample(pipeline, prompts, seed)))
+
+
+@torch.no_grad()
+def read_states(
+    pipeline: StableDiffusionPipeline, tower: judge.DualEncoder, prompts: list[str]
+) -> dict[str, list[str]]:
+    """The most likely name of every element, read from the pooled text states alone."""
+    pooled = []
+    for start in range(0, len(prompts), 100):
+        batch = prompts[start : start + 100]
+        ids = pipeline.tokenizer(batch, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        pooled.append(pipeline.text_encoder(ids).pooler_output)
+    logits = tower.text_namer(torch.cat(pooled))
+    return {
+        element: [known[index] for index in of_element.argmax(dim=1).tolist()]
+        for (element, known), of_element in zip(CLASSES.items(), logits, strict=True)
+    }
+
+
+def prompts_on_subjects(count: int, seed: int) -> tuple[list[Scene], list[str]]:
+    """Unseen scenes whose first thing is an example subject, named by its class word."""
+    random = Random(f"gate {seed}")
+    classes = {subject.class_word for subject in subjects()}
+    scenes: list[Scene] = []
+    prompts: list[str] = []
+    while len(scenes) < count:
+        scene = grammar.unseen_scene(random)
+        prompt = grammar.caption(scene, random)
+        if scene.things[0].noun in classes and f" {scene.things[0].noun} " in f" {prompt} ".replace(
+            ",", " ,"
+        ):
+            scenes.append(scene)
+            prompts.append(prompt)
+    return scenes, prompts
+
+
+class _scaled:
+    """Within the block, the class words' rows are `scale` times as long."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline, scale: float):
+        tokens = pipeline.tokenizer
+        self.rows = [
+            tokens(subject.class_word, add_special_tokens=False).input_ids[0] for subject in subjects()
+        ]
+        self.table = pipeline.text_encoder.get_input_embeddings().weight
+        self.scale = scale
+
+    def __enter__(self) -> None:
+        self.kept = self.table.detach()[self.rows].clone()
+        self._put(self.kept * self.scale)
+
+    def __exit__(self, *_: object) -> None:
+        self._put(self.kept)
+
+    @torch.no_grad()
+    def _put(self, rows: torch.Tensor) -> None:
+        self.table[self.rows] = rows
+
+
+def _tally(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Tally]:
+    right, asked = dict.fromkeys(ELEMENTS, 0), dict.fromkeys(ELEMENTS, 0)
+    for place, scene in enumerate(scenes):
+        wanted = check.named(scene)
+        for element in asked_of(scene):
+            asked[element] += 1
+            right[element] += seen[element][place] == wanted[element]
+    return {element: Tally(right[element], asked[element]) for element in ELEMENTS if asked[element]}

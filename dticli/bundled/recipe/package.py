@@ -1,0 +1,81 @@
+"""Step `package`: put the trained parts together in the diffusers layout, float16, ready to ship."""
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dticli.bundled import MODEL_NAME, judge, model_folder
+from dticli.errors import ModelError
+
+from . import autoencoder, cache, diffusion, judges, text_encoder
+from .training import Log
+
+MOST_BYTES = 48 * 2**20
+
+
+def built() -> Path:
+    """Where the recipe's own model lies before it ships."""
+    return cache.root() / MODEL_NAME
+
+
+def assemble(target: Path) -> None:
+    """Write the whole model to `target`, part by part, with the training defaults of the shipped one."""
+    tokens, encoder = text_encoder.load()
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder.load(),
+        text_encoder=encoder,
+        tokenizer=tokens,
+        unet=UNet2DConditionModel.from_pretrained(diffusion.folder() / "unet"),
+        scheduler=diffusion.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(fresh)
+    shutil.copy(model_folder() / "dti.toml", fresh / "dti.toml")
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+
+
+def load(model: Path | None = None) -> StableDiffusionPipeline:
+    """A model folder as a float32 pipeline without progress bars; by default the recipe's own."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model or built(), safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def ship(log: Log) -> None:
+    """Put the recipe's model and judges into the package; refuses to ship more than MOST_BYTES of weights."""
+    half = {name: _half(load_file(file)) for name, file in _judge_files().items()}
+    size = _weight_bytes(built()) + sum(value.nbytes for state in half.values() for value in state.values())
+    if size > MOST_BYTES:
+        raise ModelError(
+            f"the weights take {size / 2**20:.1f} MiB: at most {MOST_BYTES / 2**20:.0f} MiB ship; shrink a part"
+        )
+    assemble(model_folder())
+    judge.weights("a").parent.mkdir(exist_ok=True)
+    for name, state in half.items():
+        cache.write_bytes(judge.weights(name), save(state))
+    log(f"package: {size / 2**20:.1f} MiB of weights in {model_folder()} and {judge.weights('a').parent}")
+
+
+def _judge_files() -> dict[Literal["a", "b"], Path]:
+    return {"a": text_encoder.judge_file(), "b": judges.file_b()}
+
+
+def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _weight_bytes(model: Path) -> int:
+    return sum(file.stat().st_size for file in model.rglob("*.safetensors"))

@@ -1,0 +1,73 @@
+"""Bars, intervals and judges."""
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from dticli.bundled import judge
+from dticli.bundled.recipe import check, gate
+from dticli.bundled.recipe.elements import CLASSES
+from dticli.bundled.recipe.scenes import Background, Scene, Thing
+
+
+@pytest.mark.parametrize(("right", "asked"), [(0, 10), (7, 10), (10, 10), (830, 1000)])
+def test_the_lower_bound_is_wilson_s(right, asked):
+    """The same as SciPy's Wilson interval."""
+    expected = binomtest(right, asked).proportion_ci(0.95, method="wilson").low
+    assert check.wilson_lower(right, asked) == pytest.approx(expected, abs=1e-6)
+
+
+SCENES = [
+    Scene((Thing("dog"),), Background(place="snow"), "flat", style="sticker"),
+    Scene(
+        (Thing("dog", accessory="hat"), Thing("cat")), Background(colours=("red",)), "flat", relation="right"
+    ),
+    Scene((Thing("owl"), Thing("key")), Background(colours=("red",)), "flat", relation="beside"),
+]
+
+
+def perfect():
+    """What a judge would name; `next to` leaves the order open, so it may see either first."""
+    seen = {element: [check.named(scene)[element] for scene in SCENES] for element in CLASSES}
+    seen["noun"][2], seen["second noun"][2] = "key", "owl"
+    return seen
+
+
+def test_a_perfect_model_is_right_everywhere():
+    """Judged names that are the scenes' own give full recall on every question asked."""
+    seen = perfect()
+    table = check.recalls(SCENES, seen)
+    assert {bar: (recall.right, recall.asked) for bar, recall in table.items()} == {
+        "noun": (1, 1), "background": (3, 3), "style": (1, 1), "second noun": (2, 2), "accessory": (1, 1), "relation": (2, 2),
+    }  # fmt: skip
+
+
+def test_swapped_things_fail_the_relation():
+    """The right nouns on the wrong sides are a wrong relation, though the second noun is there."""
+    seen = perfect()
+    seen["noun"][1], seen["second noun"][1] = "dog", "cat"
+    table = check.recalls(SCENES, seen)
+    assert table["relation"].right == 1
+    assert table["second noun"].right == 2
+
+
+def test_unseen_prompts_hold_only_unseen_combinations():
+    """What is checked was never trained on, and every prompt tells its background."""
+    scenes, prompts = check.unseen(50, seed=1)
+    assert all(check.grammar.held_out(scene) for scene in scenes)
+    assert len(set(prompts)) > 45
+
+
+def test_gate_prompts_name_an_example_subject():
+    """The scaled word is in every prompt."""
+    scenes, prompts = gate.prompts_on_subjects(20, seed=1)
+    assert all(scene.things[0].noun in prompt for scene, prompt in zip(scenes, prompts, strict=True))
+
+
+@pytest.mark.parametrize("kind", [judge.DualEncoder, judge.Observer])
+def test_judges_name_every_element(kind):
+    """One name an element and picture, out of the element's own."""
+    torch.manual_seed(0)
+    named = judge.names(kind().eval(), torch.zeros(3, 3, 64, 64))
+    assert list(named) == list(CLASSES)
+    assert all(len(names) == 3 and set(names) <= set(CLASSES[element]) for element, names in named.items())
