@@ -1,11 +1,8 @@
-"""Pieces of every family with an AutoencoderKL and a UNet."""
+"""The picture autoencoder most families share."""
 
 from typing import Any
 
-import torch
 from torch import Tensor
-
-from dticli.families.shape import Diffusion, Process
 
 
 def posterior(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -14,12 +11,5 @@ def posterior(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_latents(pipe: Any, sample: Tensor) -> Tensor:
-    return sample * pipe.vae.config.scaling_factor
-
-
-def process(pipe: Any) -> Process:
-    return Diffusion.of(pipe.scheduler)
-
-
-def denoiser(pipe: Any) -> torch.nn.Module:
-    return pipe.unet
+    config = pipe.vae.config
+    return (sample - (config.get("shift_factor") or 0.0)) * config.scaling_factor

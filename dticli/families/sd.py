@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dticli.families.kl import denoiser, posterior, process, to_latents
-from dticli.families.shape import Conditioning, Frame, encode_prompt
+from dticli.families.kl import posterior, to_latents
+from dticli.families.shape import Conditioning, Frame, denoiser, encode_prompt
+from dticli.families.shape import diffusion as process
+from dticli.families.shape import height_width as call_options
 
 __all__ = [
     "architecture",
@@ -36,8 +38,3 @@ def architecture(pipe: Any) -> str | None:
         1024: "stable-diffusion-v2-768-v" if v_prediction else "stable-diffusion-v2-512",
     }
     return names.get(pipe.text_encoder.config.hidden_size)
-
-
-def call_options(frame: Frame) -> dict[str, Any]:
-    height, width = frame.target
-    return {"height": height, "width": width}

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dticli.families.kl import denoiser, posterior, process, to_latents
-from dticli.families.shape import Conditioning, Frame, encode_prompt
+from dticli.families.kl import posterior, to_latents
+from dticli.families.shape import Conditioning, Frame, denoiser, encode_prompt
+from dticli.families.shape import diffusion as process
+from dticli.families.shape import size_and_crop as call_options
 
 __all__ = [
     "architecture",
@@ -23,7 +25,10 @@ __all__ = [
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
     embeds, _, pooled, _ = encode_prompt(pipe, prompts)
-    times = [pipe._get_add_time_ids(*_sizes(frame), embeds.dtype, pooled.shape[-1]) for frame in frames]
+    times = [
+        pipe._get_add_time_ids(frame.original, frame.crop, frame.target, embeds.dtype, pooled.shape[-1])
+        for frame in frames
+    ]
     added = {"text_embeds": pooled, "time_ids": torch.cat(times).to(embeds.device)}
     return {"encoder_hidden_states": embeds, "added_cond_kwargs": added}
 
@@ -35,19 +40,3 @@ def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning)
 def architecture(pipe: Any) -> str | None:
     widths = (pipe.text_encoder.config.hidden_size, pipe.text_encoder_2.config.hidden_size)
     return "stable-diffusion-xl-v1-base" if widths == (768, 1280) else None
-
-
-def call_options(frame: Frame) -> dict[str, Any]:
-    original, crop, target = _sizes(frame)
-    height, width = target
-    return {
-        "height": height,
-        "width": width,
-        "original_size": original,
-        "crops_coords_top_left": crop,
-        "target_size": target,
-    }
-
-
-def _sizes(frame: Frame) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    return frame.original, frame.crop, frame.target

@@ -1,7 +1,11 @@
-"""What every family file provides, and the pieces they share: noise processes and prompt encoding."""
+"""What every family file provides, and the pieces they share: noise processes and prompt encoding.
+
+A noise level is what the process says it is: an integer timestep in diffusion, sigma in [0, 1] in a flow, 0 the picture.
+Whatever else a denoiser wants (1000 sigma, 1 - sigma, packed latents, the negative velocity) is made in its family's file.
+"""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +14,12 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 Conditioning = dict[str, Any]
+
+TIMESTEPS = 1000
+"""How many timesteps a flow's denoiser counts where it does not take sigma itself."""
+
+FIXED = {"clean_caption": False, "num_frames": 1}
+"""What every call gets that knows the parameter: cleaning takes `<dog>` for an HTML tag, and a picture is one frame."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +110,97 @@ class Diffusion:
                 return latents
 
 
+def uniform(draws: Tensor) -> Tensor:
+    """Every sigma is as likely as any other."""
+    return draws
+
+
+def logit_normal(draws: Tensor) -> Tensor:
+    """The standard normal's quantiles through a sigmoid: most sigmas lie near the middle.
+
+    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, section 3.1.
+    """
+    return torch.special.ndtri(draws).sigmoid()
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow: x = (1 - sigma) x0 + sigma n, and the denoiser predicts the velocity n - x0.
+
+    Attributes:
+        shift: k in sigma = k u / (1 + (k - 1) u), which moves levels towards noise; 1 leaves them.
+        spread: uniform draws to u.
+
+    Source: Esser et al. 2024, sections 3.1 and 5.3.2.
+    """
+
+    shift: float
+    spread: Callable[[Tensor], Tensor]
+
+    def levels(self, uniform: Tensor) -> Tensor:
+        u = self.spread(uniform)
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        sigma = level.to(latents).view(-1, *(1,) * (latents.ndim - 1))
+        return (1 - sigma) * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        return noise - latents
+
+
+def rectified_flow(pipe: Any) -> Process:
+    """SD3's levels for 1024 px; those of the other families are unpublished or vary with size, and not measured here.
+
+    Not read from `pipe.scheduler`, which holds the sampler's own levels or drops its shift on conversion.
+    """
+    return Flow(shift=3.0, spread=logit_normal)
+
+
+def diffusion(pipe: Any) -> Process:
+    """The process behind the pipeline's sampler."""
+    return Diffusion.of(pipe.scheduler)
+
+
+def denoiser(pipe: Any) -> torch.nn.Module:
+    """The U-Net or the transformer."""
+    return getattr(pipe, "unet", None) or pipe.transformer
+
+
+def height_width(frame: Frame) -> dict[str, Any]:
+    """Call options of families that are told no more than the size."""
+    height, width = frame.target
+    return {"height": height, "width": width}
+
+
+def size_and_crop(frame: Frame) -> dict[str, Any]:
+    """Call options of families that are told where on the photo the picture lies."""
+    return height_width(frame) | {
+        "original_size": frame.original,
+        "crops_coords_top_left": frame.crop,
+        "target_size": frame.target,
+    }
+
+
+def no_architecture(pipe: Any) -> str | None:
+    """For families no program has a name for."""
+    return None
+
+
+def call_defaults(pipe: Any) -> dict[str, Any]:
+    """Defaults of `pipe(...)` by parameter, with those of `FIXED` that it has."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    theirs = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+    return theirs | {name: value for name, value in FIXED.items() if name in theirs}
+
+
 def encode_prompt(pipe: Any, prompts: Sequence[str], **options: Any) -> Any:
     """`pipe.encode_prompt` as `pipe(...)` calls it: defaults are those of `__call__`, which differ from its own.
 
     The prompts are copied, because some pipelines write their chat template into the list they are given.
     """
     ours = inspect.signature(pipe.encode_prompt).parameters
-    theirs = inspect.signature(type(pipe).__call__).parameters
-    defaults = {
-        name: theirs[name].default
-        for name in ours
-        if name in theirs and theirs[name].default is not inspect.Parameter.empty
-    }
+    defaults = {name: value for name, value in call_defaults(pipe).items() if name in ours}
     fixed = {"device": pipe_device(pipe), "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
     fixed = {name: value for name, value in fixed.items() if name in ours}
     return pipe.encode_prompt(**(defaults | fixed | options | {"prompt": list(prompts)}))
