@@ -1,10 +1,15 @@
 """What is said about each photo while training: templates, a text file beside it, or a captions file."""
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dticli.errors import InputError
+from dticli.photos import Photo, listed
+from dticli.settings import TrainSettings
 
 OBJECT_TEMPLATES = (
     "a photo of {}",
@@ -53,69 +58,141 @@ STYLE_TEMPLATES = (
 TEMPLATES = {"object": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
 
 
+MAX_BYTES = 2**20
+"""Of a caption file; more is no caption."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What is said about each photo, and what is wrong with it.
+
+    Attributes:
+        texts: each photo's captions; one is drawn for every sample.
+        problems: complaints about single photos, in words.
+    """
+
+    texts: Mapping[Path, tuple[str, ...]]
+    problems: tuple[str, ...]
+
+    def require_usable(self) -> None:
+        """Raise InputError if there are problems; names them."""
+        if self.problems:
+            raise InputError(
+                f"{listed(self.problems)}: expected a caption with the word for every photo; write it"
+            )
+
+
+def read(photos: Sequence[Photo], settings: TrainSettings) -> Captions:
+    """Captions of all photos: templates, the `.txt` file beside each, or the lines of one file.
+
+    Raises:
+        InputError: the captions file is missing, or is not JSON lines.
+    """
+    if settings.captions_file:
+        own = _from_file(Path(settings.captions_file), photos)
+    elif settings.captions == "sidecar":
+        own = {photo.path: _sidecar(photo) for photo in photos}
+    else:
+        templates = settings.templates or TEMPLATES[settings.property]
+        return Captions(
+            dict.fromkeys((photo.path for photo in photos), from_templates(templates, settings.token)), ()
+        )
+    checked = {photo: _checked(own[photo.path], photo, settings.token) for photo in photos}
+    return Captions(
+        {photo.path: (text,) for photo, text in checked.items() if isinstance(text, str)},
+        tuple(text.reason for text in checked.values() if isinstance(text, _Problem)),
+    )
+
+
 def from_templates(templates: Sequence[str], word: str) -> tuple[str, ...]:
     """Every template with the word in its place."""
     return tuple(template.replace("{}", word) for template in templates)
 
 
-def from_sidecars(photos: Sequence[Path], word: str) -> dict[Path, str]:
-    """The caption in the `.txt` file beside each photo.
+def cut(captions: Captions, tokenizers: Sequence[Any], word: str) -> tuple[str, ...]:
+    """Captions that one of the tokenizers cuts off at its limit, with what it takes and what there is.
 
-    Raises:
-        InputError: a file is missing, unreadable, or lacks the word; names it.
+    The word counts as one piece; a word of several vectors takes more.
     """
-    captions = {}
-    for photo in photos:
-        sidecar = photo.with_suffix(".txt")
-        try:
-            captions[photo] = " ".join(sidecar.read_text(encoding="utf-8").split())
-        except FileNotFoundError:
-            raise InputError(
-                f"no {sidecar.name} beside {photo.name}: expected a caption with {word}; write it, or use --captions templates"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{sidecar.name} cannot be read ({error}): expected UTF-8 text; save it again"
-            ) from None
-    _require_word(captions, word)
-    return captions
+    found = []
+    for text in dict.fromkeys(text for texts in captions.texts.values() for text in texts):
+        for tokenizer in tokenizers:
+            count = len(tokenizer(text.replace(word, " x ")).input_ids)
+            if count > tokenizer.model_max_length:
+                found.append(f"{text[:60]!r} has {count} pieces, and {tokenizer.model_max_length} are read")
+                break
+    return tuple(found)
 
 
-def from_file(path: Path, photos: Sequence[Path], word: str) -> dict[Path, str]:
-    """Captions from JSON lines `{"file": "1.png", "text": "a photo of <dog>"}`, one a photo (`file_name` is accepted too).
+@dataclass(frozen=True)
+class _Problem:
+    """Why a photo has no usable caption."""
 
-    Raises:
-        InputError: a line is broken, names no photo, or lacks the word; or a photo has no line.
-    """
+    reason: str
+
+
+def _checked(text: str | _Problem, photo: Photo, word: str) -> str | _Problem:
+    if isinstance(text, str) and word not in text:
+        return _Problem(f"the caption of {photo.name} lacks {word} ({text[:60]!r})")
+    return text
+
+
+def _sidecar(photo: Photo) -> str | _Problem:
+    path = photo.path.with_suffix(".txt")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return _plain(_read(path))
+    except FileNotFoundError:
+        return _Problem(f"no {path.name} beside {photo.name}")
+    except (OSError, ValueError) as error:
+        return _Problem(f"{path.name} cannot be read ({error})")
+
+
+def _from_file(path: Path, photos: Sequence[Photo]) -> dict[Path, str | _Problem]:
+    """Captions from JSON lines `{"file": "1.png", "text": "a photo of <dog>"}` (`file_name` is accepted too)."""
+    try:
+        lines = _read(path, most=64 * MAX_BYTES).split("\n")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read {path} ({error}): expected JSON lines; check --captions-file"
         ) from None
     texts = dict(_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
-    names = {photo.name: photo for photo in photos}
-    missing = next((name for name in names if name not in texts), None)
-    if missing:
-        raise InputError(f"{path.name} has no caption for {missing}: expected one line a photo; add it")
-    captions = {photo: texts[name] for name, photo in names.items()}
-    _require_word(captions, word)
-    return captions
+    missing = "{} has no caption for {}"
+    return {
+        photo.path: texts.get(_normal(photo.name))
+        or texts.get(_normal(photo.path.name))
+        or _Problem(missing.format(path.name, photo.name))
+        for photo in photos
+    }
 
 
 def _entry(path: Path, number: int, line: str) -> tuple[str, str]:
     try:
         entry = json.loads(line)
-        return str(entry.get("file") or entry["file_name"]), " ".join(str(entry["text"]).split())
-    except (ValueError, KeyError, AttributeError):
+        name, text = entry.get("file") or entry["file_name"], entry["text"]
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise TypeError
+        # What cannot be encoded is half of a character.
+        text.encode()
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise InputError(
             f'{path.name} line {number} is not {{"file": ..., "text": ...}}: expected JSON lines; correct it'
         ) from None
+    return _normal(name), _plain(text)
 
 
-def _require_word(captions: Mapping[Path, str], word: str) -> None:
-    for photo, caption in captions.items():
-        if word not in caption:
-            raise InputError(
-                f"the caption of {photo.name} lacks {word}: {caption[:60]!r}; write {word} where the subject is named"
-            )
+def _read(path: Path, most: int = MAX_BYTES) -> str:
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"more than {most} bytes")
+    return data.decode("utf-8-sig")
+
+
+def _plain(text: str) -> str:
+    """On one line, without control characters."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
+def _normal(name: str) -> str:
+    """File systems differ in how they spell accents."""
+    return unicodedata.normalize("NFC", name)

@@ -6,17 +6,27 @@ The first layer that names a setting wins: command line > config file > the mode
 
 import builtins
 import difflib
+import json
 import tomllib
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo, field_validator
 
 from dticli.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+INCIDENTAL = frozenset(
+    {
+        *("steps", "checkpoint_steps", "checkpoint_seconds", "offline", "device", "deterministic"),
+        *("model", "variant", "photos", "masks", "captions_file"),
+    }
+)
+"""Settings that do not decide what is learned, or whose content is compared instead of their name."""
 
 
 class Settings(BaseModel):
@@ -25,7 +35,14 @@ class Settings(BaseModel):
     Each field's description is its help text; every field is an option of the command unless excluded.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a NUL character")
+        return value
 
 
 class ModelSettings(Settings):
@@ -66,6 +83,10 @@ class TrainSettings(ModelSettings):
         description="Norm of the rows: mean (dti's default), median, min or max of the vocabulary, a number, 10x the mean, "
         "or init (ti's default): that of the init row.",
     )
+    pooling: Literal["stock", "eos"] = Field(
+        "stock",
+        description="Where CLIP's pooled state is read: stock, as diffusers does, at the word; eos, at the end of text.",
+    )
     train_magnitude: bool = Field(False, description="Learn the magnitude too.")
     optimizer: Literal["rsgd", "adamw"] = Field(
         "rsgd", description="Of the direction; adamw is retracted each step."
@@ -82,16 +103,38 @@ class TrainSettings(ModelSettings):
         "templates", description="Built-in sentences, or the .txt file beside each photo."
     )
     captions_file: str | None = Field(None, description='JSON lines {"file": ..., "text": ...}, one a photo.')
-    templates: tuple[str, ...] | None = Field(None, exclude=True)
-    resolution: Positive = Field(description="Side of the square crops, in pixels.")
-    crops: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Crops of each photo; one is centred.")
+    templates: Annotated[tuple[str, ...], Strict(False)] | None = Field(None, exclude=True)
+    photos: str | None = Field(None, exclude=True)
+    masks: str | None = Field(
+        None,
+        description="Folder with a mask for each photo, white on the subject, or alpha: the photos' own transparency.",
+    )
+    resolution: Annotated[int, Field(ge=8, le=8192)] = Field(
+        description="Side of the square crops, in pixels."
+    )
+    crop: Literal["center", "random", "none"] = Field(
+        "center",
+        description="Where photos are cropped; none takes them whole, in the nearest of a few shapes.",
+    )
+    crops: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="Crops of each photo; from the second on at random."
+    )
     flip: bool = Field(False, description="Learn from mirror images too.")
     seed: Seed = Field(0, description="Of every random draw.")
+    checkpoint_steps: Positive = Field(100, description="Save the state every so many steps,")
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="and every so many seconds.")
 
     @builtins.property  # the setting called property hides it here
     def magnitude_rule(self) -> str:
         """`magnitude`, or what the method starts from."""
         return self.magnitude or ("init" if self.method == "ti" else "mean")
+
+    @field_validator("crops")
+    @classmethod
+    def _whole_photos_are_one_crop(cls, crops: int, info: ValidationInfo) -> int:
+        if crops > 1 and info.data.get("crop") == "none":
+            raise ValueError("crop = 'none' takes photos whole: expected 1")
+        return crops
 
     @field_validator("templates")
     @classmethod
@@ -109,6 +152,10 @@ class GenerateSettings(ModelSettings):
     steps: Positive | None = Field(None, description="Denoising steps; default: the pipeline's.")
     guidance: Annotated[float, Field(ge=0)] | None = Field(
         None, description="How strongly to follow the prompt; default: the pipeline's."
+    )
+    pooling: Literal["stock", "eos"] | None = Field(
+        None,
+        description="Where CLIP's pooled state is read, stock or eos; default: as the words were learned.",
     )
     scheduler: str | None = Field(
         None, description="ddim, euler, euler-a, dpm++, unipc, ...; default: the model's."
@@ -156,13 +203,51 @@ def _describe(kind: type[Settings], problem: Any) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
     match problem["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(name, list(kind.model_fields), n=1)
-            return f"unknown setting {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+            near = _nearest(name, kind.model_fields)
+            return f"unknown setting {_shown(name)}" + (f", did you mean {near!r}?" if near else "")
         case "missing":
             return f"--{name.replace('_', '-')} is missing"
+        case "literal_error":
+            options = typing.get_args(kind.model_fields[name].annotation)
+            near = _nearest(problem["input"], options)
+            advice = f", did you mean {near!r}?" if near else ""
+            return f"{name} = {_shown(problem['input'])}: expected {' or '.join(map(repr, options))}{advice}"
         case _:
             message = problem["msg"].removeprefix("Value error, ")
-            return f"{name} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+            return f"{name} = {_shown(problem['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(given: object, names: Iterable[str]) -> str | None:
+    """The name that was probably meant."""
+    spelled = str(given).lower().replace("-", "_")[:100]
+    return next(iter(difflib.get_close_matches(spelled, list(names), n=1)), None)
+
+
+def _shown(value: object) -> str:
+    """A value from a file, on one line of bounded length."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_config(kind: type[Settings], path: Path) -> dict[str, Any]:
+    """A settings file: any of the settings of `kind`, all optional.
+
+    Raises:
+        UsageError: missing, not TOML, or with unknown names, wrong types or values out of range; names all of them.
+    """
+    layer = read_toml(path)
+    _require_valid(kind, layer, str(path))
+    return layer
+
+
+def _require_valid(kind: type[Settings], layer: Mapping[str, Any], source: str) -> None:
+    """Check a layer by itself; what it leaves out, others may say."""
+    try:
+        kind.model_validate(layer)
+    except ValidationError as error:
+        problems = [_describe(kind, problem) for problem in error.errors() if problem["type"] != "missing"]
+        if problems:
+            raise UsageError(f"{source}: {'; '.join(problems)}; correct it") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -172,17 +257,60 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: missing or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; pass a TOML file with settings of dti train"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # TOMLDecodeError and UnicodeDecodeError, and numbers or nesting beyond what Python reads.
         raise UsageError(f"{path} is not valid TOML: {error}; correct it") from None
 
 
-def model_layer(folder: Path | None, verb: str) -> dict[str, Any]:
-    """What a model's own `dti.toml` says about `verb` (`train` or `generate`); empty if it says nothing."""
+def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict[str, Any]:
+    """What a model's own `dti.toml` says about `verb`; empty if it says nothing.
+
+    Raises:
+        UsageError: as `read_config`.
+    """
     if folder is None or not (folder / "dti.toml").is_file():
         return {}
-    return read_toml(folder / "dti.toml").get(verb, {})
+    layer = read_toml(folder / "dti.toml").get(verb, {})
+    if not isinstance(layer, dict):
+        raise UsageError(f"{folder / 'dti.toml'}: {verb} is no table: expected [{verb}]; correct it")
+    kinds: dict[str, type[Settings]] = {"train": TrainSettings, "generate": GenerateSettings}
+    _require_valid(kinds[verb], layer, str(folder / "dti.toml"))
+    return layer
+
+
+# Settings as a file
+
+
+def anchored(settings: TrainSettings) -> TrainSettings:
+    """The same settings with absolute paths, so that they mean the same in any folder."""
+    paths = {name: getattr(settings, name) for name in ("photos", "masks", "captions_file", "init", "prior")}
+    found = {
+        name: str(Path(value).absolute()) for name, value in paths.items() if value and Path(value).exists()
+    }
+    # A folder called dog must not turn the word dog into a path.
+    files = {name: path for name, path in found.items() if name not in ("init", "prior") or Path(path).suffix}
+    return settings.model_copy(update=files)
+
+
+def to_toml(settings: Settings) -> str:
+    """Settings as a TOML file that `read_config` reads back; those that are None are left out."""
+    values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
+    return "".join(lines)
+
+
+def _toml(value: object) -> str:
+    match value:
+        case bool() | int() | float():
+            return json.dumps(value)
+        case str():
+            # JSON's strings are TOML's, but for one control character.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case _:
+            assert isinstance(value, tuple)
+            return f"[{', '.join(map(_toml, value))}]"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,40 @@ class Learner:
         for leaf in self.leaves:
             leaf.grad = None
         return {key: each.tolist() for key, each in zip(self.keys, lengths, strict=True)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, besides the task."""
+        rows = {f"leaf.{index}": leaf for index, leaf in enumerate(self.leaves)}
+        return rows | {
+            f"optimizer.{index}.{name}": value
+            for index, optimizer in enumerate(self.optimizers)
+            for name, value in optimizer.state().items()
+        }
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned.
+
+        Raises:
+            InputError: the state is not of this word and optimizer.
+        """
+        try:
+            for index, leaf in enumerate(self.leaves):
+                leaf.copy_(state[f"leaf.{index}"].expand_as(leaf))
+            for index, optimizer in enumerate(self.optimizers):
+                start = f"optimizer.{index}."
+                optimizer.restore(
+                    {
+                        name.removeprefix(start): value
+                        for name, value in state.items()
+                        if name.startswith(start)
+                    }
+                )
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint does not fit {self.word.name} ({type(error).__name__}): expected the state of the same "
+                "optimizer; start again with --force"
+            ) from None
 
     @torch.no_grad()
     def angle(self) -> float:
@@ -180,28 +214,74 @@ def _gather_gradients(
         (loss * scale).backward()
         total += loss.item()
     if not math.isfinite(total):
-        raise NumericalError(
-            f"the loss of step {step + 1} is not finite: expected a number; try --precision bf16 or fp32"
-        )
+        raise NumericalError(f"the loss of step {step + 1} is {total}: expected a number; {_cause(task)}")
     for leaf in learner.leaves:
         if leaf.grad is not None:
             leaf.grad /= scale
     return total
 
 
+def _cause(task: Task) -> str:
+    """What makes numbers overflow most likely, and what helps."""
+    if task.dtype == torch.float16:
+        return "half precision probably overflowed; try --precision bf16 or fp32"
+    if task.settings.method == "ti":
+        return "the rows probably grew without bound; try a smaller --lr"
+    return "the model's weights are probably damaged, or its precision too low; try --precision fp32, or download it again"
+
+
+def largest_batch(task: Task, learner: Learner) -> int:
+    """The largest batch, of halves of the one asked for, whose gradients fit in memory; found by trying, 0 if none does."""
+    process = task.family.code.process(task.pipe)
+    size = task.settings.batch_size // 2
+    while size:
+        smaller = task.settings.model_copy(update={"batch_size": size, "accumulate": 1})
+        try:
+            with place(task.pipe, task.family.encoders, [learner.word]) as placement:
+                _gather_gradients(replace(task, settings=smaller), placement, process, learner, 0)
+        except torch.OutOfMemoryError:
+            size //= 2
+        else:
+            break
+        finally:
+            for leaf in learner.leaves:
+                leaf.grad = None
+    return size
+
+
 def _loss(task: Task, placement: Placement, process: Process, step: int, samples: range) -> Tensor:
-    """Mean squared error of the denoiser on the given samples, a float32 scalar."""
+    """Mean squared error of the denoiser on the given samples, a float32 scalar.
+
+    Whole photos differ in shape: those of one shape go through the denoiser together.
+    """
     batch = [_draw(task, step, sample) for sample in samples]
-    code, device = task.family.code, task.latents.mean.device
-    raw = task.latents.sample([one.pick for one in batch], [one.key("posterior") for one in batch])
+    shapes: dict[tuple[int, ...], list[_Draw]] = {}
+    for one in batch:
+        shapes.setdefault(tuple(task.latents.mean[one.pick].shape), []).append(one)
+    parts = [_error(task, placement, process, same) * (len(same) / len(batch)) for same in shapes.values()]
+    return torch.stack(parts).sum()
+
+
+def _error(task: Task, placement: Placement, process: Process, batch: Sequence["_Draw"]) -> Tensor:
+    """Mean squared error on samples of one shape, weighted by their masks."""
+    code, device = task.family.code, task.latents.device
+    picks = [one.pick for one in batch]
+    raw = task.latents.sample(picks, [one.key("posterior") for one in batch])
     clean = code.to_latents(task.pipe, raw)
     noise = torch.stack([draws.normal(one.key("noise"), tuple(clean.shape[1:])) for one in batch]).to(device)
     level = process.levels(torch.tensor([draws.uniform(one.key("level")) for one in batch])).to(device)
     prompts = [placement.expand(one.caption) for one in batch]
-    conditioning = code.encode(task.pipe, prompts, [task.latents.frames[one.pick] for one in batch])
+    conditioning = code.encode(task.pipe, prompts, [task.latents.frames[pick] for pick in picks])
     noisy = process.add_noise(clean, noise, level).to(task.dtype)
-    prediction = code.predict(task.pipe, noisy, level, conditioning)
-    return torch.nn.functional.mse_loss(prediction.float(), process.target(clean, noise, level))
+    prediction = code.predict(task.pipe, noisy, level, conditioning).float()
+    target, weight = process.target(clean, noise, level), task.latents.weight(picks)
+    if weight is None:
+        return torch.nn.functional.mse_loss(prediction, target)
+    # Some families patch the autoencoder's latents into coarser ones.
+    weight = torch.nn.functional.adaptive_avg_pool2d(weight, (clean.shape[-2], clean.shape[-1]))
+    # (batch, height, width) beside (batch, channels, ..., height, width)
+    weight = weight.reshape(len(weight), *[1] * (clean.ndim - 3), *weight.shape[1:])
+    return (weight * (prediction - target).square()).mean()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,320 @@
+"""One run of `dti train`: from settings and checked photos to a word, recorded in its folder and continued exactly."""
+
+import hashlib
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dticli import (
+    checkpoint,
+    concept,
+    initial,
+    latents,
+    models,
+    norms,
+    photos,
+    pooling,
+    provenance,
+    signals,
+    trainer,
+)
+from dticli.checkpoint import Checkpoint, Identity
+from dticli.errors import EnvironmentProblem, NumericalError, Stopped
+from dticli.families import Family
+from dticli.models import Model
+from dticli.norms import Summary, Table
+from dticli.photos import Album
+from dticli.run_folder import Log, RunFolder, read_log
+from dticli.settings import INCIDENTAL, TrainSettings, anchored, to_toml
+from dticli.token_file import Token
+from dticli.trainer import Captions, Learner, StepReport, Task
+
+SMOOTHING = 0.98
+STILL = 0.5
+"""Fewer step lengths than this in a whole run are no movement."""
+ENOUGH = 50
+"""Losses of single steps scatter widely: averages of fewer say nothing."""
+SAMPLE = 16
+"""Numbers of each parameter that stand for it in the fingerprint of a model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything loaded and encoded; only the steps are missing."""
+
+    model: Model
+    task: Task
+    learner: Learner
+    tables: Mapping[str, Table]
+    vocabulary: Mapping[str, Summary]
+    identity: Identity
+    machine: Mapping[str, str]
+
+    @property
+    def settings(self) -> TrainSettings:
+        return self.task.settings
+
+    @property
+    def device(self) -> torch.device:
+        return self.task.latents.device
+
+    def token(self) -> Token:
+        """The word as it is now, with its provenance."""
+        rows = {key: each.detach().float().cpu() for key, each in self.learner.word.rows.items()}
+        tables = norms.fingerprint(self.tables.values())
+        metadata = provenance.of_training(self.settings, self.model, self.task.family, self.task.pipe, tables)
+        return Token(self.settings.token, rows, metadata)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step that was done, and the smoothed loss after it."""
+
+    report: StepReport
+    loss: float
+
+
+def prepare(settings: TrainSettings, model: Model, family: Family, album: Album, captions: Captions) -> Run:
+    """Load the model, encode the photos, and set the word to its start."""
+    if settings.deterministic:
+        models.make_deterministic()
+    device = models.pick_device(settings.device)
+    pipe = models.load(model, device, models.pick_dtype(settings.precision, device), safety_checker=False)
+    pooling.choose(pipe, family.encoders, settings.pooling)
+    tables = concept.tables(pipe, family.encoders)
+    vocabulary = {key: norms.summary(table) for key, table in tables.items()}
+    learner = _learner(settings, pipe, family, vocabulary)
+    crops = photos.crops(album.photos, settings, family.multiple)
+    task = Task(pipe, family, latents.encode(pipe, family, crops, device), captions, settings)
+    identity = _identity(model, task, learner, album)
+    return Run(model, task, learner, tables, vocabulary, identity, _machine(device))
+
+
+def _load(model: Model, device: torch.device, settings: TrainSettings) -> Any:
+    dtype = models.pick_dtype(settings.precision, device)
+    try:
+        return models.load(model, device, dtype, safety_checker=False)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise EnvironmentProblem(
+            f"{model.name} does not fit into the memory of {device.type}: expected more; "
+            "try --precision bf16, --device cpu, or a smaller --model"
+        ) from None
+
+
+def _learner(
+    settings: TrainSettings, pipe: Any, family: Family, vocabulary: Mapping[str, Summary]
+) -> Learner:
+    """The word at its start: rows of the initialiser, brought to the magnitude asked for."""
+    rows = initial.rows(pipe, family, settings.init, settings.vectors, settings.seed)
+    count = len(next(iter(rows.values())))
+    magnitude = initial.magnitudes(rows, vocabulary, settings.magnitude_rule)
+    match settings.prior:
+        case "none":
+            prior = None
+        case "init":
+            prior = initial.directions(rows)
+        case phrase:
+            prior = initial.directions(initial.rows(pipe, family, phrase, count, settings.seed))
+    return trainer.learner(settings, rows, magnitude, prior)
+
+
+def _identity(model: Model, task: Task, learner: Learner, album: Album) -> Identity:
+    settings = task.settings
+    return Identity(
+        settings={
+            name: json.dumps(getattr(settings, name))
+            for name in TrainSettings.model_fields
+            if name not in INCIDENTAL
+        },
+        photos={photo.name: photo.fingerprint for photo in album.photos},
+        captions={
+            photo.name: _digest(json.dumps(list(task.captions[photo.path])).encode())
+            for photo in album.photos
+        },
+        model={
+            "name": model.label,
+            "weights": _weights(task.pipe),
+            "precision": str(task.dtype).removeprefix("torch."),
+            # Files the word starts from, and its prior, may change under the same name.
+            "first rows": _digest(*(_bytes(each) for each in _start(learner))),
+        },
+    )
+
+
+def _start(learner: Learner) -> list[Tensor]:
+    """The word's rows and what its prior pulls towards."""
+    priors = [each for optimizer in learner.optimizers for each in optimizer.prior or ()]
+    return [*learner.word.rows.values(), *priors]
+
+
+@torch.no_grad()
+def _weights(pipe: Any) -> str:
+    """A fingerprint of all weights, from a sample of each."""
+    samples = [
+        name.encode() + _bytes(parameter.flatten()[:SAMPLE])
+        for component, module in sorted(pipe.components.items())
+        if isinstance(module, torch.nn.Module)
+        for name, parameter in module.named_parameters(component)
+        if not parameter.is_meta
+    ]
+    return _digest(*samples)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().float().cpu().numpy().tobytes()
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """What can change the last bits of a result."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return provenance.versions() | {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": f"{device.type} {name or platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def resume(run: Run, before: Checkpoint) -> tuple[str, ...]:
+    """Bring the word to where a checkpoint left it.
+
+    Returns:
+        what differs about the machine, which may change the last bits of the result.
+
+    Raises:
+        UsageError: the checkpoint is of another run; names every difference.
+    """
+    checkpoint.require_same(before, run.identity, run.settings.steps)
+    run.learner.restore(before.state)
+    return tuple(
+        f"{name} was {before.machine.get(name, 'unknown')} and is {now}"
+        for name, now in run.machine.items()
+        if before.machine.get(name) != now
+    )
+
+
+def advance(run: Run, folder: RunFolder, before: Checkpoint | None) -> Iterator[Progress]:
+    """Train to the end; every step is logged, and the state is saved when it is time.
+
+    Raises:
+        Stopped: a signal came; the state is saved.
+        NumericalError: NaN or inf; the last good checkpoint stays.
+    """
+    settings = run.settings
+    step, loss = (before.step, before.loss) if before else (0, math.nan)
+    folder.start(to_toml(anchored(settings)), run.machine, step)
+    started = saved = time.monotonic()
+    with folder.appending() as log, signals.postponed() as request:
+        for report in _explained(run, folder, step):
+            loss = report.loss if math.isnan(loss) else SMOOTHING * loss + (1 - SMOOTHING) * report.loss
+            log.append(_entry(report, loss, run.learner, time.monotonic() - started))
+            if (
+                request.number
+                or report.step == settings.steps
+                or report.step % settings.checkpoint_steps == 0
+                or time.monotonic() - saved >= settings.checkpoint_seconds
+            ):
+                _save(run, folder, log, report.step, loss)
+                saved = time.monotonic()
+            if request.number:
+                raise Stopped(
+                    f"stopped at step {report.step} of {settings.steps}; its state is in {folder.path}: "
+                    "give the same command with --resume to continue",
+                    request.number,
+                )
+            yield Progress(report, loss)
+
+
+def _save(run: Run, folder: RunFolder, log: Log, step: int, loss: float) -> None:
+    log.sync()
+    learner = run.learner
+    folder.save(Checkpoint(step, loss, learner.state(), dict(learner.word.rows), run.identity, run.machine))
+
+
+def _explained(run: Run, folder: RunFolder, step: int) -> Iterator[StepReport]:
+    """The steps; errors also say what is left of the run."""
+    try:
+        yield from trainer.fit(run.task, run.learner, step)
+    except NumericalError as error:
+        raise type(error)(f"{error}; {_left(folder)}") from None
+    except torch.OutOfMemoryError:
+        # Outside of this clause the failed step, held by the error, has let go of its memory.
+        pass
+    else:
+        return
+    raise EnvironmentProblem(f"out of memory on {run.device.type}: {_smaller(run)}; {_left(folder)}")
+
+
+def _left(folder: RunFolder) -> str:
+    kept = folder.checkpoints()
+    return f"{kept[-1]} is the last good state" if kept else "no checkpoint was due yet"
+
+
+def _smaller(run: Run) -> str:
+    """Which option makes the run fit, found by trying."""
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    size, parts = trainer.largest_batch(run.task, run.learner), run.settings.accumulate
+    if size:
+        more = parts * run.settings.batch_size // size
+        return (
+            f"--batch-size {size} --accumulate {more} would fit, and learn the same; start again with --force"
+        )
+    precision = "" if run.task.dtype != torch.float32 else ", or try --precision bf16"
+    return (
+        f"not even one picture fits at a time; lower --resolution (now {run.settings.resolution}){precision}"
+    )
+
+
+def _entry(report: StepReport, smooth: float, learner: Learner, seconds: float) -> dict[str, Any]:
+    """A line of the log; angles in degrees, seconds since the run was started or resumed."""
+    return {
+        "step": report.step,
+        "loss": report.loss,
+        "smoothed": smooth,
+        "angle": math.degrees(report.angle),
+        "cosine_to_init": learner.cosine_to_start(),
+        "norm": dict(report.norm),
+        "gradient": {key: list(each) for key, each in report.gradient.items()},
+        "seconds": round(seconds, 3),
+    }
+
+
+def concerns(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
+    """Signs in the log that nothing was learned, each with its likely cause."""
+    entries = read_log(folder.path)
+    if not entries:
+        return
+    gradients = [length for entry in entries for each in entry["gradient"].values() for length in each]
+    if not any(gradients):
+        yield (
+            f"the gradient was zero at every step: {settings.token} does not change what the model draws; "
+            "look at its captions, and try --precision fp32"
+        )
+    elif entries[-1]["angle"] < STILL * math.degrees(math.atan(settings.lr)):
+        yield (
+            f"the direction did not move ({entries[-1]['angle']:.2g} degrees in {len(entries)} steps): "
+            "the steps cancel, or the prior holds it; try more --steps, a larger --batch-size or a smaller --kappa"
+        )
+    losses = [entry["loss"] for entry in entries]
+    third = len(losses) // 3
+    if third < ENOUGH:
+        return
+    early, late = statistics.fmean(losses[:third]), statistics.fmean(losses[-third:])
+    if late >= early:
+        yield (
+            f"the loss did not fall ({early:.4f} in the first third, {late:.4f} in the last): "
+            f"look at a picture before you trust {settings.token}; --init may be far off, or --lr too large"
+        )

@@ -1,0 +1,200 @@
+"""A process with everything imported that forks a child for each `dti` command line, and breaks it where it is told to.
+
+Run as a program, it takes requests and gives answers as lines of JSON on stdin and stdout. A fault is (operation, phase,
+number): at that operation on a file, counted from 0, `before` it, `after` it, or with `half` of its bytes written, the child
+sends itself the signal of that number, or, where the number is negative, the operation fails with that errno. Forking spares
+each run the import of torch; nothing else differs from the real command.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Fault = tuple[int, str, int]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: `code` is negative for the signal that killed it; operations are (name, paths)."""
+
+    code: int
+    out: str
+    err: str
+    operations: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class Zygote:
+    """The parent's end."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def dti(
+        self, *arguments: object, faults: Sequence[Fault] = (), uid: int = 0, largest_file: int = -1
+    ) -> Ended:
+        """Run `dti ARGUMENTS` in a fresh fork, as another user, or where files may not grow beyond some bytes."""
+        assert self.process.stdin
+        assert self.process.stdout
+        request = {
+            "arguments": [str(each) for each in arguments],
+            "faults": faults,
+            "uid": uid,
+            "largest_file": largest_file,
+        }
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        operations = tuple((name, tuple(paths)) for name, paths in answer.pop("operations"))
+        return Ended(**answer, operations=operations)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+class Operations:
+    """Counts what a process does to files, and sends signals at chosen points."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = {(index, phase): number for index, phase, number in faults}
+        self.done: list[tuple[str, list[str]]] = []
+
+    def watch(self) -> None:
+        """Replace the functions through which dti changes files."""
+        for name in ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir"):
+            setattr(os, name, self._watched(name, getattr(os, name)))
+        write = os.write
+
+        def whole_write(descriptor: int, data: bytes) -> int:
+            index = self._begin("write", descriptor)
+            if (index, "half") in self.faults:
+                write(descriptor, data[: len(data) // 2])
+            self._reach(index, "half")
+            written = write(descriptor, data)
+            self._reach(index, "after")
+            return written
+
+        def write_bytes(path: Path, data: bytes) -> int:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                written = 0
+                while written < len(data):
+                    written += whole_write(descriptor, data[written:])
+                return written
+            finally:
+                os.close(descriptor)
+
+        os.write = whole_write
+        Path.write_bytes = write_bytes  # type: ignore[method-assign, assignment]
+
+    def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            index = self._begin(name, *arguments[: 2 if name in ("replace", "rename") else 1])
+            result = function(*arguments, **options)
+            self._reach(index, "after")
+            return result
+
+        return call
+
+    def _begin(self, name: str, *targets: Any) -> int:
+        named = [os.readlink(f"/proc/self/fd/{t}") if isinstance(t, int) else str(t) for t in targets]
+        self.done.append((name, named))
+        self._reach(len(self.done) - 1, "before")
+        return len(self.done) - 1
+
+    def _reach(self, index: int, phase: str) -> None:
+        number = self.faults.get((index, phase), 0)
+        if number > 0:
+            os.kill(os.getpid(), number)
+        if number < 0:
+            raise OSError(-number, os.strerror(-number))
+
+
+def _child(request: dict[str, Any], folder: Path) -> int:
+    from dticli.cli import run
+
+    # A write beyond the limit then fails instead of killing.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], resource.RLIM_INFINITY))
+    record = os.open(folder / "operations", os.O_WRONLY | os.O_CREAT)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        target = os.open(folder / name, os.O_WRONLY | os.O_CREAT)
+        os.dup2(target, descriptor)
+    if request["uid"]:
+        os.setuid(request["uid"])
+    operations = Operations(request["faults"])
+    save = os.write
+    operations.watch()
+    try:
+        code = run(request["arguments"])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    sys.stdout.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    save(record, json.dumps(operations.done).encode())
+    return code
+
+
+def _serve(request: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = _child(request, folder)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        record = folder / "operations"
+        return {
+            "code": os.waitstatus_to_exitcode(status),
+            "out": (folder / "out").read_text(),
+            "err": (folder / "err").read_text(),
+            "operations": json.loads(record.read_text() or "[]"),
+        }
+
+
+def _preload() -> None:
+    """Import what a training imports, by loading a model: the libraries import late. Nothing is trained."""
+    import torch
+
+    import dticli.commands.train
+    import dticli.run  # noqa: F401
+    from dticli import bundled, models
+
+    models.load(models.choose(bundled.MODEL_NAME), torch.device("cpu"), torch.float32)
+
+
+if __name__ == "__main__":
+    # A child's SIGINT is its own affair.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _preload()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        answers.write(json.dumps(_serve(json.loads(line))) + "\n")
+        answers.flush()
