@@ -45,7 +45,7 @@ def require_writable(paths: Iterable[str | Path], *, force: bool = False) -> Non
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise EnvironmentProblem(f"cannot write in {folder}: {_reason(error)}") from None
+            raise EnvironmentProblem(f"cannot write in {folder}: {reason(error)}") from None
 
 
 def make_folder(folder: Path) -> None:
@@ -57,10 +57,10 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EnvironmentProblem(f"cannot make the folder {folder}: {_reason(error)}") from None
+        raise EnvironmentProblem(f"cannot make the folder {folder}: {reason(error)}") from None
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
     """What went wrong and what to do, for an error of writing."""
     return _REASONS.get(error.errno or 0, f"{error.strerror}; write to another folder")
 

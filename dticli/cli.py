@@ -5,22 +5,25 @@ or its own help is asked for.
 """
 
 import importlib
-import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dticli import __version__, console
+from dticli import __version__, console, signals
 from dticli.errors import DtiError
 
 COMMANDS = {
     "train": "Learn a word from photos; writes a token file.",
     "generate": "Draw pictures with learned words.",
     "interpolate": "Draw the way from one learned word to another.",
-    "inspect-norms": "Norms of a model's vocabulary, and where a word stands in it.",
+    "convert": "Write token files for other programs; repair an inflated norm.",
+    "info": "What a token file holds, where it loads, and how it is typed there.",
+    "push": "Put a word on the hub, with a card and pictures.",
+    "inspect-norms": "Vocabulary norms, and where a word stands.",
+    "models": "Families of models dti can teach, and what a model is made of.",
+    "doctor": "Check the installation, device and hub, and say what to do.",
     "example": "Write five example photos of a subject to a folder.",
 }
 
@@ -32,7 +35,7 @@ class _Lazy(TyperCommand):
         """The real command."""
         assert self.name
         module = importlib.import_module(f"dticli.commands.{self.name.replace('-', '_')}")
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
         app.command(self.name)(module.command)
         return typer.main.get_command(app)
 
@@ -53,6 +56,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -75,7 +79,7 @@ def dti(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; the error boundary."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.install()
     try:
         return app(args=arguments, prog_name="dti", standalone_mode=False) or 0
     except DtiError as error:
@@ -97,7 +101,3 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _help_of(error: Any) -> str:
     context = getattr(error, "ctx", None)
     return f"{context.command_path} --help" if context else "dti --help"
-
-
-def _terminate(number: int, frame: object) -> None:
-    sys.exit(128 + number)

@@ -85,6 +85,8 @@ class _Rows:
     def after(self, module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put our rows where our ids stand, scaled as the module scales its own (Gemma's sqrt(width))."""
         assert self.seen is not None
+        if not self.words:
+            return output
         rows = torch.cat([word.rows[self.key] for word in self.words]).to(output.device, module.weight.dtype)
         scale = getattr(module, "embed_scale", None)
         if scale is not None:

@@ -37,8 +37,8 @@ def normal(key: Key, shape: tuple[int, ...]) -> Tensor:
 
 
 def uniform(key: Key) -> float:
-    """One number in [0, 1)."""
-    return torch.rand((), generator=key.generator(), dtype=torch.float64).item()
+    """One number in [0, 1), exact in float32: a float64 draw could round up to 1."""
+    return torch.rand((), generator=key.generator()).item()
 
 
 def integer(key: Key, count: int) -> int:

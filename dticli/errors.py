@@ -44,6 +44,14 @@ class NonFiniteError(NumericalError):
     """A tensor holds NaN or infinity; the message names the row."""
 
 
+class Stopped(DtiError):
+    """A signal asked for an end, and everything so far is safe; the code is 128 plus its number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
 EXIT_CODES = {
     0: "done",
     1: "a bug in dti",

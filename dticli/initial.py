@@ -62,9 +62,7 @@ def pieces(pipe: Any, encoder: Encoder, phrase: str) -> list[int]:
         UsageError: there are none, or the tokenizer does not know a part of it.
     """
     tokenizer = getattr(pipe, encoder.tokenizer)
-    # Language models spell a word inside a sentence with the space before it.
-    text = f" {phrase.strip()}" if encoder.lstrip else phrase.strip()
-    ids = tokenizer(text, add_special_tokens=False).input_ids
+    ids = tokenizer(_inside_a_prompt(encoder, phrase), add_special_tokens=False).input_ids
     if not ids:
         raise UsageError("the init phrase is empty: expected a class word; write --init dog")
     # CLIP's unknown token is its end of text, which no phrase contains either.
@@ -75,6 +73,11 @@ def pieces(pipe: Any, encoder: Encoder, phrase: str) -> list[int]:
     return ids
 
 
+def _inside_a_prompt(encoder: Encoder, phrase: str) -> str:
+    """Language models spell a word inside a sentence with the space before it."""
+    return f" {phrase.strip()}" if encoder.lstrip else phrase.strip()
+
+
 @torch.no_grad()
 def _encoder_output(pipe: Any, encoder: Encoder, phrase: str) -> Tensor:
     """Last hidden states where the phrase's pieces stand: cross initialisation.
@@ -83,7 +86,7 @@ def _encoder_output(pipe: Any, encoder: Encoder, phrase: str) -> Tensor:
     """
     tokenizer, text_encoder = getattr(pipe, encoder.tokenizer), getattr(pipe, encoder.component)
     wanted = pieces(pipe, encoder, phrase)
-    ids = torch.tensor([tokenizer(phrase.strip()).input_ids], device=text_encoder.device)
+    ids = torch.tensor([tokenizer(_inside_a_prompt(encoder, phrase)).input_ids], device=text_encoder.device)
     states = text_encoder(ids, output_hidden_states=True).hidden_states[-1][0].float()
     return states[torch.isin(ids[0], torch.tensor(wanted, device=ids.device))]
 

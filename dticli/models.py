@@ -1,17 +1,19 @@
 """Which model, where from, and loaded how: the one place that decides device and dtype and moves weights."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 
-from dticli import bundled, families
+from dticli import bundled, families, hub
 from dticli.errors import EnvironmentProblem, ModelError, UsageError
 from dticli.families import Family
 
@@ -91,7 +93,7 @@ def _locate(name: str, why: str, *, variant: str | None, offline: bool) -> Model
             )
         return Model(path.resolve().name, "folder", str(path.resolve()), why, variant=variant)
     repository, _, revision = name.partition("@")
-    if path.is_absolute() or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if path.is_absolute() or not hub.ID.fullmatch(repository):
         raise ModelError(
             f"no model {name} ({why}): expected a folder in diffusers layout, a hub id like user/name, "
             f"or {bundled.MODEL_NAME!r}; check --model"
@@ -124,9 +126,28 @@ def text_folder(model: Model) -> Path:
     """A local folder with the model's tokenizers, text encoders and index; downloads only these from the hub."""
     if model.folder:
         return model.folder
+    patterns = ["model_index.json", "tokenizer*/*", "text_encoder*/*.json", "text_encoder*/*.safetensors"]
+    return _snapshot(model, patterns)
+
+
+def tokenizers(model: Model, family: Family) -> list[Any]:
+    """The tokenizer of each encoder a word is learned in; downloads only these from the hub.
+
+    Raises:
+        ModelError: one is missing or broken.
+        EnvironmentProblem: the hub cannot be reached.
+    """
+    from dticli.norms import read_tokenizer
+
+    parts, folder = index(model), model.folder or _snapshot(model, ["model_index.json", "tokenizer*/*"])
+    names = dict.fromkeys(encoder.tokenizer for encoder in family.encoders)
+    return [read_tokenizer(folder / name, parts[name][1]) for name in names]
+
+
+def _snapshot(model: Model, patterns: list[str]) -> Path:
+    """A local folder with the files of a hub's model that match."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["model_index.json", "tokenizer*/*", "text_encoder*/*.json", "text_encoder*/*.safetensors"]
     with _hub_errors(model):
         return Path(
             snapshot_download(
@@ -137,6 +158,21 @@ def text_folder(model: Model) -> Path:
                 ignore_patterns=["*.fp16.safetensors"] if not model.variant else None,
             )
         )
+
+
+def parameter_counts(model: Model) -> dict[str, int]:
+    """How many numbers each component stores, from the headers of its safetensors files.
+
+    Empty where these are not in a local folder; components saved in another format are left out.
+    """
+    counts: dict[str, int] = {}
+    for path in sorted(model.folder.glob("*/*.safetensors")) if model.folder else ():
+        if _other_variant(path.name, model.variant):
+            continue
+        with safe_open(path, framework="pt") as file:
+            size = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        counts[path.parent.name] = counts.get(path.parent.name, 0) + size
+    return counts
 
 
 def announcement(model: Model) -> str:
@@ -184,40 +220,17 @@ def _from_hub(model: Model, filename: str) -> str:
         )
 
 
-@contextmanager
-def _hub_errors(model: Model) -> Iterator[None]:
+def _hub_errors(model: Model) -> AbstractContextManager[None]:
     """Turn the hub client's errors into ours."""
-    from huggingface_hub import errors as hub
-
-    # The client library behind the hub's has changed its name more than once; its base error has not moved.
-    network_error: Any = hub.HfHubHTTPError.__bases__[0]
-    try:
-        yield
-    except hub.GatedRepoError:
-        raise ModelError(
-            f"{model.name} is gated: accept its licence on its page, then log in with `hf auth login`"
-        ) from None
-    except hub.RepositoryNotFoundError:
-        raise ModelError(
-            f"the hub has no model {model.name}, or it is private: check --model, or `hf auth login`"
-        ) from None
-    except hub.RevisionNotFoundError:
-        raise ModelError(f"{model.name} has no revision {model.revision}: check what follows the @") from None
-    except hub.EntryNotFoundError as error:
-        if isinstance(error, hub.LocalEntryNotFoundError):
-            raise _unreachable(model) from None
-        raise ModelError(
-            f"{model.name} holds no model_index.json: expected a model in diffusers layout; choose another --model"
-        ) from None
-    except (network_error, ConnectionError, hub.OfflineModeIsEnabled):
-        raise _unreachable(model) from None
-
-
-def _unreachable(model: Model) -> EnvironmentProblem:
     why = "--offline was given" if model.offline else "the hub cannot be reached"
-    return EnvironmentProblem(
-        f"{model.name} is not on this machine and {why}: check the network, pass a folder, "
-        f"or use --model {bundled.MODEL_NAME}"
+    return hub.errors(
+        model.name,
+        model.revision,
+        kind="model",
+        error=ModelError,
+        option="--model",
+        lacks="model_index.json: expected a model in diffusers layout; choose another --model",
+        instead=f"{why}: check the network, pass a folder, or use --model {bundled.MODEL_NAME}",
     )
 
 
@@ -284,8 +297,16 @@ def load(model: Model, device: torch.device, dtype: torch.dtype, *, safety_check
     for module in pipe.components.values():
         if isinstance(module, torch.nn.Module):
             module.requires_grad_(False).eval()
+            _without_cache(module)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def _without_cache(module: torch.nn.Module) -> None:
+    """Language models keep keys and values for the next token, and as encoders there is none."""
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "get_text_config"):
+        config.get_text_config().use_cache = False
 
 
 def _absent(index: Mapping[str, Any]) -> dict[str, None]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dticli import sphere
 from dticli.errors import InputError, ModelError, UsageError
+from dticli.families import Encoder
 
 PERCENTILES = (1, 5, 25, 75, 95, 99)
 BINS = 40
@@ -248,27 +249,8 @@ def positions(vectors: Tensor, table: Table, k: int = 8) -> tuple[Position, ...]
     )
 
 
-def embedding_hash(tables: Iterable[Table], dtype: torch.dtype | None = None) -> str:
-    """SHA-256, in hexadecimal, over the live rows of each table in order, as little-endian float32.
-
-    It identifies the numbers a model computes with: a table read from an fp16 file and the same table loaded
-    in fp16 hash alike, whichever file, shard or device they came from; the fp32 original hashes otherwise,
-    unless `dtype` rounds it in the same way. Spare and zero rows do not count: growing a table changes nothing.
-
-    Args:
-        dtype: round the rows to it first, as loading in that precision does; None leaves them as they are.
-    """
-    digest = hashlib.sha256()
-    for table in tables:
-        for _, chunk in _chunks(table.rows[: len(table.words)], dtype):
-            live = chunk.any(dim=1)
-            rows = chunk if live.all() else chunk[live]
-            digest.update(rows.contiguous().numpy().astype("<f4", copy=False).data)
-    return digest.hexdigest()
-
-
 def fingerprint(tables: Iterable[Table]) -> str:
-    """SHA-256, in hexadecimal, over the signs of each table's live rows, in order.
+    """SHA-256, in hexadecimal, over the signs of each table's rows of words, in order.
 
     Signs survive rounding, so the same model gives the same fingerprint in fp32, bf16 and fp16, and a finetune with
     other rows another one.
@@ -276,7 +258,8 @@ def fingerprint(tables: Iterable[Table]) -> str:
     digest = hashlib.sha256()
     for table in tables:
         for _, chunk in _chunks(table.rows[: len(table.words)]):
-            digest.update(np.packbits(chunk.signbit().numpy()).tobytes())
+            # Row by row, so that it does not matter how many are packed at once.
+            digest.update(np.packbits(chunk.signbit().numpy(), axis=1).tobytes())
     return digest.hexdigest()
 
 
@@ -288,14 +271,13 @@ def row_of(table: Table, word: str) -> Tensor | None:
     return None
 
 
-def _chunks(weight: Tensor, dtype: torch.dtype | None = None) -> Iterator[tuple[int, Tensor]]:
+def _chunks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Pieces of a table as float32 on the CPU, each valid until the next, with the index of their first row."""
     step = max(1, _CHUNK // weight.shape[1])
     # One buffer for all pieces: a fresh one each fragments the heap until the whole table is in it.
     buffer = torch.empty(min(step, len(weight)), weight.shape[1])
     for start in range(0, len(weight), step):
         rows = weight[start : start + step].detach()
-        rows = rows if dtype is None else rows.to(dtype)
         in_place = rows.dtype == torch.float32 and rows.device.type == "cpu"
         yield start, rows if in_place else buffer[: len(rows)].copy_(rows)
 
@@ -384,10 +366,16 @@ def read_tables(folder: Path) -> tuple[Table, ...]:
         kind = _class_name(index, tokenizer)
         if _class_name(index, encoder) and kind:
             weight = _read_weight(folder / encoder)
-            tables.append(table_of(encoder, weight, _read_tokenizer(folder / tokenizer, kind)))
+            tables.append(table_of(encoder, weight, read_tokenizer(folder / tokenizer, kind)))
     if not tables:
         raise ModelError(f"{folder} names no text encoder with a tokenizer: expected a text-to-image model")
     return tuple(tables)
+
+
+def by_key(tables: Iterable[Table], encoders: Iterable[Encoder]) -> dict[str, Table]:
+    """Encoder key to table, of those encoders a word is learned in."""
+    keys = {encoder.component: encoder.key for encoder in encoders}
+    return {keys[table.encoder]: table for table in tables if table.encoder in keys}
 
 
 def _class_name(index: Mapping[str, Any], component: str) -> str | None:
@@ -454,7 +442,7 @@ def _table_key(keys: Collection[str], path: Path) -> str:
     raise ModelError(f"{path} holds no embedding table: expected a tensor {', '.join(_TABLE_KEYS)}")
 
 
-def _read_tokenizer(folder: Path, kind: str) -> Any:
+def read_tokenizer(folder: Path, kind: str) -> Any:
     import transformers
 
     loader = getattr(transformers, kind, transformers.AutoTokenizer)

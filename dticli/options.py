@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 from dticli import console
 from dticli.settings import Settings
 
-SHORT = {"batch_size": "-b", "steps": "-s"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
 Debug = Annotated[
@@ -58,7 +57,10 @@ def _parameter(name: str, field: FieldInfo, shown: str | None) -> inspect.Parame
     base = _base_type(field.annotation)
     names = [f"{flag}/--no-{flag[2:]}"] if base is bool else [flag]
     option = typer.Option(
-        *names, help=field.description, show_default=shown or _shown_default(field), **_range(field, base)
+        *names,
+        help=f"{field.description}{_default(field, shown)}",
+        show_default=False,
+        **_range(field, base),
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[base | None, option]
@@ -75,10 +77,11 @@ def _base_type(annotation: Any) -> Any:
     return annotation
 
 
-def _shown_default(field: FieldInfo) -> str | bool:
-    if field.is_required() or field.default is None or field.default is False:
-        return False
-    return str(field.default)
+def _default(field: FieldInfo, shown: str | None) -> str:
+    """What help says about the default; nothing where the description says it or there is none."""
+    if shown is None and (field.is_required() or field.default is None or field.default is False):
+        return ""
+    return f" Default: {shown or field.default}."
 
 
 def _range(field: FieldInfo, base: Any) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
-import torch
-import transformers
+from dticli import __version__, formats
 
-from dticli import __version__
-from dticli.families import Family
-from dticli.models import Model
-from dticli.settings import TrainSettings
+if TYPE_CHECKING:
+    from dticli.families import Family
+    from dticli.models import Model
+    from dticli.settings import TrainSettings
 
 RECORDED = (
     "method",
@@ -28,29 +26,28 @@ RECORDED = (
 
 
 def of_training(
-    settings: TrainSettings, model: Model, family: Family, pipe: Any, tables: str
+    settings: "TrainSettings", model: "Model", family: "Family", pipe: Any, tables: str
 ) -> dict[str, str]:
     """Metadata of a freshly learned word.
 
     Args:
         tables: fingerprint of the embedding tables it was learned beside.
     """
-    size = f"{settings.resolution}x{settings.resolution}"
     made = {f"dti.{name}": str(getattr(settings, name)) for name in RECORDED}
     # The prior and the initialiser may be files: their names say enough, and say nothing about the machine.
     sources = {"dti.init": _name(settings.init), "dti.prior": _name(settings.prior)}
     lstrip = any(encoder.lstrip for encoder in family.encoders)
     return (
-        _modelspec(settings.token, family.code.architecture(pipe), size)
+        _modelspec(settings, family, pipe)
         | made
         | sources
         | of_model(model, family, tables)
-        | {"dti.token": settings.token, "dti.lstrip": str(lstrip).lower(), "dti.pooling": "stock"}
+        | {"dti.token": settings.token, "dti.lstrip": str(lstrip).lower(), "dti.pooling": settings.pooling}
         | versions()
     )
 
 
-def of_model(model: Model, family: Family, tables: str) -> dict[str, str]:
+def of_model(model: "Model", family: "Family", tables: str) -> dict[str, str]:
     """Which model a word belongs to."""
     return {
         "dti.model": model.label,
@@ -62,6 +59,10 @@ def of_model(model: Model, family: Family, tables: str) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """What computed it."""
+    import diffusers
+    import torch
+    import transformers
+
     return {
         "dti.version": __version__,
         "dti.torch": torch.__version__,
@@ -75,20 +76,14 @@ def usable_model(metadata: Mapping[str, str]) -> str | None:
     return metadata.get("dti.model") if metadata.get("dti.model_kind") in ("hub", "bundled") else None
 
 
-def _modelspec(token: str, architecture: str | None, size: str) -> dict[str, str]:
-    """Metadata after the Stability model metadata specification, 1.0.1; left out for models no program knows."""
-    stem = token.strip("<>")
-    common = {"format": "pt", "modelspec.sai_model_spec": "1.0.1", "modelspec.title": stem}
-    common |= {"modelspec.resolution": size, "modelspec.is_negative_embedding": "false"}
-    common["modelspec.usage_hint"] = (
-        f"diffusers, dti: {token}; ComfyUI: embedding:{stem}; A1111, Forge: {stem}"
-    )
-    if architecture is None:
-        common["modelspec.usage_hint"] = f"dti: {token}"
-        return common
-    return common | {
-        "modelspec.architecture": f"{architecture}/textual-inversion",
-        "modelspec.implementation": "diffusers",
+def _modelspec(settings: "TrainSettings", family: "Family", pipe: Any) -> dict[str, str]:
+    from dticli import concept
+
+    widths = {encoder.key: concept.table(pipe, encoder).shape[1] for encoder in family.encoders}
+    size = f"{settings.resolution}x{settings.resolution}"
+    architecture = family.code.architecture(pipe)
+    return formats.modelspec(settings.token, family.name, widths, architecture) | {
+        "modelspec.resolution": size
     }
 
 

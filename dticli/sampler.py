@@ -15,6 +15,7 @@ from dticli import sphere
 from dticli.concept import Word, place
 from dticli.errors import EnvironmentProblem, InputError, UsageError
 from dticli.families import Family
+from dticli.families.shape import FIXED, Frame, call_defaults
 from dticli.settings import GenerateSettings
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,9 +76,8 @@ def sample(
 
 def require_words_seen(pipe: Any, family: Family, words: Sequence[Word], prompts: Sequence[str]) -> None:
     """Encode every prompt once and raise InputError where one of its words is cut off."""
-    from dticli.families.shape import Frame
-
-    frame = Frame((8, 8), (0, 0), (8, 8))
+    side = (family.multiple, family.multiple)
+    frame = Frame(side, (0, 0), side)
     with torch.no_grad(), place(pipe, family.encoders, words) as placement:
         for prompt in dict.fromkeys(prompts):
             family.code.encode(pipe, [placement.expand(prompt)], [frame])
@@ -100,19 +100,56 @@ def _require_word(prompt: str, words: Sequence[Word]) -> None:
 def _call(
     pipe: Any, settings: GenerateSettings, prompts: list[str], generators: list[torch.Generator]
 ) -> list[Image]:
-    options: dict[str, Any] = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
-    if settings.height_width:
-        options |= dict(zip(("height", "width"), settings.height_width, strict=True))
-    if settings.negative is not None:
-        options["negative_prompt"] = [settings.negative] * len(prompts)
-    options = {name: value for name, value in options.items() if value is not None}
+    options = _options(pipe, settings, len(prompts))
     try:
-        return pipe(prompt=prompts, generator=generators, **options).images
+        output = pipe(prompt=prompts, generator=generators, **options)
     except torch.OutOfMemoryError:
         raise EnvironmentProblem(
             f"out of device memory drawing {len(prompts)} pictures at once: lower --batch-size or --size, "
             "or use --precision fp16"
         ) from None
+    # A model of videos draws one frame.
+    return output.images if "images" in output else [frames[0] for frames in output.frames]
+
+
+def _options(pipe: Any, settings: GenerateSettings, count: int) -> dict[str, Any]:
+    """Keywords of `pipe(...)` for `count` prompts: what was asked for, and what its defaults would spoil."""
+    known = call_defaults(pipe)
+    options = {name: known[name] for name in FIXED if name in known}
+    options |= {"num_inference_steps": settings.steps, "output_type": "pil"} | _guidance(
+        known, settings, count
+    )
+    if settings.height_width:
+        options |= dict(zip(("height", "width"), settings.height_width, strict=True))
+        if "use_resolution_binning" in known:
+            # It would draw the nearest of the model's own sizes, and resize.
+            options["use_resolution_binning"] = False
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _guidance(known: Mapping[str, Any], settings: GenerateSettings, count: int) -> dict[str, Any]:
+    """How strongly to follow `count` prompts, and what to stay away from.
+
+    Where `pipe(...)` takes a `true_cfg_scale`, that is the strength against a negative prompt, and `guidance_scale` an
+    input of distilled denoisers. If it is above 1 by default, the model wants to be guided: against a blank prompt.
+
+    Args:
+        known: parameters of `pipe(...)` with their defaults.
+    """
+    if settings.negative is not None and "negative_prompt" not in known:
+        raise UsageError("this model takes no negative prompt: leave out --negative")
+    strength = known.get("true_cfg_scale")
+    blank = " " if strength and strength > 1 else None
+    negative = blank if settings.negative is None else settings.negative
+    negatives = None if negative is None else [negative] * count
+    if strength is None or negatives is None:
+        return {"guidance_scale": settings.guidance, "negative_prompt": negatives}
+    strength = strength if settings.guidance is None else settings.guidance
+    if settings.negative is not None and strength <= 1:
+        raise UsageError(
+            f"guidance {strength} ignores the negative prompt of this model: expected more than 1; set --guidance 4"
+        )
+    return {"true_cfg_scale": strength, "negative_prompt": negatives}
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -130,10 +167,10 @@ def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
         raise UsageError(f"unknown scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
     own = pipe.scheduler
     kind, options = SCHEDULERS[name]
-    if not own.config._class_name.startswith("FlowMatch"):
-        pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
-    else:
+    flow = own.config._class_name.startswith("FlowMatch") or own.config.get("use_flow_sigmas")
+    if flow:
         raise UsageError(f"--scheduler {name} does not suit a flow-matching model; leave it out")
+    pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
     try:
         yield
     finally:

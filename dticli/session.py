@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli import concept, console, models, norms, provenance, token_file
+from dticli import concept, console, hub, models, norms, pooling, provenance, token_file
 from dticli.concept import FreeWord
 from dticli.errors import UsageError
 from dticli.families import Family
 from dticli.models import Model
+from dticli.pooling import Pooling
 from dticli.settings import GenerateSettings
 from dticli.token_file import Token
 
@@ -36,13 +37,13 @@ class Loaded:
     description: Mapping[str, str]
 
 
-def read_token(source: str) -> Token:
-    """Read `FILE`, or `NAME=FILE` under another name."""
-    name, equals, path = source.partition("=")
+def read_token(source: str, *, offline: bool = False) -> Token:
+    """Read the word of a file, folder or hub repository, or `NAME=SOURCE` under another name."""
+    name, equals, rest = source.partition("=")
     if not equals or Path(source).exists():
-        return token_file.read(Path(source))
+        return hub.read(source, offline=offline).token
     token_file.check_name(name)
-    return dataclasses.replace(token_file.read(Path(path)), name=name)
+    return dataclasses.replace(hub.read(rest, offline=offline).token, name=name)
 
 
 def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
@@ -77,6 +78,7 @@ def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) ->
         models.require_multiple(settings.height_width, opened.family)
     device = models.pick_device(settings.device)
     pipe = models.load(opened.model, device, models.pick_dtype(settings.precision, device))
+    pooling.choose(pipe, opened.family.encoders, _pooling(settings, tokens))
     tables = concept.tables(pipe, opened.family.encoders)
     fingerprint = norms.fingerprint(tables.values())
     for token in tokens:
@@ -88,6 +90,19 @@ def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) ->
     widths = {encoder.key: concept.table(pipe, encoder).shape[1] for encoder in opened.family.encoders}
     words = tuple(_word(token, widths, device) for token in tokens)
     return Loaded(pipe, words, _description(opened, settings, tokens))
+
+
+def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:
+    """The pooling asked for, or that of the words; warns where a word was learned with the other."""
+    if settings.pooling is None:
+        return pooling.recorded({token.name: token.metadata for token in tokens})
+    for token in tokens:
+        if pooling.said(token.metadata) != settings.pooling:
+            console.warn(
+                f"{token.name} was learned with --pooling {pooling.said(token.metadata)}: "
+                f"with {settings.pooling} the likeness may suffer"
+            )
+    return settings.pooling
 
 
 def _word(token: Token, widths: Mapping[str, int], device: Any) -> FreeWord:

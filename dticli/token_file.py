@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,12 +25,8 @@ from torch import Tensor
 
 from dticli import atomic, families
 from dticli.errors import InputError, UsageError
+from dticli.formats import ALIASES, SOLE, STRING_TO_PARAM, SUFFIXES
 
-SUFFIXES = (".safetensors", ".pt", ".bin")
-SOLE = "*"
-"""Key of a tensor whose file does not say which encoder it belongs to."""
-ALIASES = {"t5": "t5xxl", "gemma": "gemma2_2b"}
-"""OneTrainer's encoder keys that differ from ComfyUI's."""
 ENCODERS = frozenset(
     {"clip_l", "clip_g", "clip_h", "t5xxl", "umt5xxl", "gemma2_2b", "qwen3_4b", "llama"}
     | {encoder.key for family in families.TABLE for encoder in family.encoders}
@@ -44,7 +40,7 @@ MAX_WIDTH = 16384
 MAX_HEADER = 16 * 2**20
 MAX_PICKLE = 64 * 2**20
 
-_ANONYMOUS = frozenset({SOLE, "emb_params", "emp_params", "string_to_param.*"})
+_ANONYMOUS = frozenset({SOLE, "emb_params", "emp_params", STRING_TO_PARAM})
 _BUNDLED = re.compile(r"bundle_emb\.(?P<word>.*?)\.(?P<part>string_to_param\.\*|[^.]+)", re.DOTALL)
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 # They follow from name and vectors and are written anew, so that no stale value is carried along.
@@ -86,6 +82,44 @@ class Token:
         if len(set(counts.values())) != 1:
             listed = ", ".join(f"{count} for {key}" for key, count in counts.items()) or "no tensors"
             raise InputError(f"numbers of vectors: {listed}; expected the same number for every encoder")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file holds it: the name it is stored under, its shape, and its dtype such as `float16`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file holds a word, before anything is repaired.
+
+    Attributes:
+        container: the kind of file.
+        tensors: encoder key, or `SOLE`, to what is stored.
+    """
+
+    container: Literal["safetensors", "pickle"]
+    tensors: Mapping[str, Stored]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Encoder key to the name of its tensor."""
+        return {key: stored.name for key, stored in self.tensors.items()}
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """What reading put right, a phrase each."""
+        flat = any(len(stored.shape) == 1 for stored in self.tensors.values())
+        others = sorted({stored.dtype for stored in self.tensors.values()} - {"float32"})
+        found = {
+            "a 1-D tensor was taken as one vector": flat,
+            f"{' and '.join(others)} became float32": bool(others),
+        }
+        return tuple(text for text, holds in found.items() if holds)
 
 
 # Names
@@ -155,14 +189,15 @@ def _listing(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a file holds: rows by encoder, the name they are stored under if any, and its metadata."""
+    """What a file holds: rows by encoder, the name they are stored under if any, its metadata, and its layout."""
 
     name: str | None
     vectors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+    layout: Layout
 
 
-def read(path: str | Path) -> Token:
+def read(path: str | Path, name: str | None = None) -> Token:
     """Read a token file of any tool: diffusers, A1111, ComfyUI, kohya, OneTrainer, InvokeAI, dti.
 
     A LoRA file that bundles one word gives that word. The format is told by content. 1-D tensors are taken as
@@ -171,15 +206,23 @@ def read(path: str | Path) -> Token:
     to the nearest usable, and is kept in the metadata as `dti.original_name`. Pickles are read as plain data:
     nothing in them runs.
 
+    Args:
+        name: stands in for the file's own, where that says nothing, as in `learned_embeds.bin`.
+
     Raises:
         InputError: missing, damaged, or not one usable word; says what was found.
     """
+    return read_with_layout(path, name)[0]
+
+
+def read_with_layout(path: str | Path, name: str | None = None) -> tuple[Token, Layout]:
+    """As `read`, and how the file held the word."""
     path = Path(path)
     try:
         if not path.is_file():
             raise InputError(f"no such file: expected a token file ({', '.join(SUFFIXES)}); check the path")
         found = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
-        return _token(found, path.stem)
+        return _token(found, path.stem if name is None else name), found.layout
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except OSError as error:
@@ -189,8 +232,8 @@ def read(path: str | Path) -> Token:
 def _token(found: _Found, stem: str) -> Token:
     metadata = {key: value for key, value in found.metadata.items() if key not in _COMPUTED}
     vectors, encoder = found.vectors, found.metadata.get("dti.encoder")
-    if encoder in ENCODERS and SOLE in vectors:
-        vectors = {encoder: vectors[SOLE]}
+    if encoder in ENCODERS and len(vectors) == 1:
+        vectors = {encoder: rows for rows in vectors.values()}
     given = next(name for name in (found.name, found.metadata.get("dti.name"), stem) if name is not None)
     _require_harmless(given)
     name = _usable(given) or _usable(stem) or "<token>"
@@ -212,10 +255,25 @@ def _read_safetensors(path: Path) -> _Found:
             name, sources = _choose(file.keys())
             for key, source in sources.items():
                 _require_shape(key, file.get_slice(source).get_shape())
-            vectors = {key: _rows(key, file.get_tensor(source)) for key, source in sources.items()}
+            tensors = {key: file.get_tensor(source) for key, source in sources.items()}
+            layout = _layout("safetensors", sources, tensors)
+            vectors = {key: _rows(key, tensor) for key, tensor in tensors.items()}
     except SafetensorError as error:
         raise InputError(f"damaged safetensors file ({_shown(str(error))}); get another copy") from None
-    return _Found(name, vectors, metadata)
+    return _Found(name, vectors, metadata, layout)
+
+
+def _layout(
+    container: Literal["safetensors", "pickle"], sources: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> Layout:
+    """The layout of the chosen tensors, `sources` being the names they are stored under."""
+    return Layout(
+        container,
+        {
+            key: Stored(sources[key], tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for key, tensor in tensors.items()
+        },
+    )
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -250,12 +308,14 @@ def _read_pickle(path: Path) -> _Found:
     content = _unpickle(path.read_bytes())
     tensors = _pickled_tensors(content)
     name, sources = _choose(tensors)
-    for key, source in sources.items():
-        _require_shape(key, tensors[source].shape)
-    vectors = {key: _rows(key, tensors[source]) for key, source in sources.items()}
+    chosen = {key: tensors[source] for key, source in sources.items()}
+    for key, tensor in chosen.items():
+        _require_shape(key, tensor.shape)
+    layout = _layout("pickle", sources, chosen)
+    vectors = {key: _rows(key, tensor) for key, tensor in chosen.items()}
     pickled_name = content.get("name") if isinstance(content, Mapping) else None
     has_name = isinstance(pickled_name, str) and pickled_name
-    return _Found(name, vectors, {"dti.name": str(pickled_name)} if has_name else {})
+    return _Found(name, vectors, {"dti.name": str(pickled_name)} if has_name else {}, layout)
 
 
 def _pickled_tensors(content: Any) -> dict[str, Tensor]:
@@ -269,6 +329,7 @@ def _pickled_tensors(content: Any) -> dict[str, Tensor]:
         content = getattr(content["string_to_param"], "_parameters", content["string_to_param"])
         if not isinstance(content, Mapping) or len(content) != 1:
             raise InputError("string_to_param does not hold one tensor: expected one word; split it")
+        content = {STRING_TO_PARAM if name == SOLE else name: value for name, value in content.items()}
     return {
         name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
     }
@@ -395,12 +456,23 @@ def write(path: str | Path, token: Token, *, force: bool = False) -> None:
 
 def to_bytes(token: Token) -> bytes:
     """The token file's content; a function of the token alone."""
-    name = {"dti.name": token.name}
     if len(token.vectors) > 1:
-        return serialize(token.vectors, {**token.metadata, **name})
-    ((key, rows),) = token.vectors.items()
-    encoder = {} if key == SOLE else {"dti.encoder": key}
-    return serialize({token.name: rows}, {**token.metadata, **name, **encoder})
+        return to_bytes_as(token, {key: key for key in token.vectors})
+    (key,) = token.vectors
+    return to_bytes_as(token, {key: token.name})
+
+
+def to_bytes_as(token: Token, names: Mapping[str, str]) -> bytes:
+    """A file of some of the token's tensors under other names.
+
+    Args:
+        names: encoder key to tensor name. Which encoder a single tensor is for goes into the metadata.
+    """
+    computed = {"dti.name": token.name}
+    if len(names) == 1 and SOLE not in names:
+        computed["dti.encoder"] = next(iter(names))
+    tensors = {name: token.vectors[key] for key, name in names.items()}
+    return serialize(tensors, {**token.metadata, **computed})
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -23,7 +23,7 @@ from dticli.norms import Table
 from tests import tiny
 from tests.tiny import tokenizers
 
-ROWS, SPARE, WIDTH = 900, 28, 24
+ROWS, SPARE, WIDTH = 900, 28, 21
 ZERO = [0, 17, 899]
 
 
@@ -198,35 +198,39 @@ def test_a_damaged_table_is_refused(row: int, value: float) -> None:
         norms.live_norms(torch.zeros(3, 3), 3)
 
 
-# The hash of a model's embeddings
+# The fingerprint of a model's embeddings
 
 
 @pytest.mark.usefixtures("pieces")
-def test_embedding_hash_is_that_of_the_live_rows() -> None:
-    """SHA-256 of the float32 bytes of the live rows of each table in turn."""
-    expected = np.delete(numbers()[:ROWS], ZERO, axis=0).astype("<f4").tobytes()
-    assert norms.embedding_hash([table_with()]) == hashlib.sha256(expected).hexdigest()
-    assert norms.embedding_hash([table_with()] * 2) == hashlib.sha256(expected * 2).hexdigest()
+def test_fingerprint_is_that_of_the_signs() -> None:
+    """SHA-256 of the sign bits of every word's row, eight to a byte, each row filled up to whole bytes."""
+    rows = numbers()[:ROWS]
+    packed = b"".join(np.packbits(np.signbit(row)).tobytes() for row in rows)
+    assert norms.fingerprint([table_with()]) == hashlib.sha256(packed).hexdigest()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_embedding_hash_is_of_the_numbers_as_loaded(dtype: torch.dtype) -> None:
-    """A half-precision file, the same held in float32, and the original loaded in half precision hash alike."""
-    original = torch.tensor(numbers())
-    rounded = norms.embedding_hash([table_with(original.to(dtype))])
-    assert rounded == norms.embedding_hash([table_with(original.to(dtype).float())])
-    assert rounded == norms.embedding_hash([table_with(original)], dtype)
-    assert rounded != norms.embedding_hash([table_with(original)])
+def test_fingerprint_survives_rounding_and_growth_but_not_learning() -> None:
+    """One model in any precision, also where halves underflow; another sign anywhere is another model."""
+    tiny_numbers = torch.tensor(numbers()) * 1e-6
+    original = norms.fingerprint([table_with(tiny_numbers)])
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert norms.fingerprint([table_with(tiny_numbers.to(dtype))]) == original
+    assert norms.fingerprint([table_with(torch.cat([tiny_numbers, -torch.ones(5, WIDTH)]))]) == original
+    tiny_numbers[3, 0] *= -1
+    assert norms.fingerprint([table_with(tiny_numbers)]) != original
 
 
-def test_embedding_hash_survives_growth_but_no_change() -> None:
-    """Rows added behind the vocabulary do not count; one bit of one word does."""
-    original = norms.embedding_hash([table_with()])
-    grown = torch.cat([torch.tensor(numbers()), torch.ones(5, WIDTH)])
-    assert norms.embedding_hash([table_with(grown)]) == original
-    changed = numbers()
-    changed[3, 0] = np.nextafter(changed[3, 0], np.float32(9))
-    assert norms.embedding_hash([table_with(changed)]) != original
+@pytest.mark.parametrize("kind", ["clip", "t5", "gemma", "qwen", "bert"])
+def test_the_row_of_a_word_is_that_of_its_id_in_a_sentence(kind: str) -> None:
+    """Each tokenizer's own id for the word after another one; words of several pieces have no row."""
+    tokenizer = getattr(tokenizers, f"{kind}_tokenizer")()
+    rows = torch.tensor(np.random.default_rng(0).standard_normal((len(tokenizer), 4)), dtype=torch.bfloat16)
+    table = norms.table_of("text_encoder", rows, tokenizer)
+    last = tokenizer("a dog", add_special_tokens=False).input_ids[-1]
+    assert torch.equal(norms.row_of(table, "dog"), rows[last].float())
+    assert norms.readable(table.words[last]) == "dog"
+    for word in ("", "dogcat", "no such word"):
+        assert norms.row_of(table, word) is None
 
 
 # Reading
@@ -268,7 +272,7 @@ def test_tables_of_a_saved_pipeline(saved: Path) -> None:
         assert [tokenizer.convert_tokens_to_ids(word) for word in table.words] == list(range(len(tokenizer)))
         in_memory = norms.table_of(encoder, getattr(pipe, encoder).get_input_embeddings().weight, tokenizer)
         assert in_memory.words == table.words
-        assert norms.embedding_hash([in_memory]) == norms.embedding_hash([table])
+        assert norms.fingerprint([in_memory]) == norms.fingerprint([table])
 
 
 def as_variant(folder: Path) -> torch.dtype:
@@ -343,7 +347,12 @@ def bare(folder: Path, tensors: dict[str, Tensor], tokenizer: Any, kind: str) ->
     ("key", "others", "make", "kind"),
     [
         ("shared.weight", ["decoder.embed_tokens.weight"], tokenizers.t5_tokenizer, "T5Tokenizer"),
-        ("encoder.embed_tokens.weight", ["lm_head.weight"], tokenizers.t5_tokenizer, "T5TokenizerFast"),
+        (
+            "encoder.embed_tokens.weight",
+            ["decoder.embed_tokens.weight", "lm_head.weight"],
+            tokenizers.t5_tokenizer,
+            "T5TokenizerFast",
+        ),
         ("embed_tokens.weight", ["layers.0.mlp.weight"], tokenizers.gemma_tokenizer, "GemmaTokenizerFast"),
         (
             "model.language_model.embed_tokens.weight",

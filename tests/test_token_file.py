@@ -73,6 +73,14 @@ def parsed(data: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
+def outcome(function: Callable[..., Any], argument: Any) -> Any:
+    """What a function returns, or the error it has for users."""
+    try:
+        return function(argument)
+    except DtiError as error:
+        return error
+
+
 # Writing
 
 
@@ -369,14 +377,6 @@ def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-def zipped(size: int) -> bytes:
-    """A small zip that unpacks to `size` zeros, shaped like torch's."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(size))
-    return buffer.getvalue()
-
-
 def huge_storage() -> bytes:
     """A pickle in torch's old format whose tensor claims a million million numbers."""
     data = pickled({"<dog>": ONE}, _use_new_zipfile_serialization=False)
@@ -402,7 +402,7 @@ HOSTILE: dict[str, bytes] = {
     "metadata is numbers": raw({"__metadata__": {"a": 1}, "<dog>": entry([1, 2], 0, 8)}, bytes(8)),
     "offsets beyond": raw({"<dog>": entry([1, 2], 0, 2**40)}, bytes(8)),
     "name twice": raw(
-        b"{" + DOG + b"," + DOG.replace(b"0,8", b"0,16").replace(b"1,2", b"2,2") + b"}", bytes(16)
+        b"{" + DOG + b"," + DOG.replace(b"0,8", b"0,16").replace(b"1,2", b"2,2") + b"}", b"ABCDEFGHIJKLMNOP"
     ),
     "empty name": safe({"": L}),
     "path in name": safe({"../../etc/passwd": L}),
@@ -445,8 +445,7 @@ HOSTILE: dict[str, bytes] = {
     "string_to_param holds two": pickled({"string_to_param": {"*": L, "a": L}}),
     "string_to_param holds text": pickled({"string_to_param": {"*": "text"}}),
     "plain pickle": pickle.dumps({"<dog>": [1.0]}),
-    "zip bomb": zipped(2**27),
-    "zip of nothing": zipped(0),
+    "empty zip": b"PK\x05\x06" + bytes(18),
 }
 
 
@@ -483,6 +482,19 @@ def test_a_whole_model_is_not_unpickled(tmp_path: Path) -> None:
         token_file.read(path)
 
 
+def test_a_small_file_cannot_unpack_to_a_large_one(tmp_path: Path) -> None:
+    """A token beside 68 MB of zeros, deflated to a few kilobytes, is refused unopened; deflated alone it is read."""
+    for pad, refused in ((1, False), (17_000_000, True)):
+        path = tmp_path / "dog.pt"
+        plain = zipfile.ZipFile(io.BytesIO(pickled({"clip_l": L, "pad": torch.zeros(pad)})))
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+            for name in plain.namelist():
+                packed.writestr(name, plain.read(name))
+        assert path.stat().st_size < 2**20
+        found = outcome(token_file.read, path)
+        assert isinstance(found, InputError) if refused else torch.equal(found.vectors["clip_l"], L)
+
+
 @pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, lambda path: os.mkfifo(path)])
 def test_what_is_no_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     """Missing paths, folders and pipes are refused without waiting."""
@@ -517,14 +529,6 @@ def edited(data: bytes, edits: list[Edit], length: int | None) -> bytes:
         after = where if kind == "insert" else where + len(text)
         data = data[:where] + (b"" if kind == "delete" else text) + data[after:]
     return data[:length]
-
-
-def outcome(function: Callable[..., Any], argument: Any) -> Any:
-    """What a function returns, or the error it has for users."""
-    try:
-        return function(argument)
-    except DtiError as error:
-        return error
 
 
 @pytest.fixture(scope="module")
@@ -746,3 +750,18 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     atomic.write_bytes(link, b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
+
+
+def test_results_are_known_to_be_writable_before_the_work(tmp_path: Path) -> None:
+    """Missing folders are made, nothing else is left; files in the way are named before anything is written."""
+    new, old = tmp_path / "a" / "b" / "dog.png", put(tmp_path, b"old")
+    atomic.require_writable([new])
+    assert new.parent.is_dir()
+    assert not list(new.parent.iterdir())
+    with pytest.raises(UsageError, match=r"my-dog.*--force"):
+        atomic.require_writable([new, old])
+    atomic.require_writable([new, old], force=True)
+    assert old.read_bytes() == b"old"
+    for path, problem in ((tmp_path, "is a folder"), (old / "dog.png", "cannot make the folder")):
+        with pytest.raises(EnvironmentProblem, match=problem):
+            atomic.require_writable([path], force=True)

@@ -50,7 +50,7 @@ def command(
     token: Annotated[
         list[str] | None,
         typer.Option(
-            "--token", "-t", "--tokens", help="Token file, or NAME=FILE to rename its word; repeatable."
+            "--token", "-t", "--tokens", help="Token file, folder or hub id, or NAME=FILE to rename its word; repeatable."
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures a prompt.")] = 1,
@@ -68,7 +68,7 @@ def command(
     from dticli import atomic, pictures, sampler, session
 
     texts = _prompts(prompt or [], prompts)
-    tokens = [session.read_token(each) for each in token or []]
+    tokens = [session.read_token(each, offline=bool(given["offline"])) for each in token or []]
     opened = session.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     shots = sampler.shots(texts, settings.seed, count)

@@ -11,6 +11,7 @@ from dticli import console
 from dticli.options import Debug, Json
 
 if TYPE_CHECKING:
+    from dticli.families import Theory
     from dticli.models import Model
     from dticli.norms import Position, Summary, Table
     from dticli.token_file import Token
@@ -43,15 +44,21 @@ class Standing:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A model's vocabularies, and words in them."""
+    """A model's vocabularies, and words in them.
+
+    Attributes:
+        theory: what the paper's arguments for a fixed norm say about each encoder, by component.
+    """
 
     model: str
     vocabularies: "tuple[Summary, ...]"
+    theory: "Mapping[str, Theory]"
     standings: tuple[Standing, ...]
 
     def lines(self) -> Iterator[str]:
         for summary in self.vocabularies:
             yield from _summary_lines(self.model, summary)
+            yield f"  theory: {self.theory[summary.encoder]}"
             # Whoever asks about a word wants to see the word.
             if not self.standings:
                 yield from _histogram(summary)
@@ -73,7 +80,7 @@ class Report:
 def command(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(help="Models (hub id, folder, 'stickers') and token files of any tool."),
+        typer.Argument(help="Models (hub id, folder, 'stickers') and token files of any tool, or hub ids of such."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model in whose vocabulary the token files are placed.")
@@ -87,10 +94,10 @@ def command(
 
     Example: dti inspect-norms dog.safetensors
     """
-    from dticli import models, provenance, token_file
+    from dticli import hub, models, provenance
 
-    files = [each for each in targets or [] if Path(each).suffix in token_file.SUFFIXES]
-    tokens = [token_file.read(Path(each)) for each in files]
+    files = [each for each in targets or [] if hub.holds_token(each, offline=offline)]
+    tokens = [hub.read(each, offline=offline).token for each in files]
     names = [each for each in targets or [] if each not in files]
     # Each token goes with its own model; several models named on the command line see every token.
     wanted: dict[str | None, list[int]] = {name: list(range(len(tokens))) for name in names}
@@ -109,12 +116,8 @@ def command(
 def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected:
     from dticli import models, norms, token_file
 
-    by_component = {encoder.component: encoder.key for encoder in models.family(model).encoders}
-    tables = {
-        by_component[table.encoder]: table
-        for table in norms.read_tables(models.text_folder(model))
-        if table.encoder in by_component
-    }
+    encoders = models.family(model).encoders
+    tables = norms.by_key(norms.read_tables(models.text_folder(model)), encoders)
     widths = {key: table.width for key, table in tables.items()}
     standings = [
         standing
@@ -123,7 +126,8 @@ def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected
         for standing in _standings(file, token, key, rows, tables[key])
     ]
     summaries = tuple(norms.summary(table) for table in tables.values())
-    return Inspected(model.label, summaries, tuple(standings))
+    theory = {encoder.component: encoder.theory for encoder in encoders}
+    return Inspected(model.label, summaries, theory, tuple(standings))
 
 
 def _standings(file: str, token: "Token", key: str, rows: Any, table: "Table") -> Iterator[Standing]:

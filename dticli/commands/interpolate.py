@@ -15,7 +15,6 @@ from dticli.settings import GenerateSettings, model_layer, resolve
 if TYPE_CHECKING:
     from dticli.token_file import Token
 
-MIXED = "<dti-between>"
 # What a word between two words still shares with the first: its model, not how it was learned.
 KEPT = frozenset(
     {"dti.model", "dti.model_kind", "dti.family", "dti.tables", "dti.lstrip", "dti.pooling", "dti.magnitude"}
@@ -84,7 +83,7 @@ def command(
 
     if len(tokens) < 2:
         raise UsageError("one token file: expected two or more to go between; name another")
-    read = [session.read_token(each) for each in tokens]
+    read = [session.read_token(each, offline=bool(given["offline"])) for each in tokens]
     if save:
         console.show(_save(save, read, at, path, token, force), as_json=json)
         return
@@ -98,15 +97,13 @@ def command(
     loaded = session.load(opened, settings, read)
     stops = [word.rows for word in loaded.words]
     way = sampler.way(stops, [index / (frames - 1) for index in range(frames)], path)
-    shot = sampler.Shot(prompt.replace("{}", MIXED), settings.seed)
+    # A word a frame, side by side in one vocabulary: the model is set up once, and frames can share a batch.
+    words = [FreeWord(f"<dti-frame-{index}>", rows) for index, rows in enumerate(way)]
+    shots = [sampler.Shot(prompt.replace("{}", word.name), settings.seed) for word in words]
     images = []
     with console.progress(frames, every=1, quiet=quiet) as line:
-        for rows in way:
-            word = FreeWord(MIXED, rows)
-            images += [
-                picture.image
-                for picture in sampler.sample(loaded.pipe, opened.family, [word], [shot], settings)
-            ]
+        for picture in sampler.sample(loaded.pipe, opened.family, words, shots, settings):
+            images.append(picture.image)
             if line:
                 line.update(len(images), f"frame {len(images)}/{frames}")
     pictures.save_animation(out, images, seconds)

@@ -1,0 +1,225 @@
+"""`dti convert`: a token file of any tool in, a file for one program out."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date as calendar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dticli import console, formats
+from dticli.errors import UsageError
+from dticli.formats import Target
+from dticli.options import Debug, Force, Json
+
+if TYPE_CHECKING:
+    from dticli.models import Model
+    from dticli.norms import Table
+    from dticli.token_file import Token
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """The mean length of a word's vectors in one encoder, before and after."""
+
+    encoder: str
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return f"{self.encoder}: norm {self.before:.4f} -> {self.after:.4f}"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One word that was written.
+
+    Attributes:
+        typed: how the word is written in the program's prompts; None for dti's own form.
+        remark: what else to mind there.
+    """
+
+    source: str
+    token: str
+    target: Target
+    files: tuple[Path, ...]
+    typed: str | None
+    remark: str | None
+    rescaled: tuple[Rescaled, ...] = ()
+
+    def lines(self) -> Iterator[str]:
+        title = "dti" if self.target == "dti" else formats.program(self.target).title
+        yield from (f"{console.printable(str(file))}: {self.token} for {title}" for file in self.files)
+        yield from (f"  {each}" for each in self.rescaled)
+        if self.typed:
+            yield f"  in prompts: {self.typed}{f' ({self.remark})' if self.remark else ''}"
+
+
+@dataclass(frozen=True)
+class Conversions:
+    """All words that were written."""
+
+    words: tuple[Converted, ...]
+
+    def lines(self) -> Iterator[str]:
+        for word in self.words:
+            yield from word.lines()
+
+
+def command(
+    files: Annotated[
+        list[str], typer.Argument(help="Token files of any tool, folders that hold one, or hub ids.")
+    ],
+    to: Annotated[Target, typer.Option("--to", help="The program that shall load them; dti: our own form.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the program's name.")
+    ] = None,
+    token: Annotated[str | None, typer.Option("--token", help="Rename the word; for one file.")] = None,
+    rescale: Annotated[
+        str | None,
+        typer.Option(help="New length of the vectors: mean or median of the model's vocabulary, 0.4, 2x."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model the words are for, where the files do not say it.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Weight files to read, such as fp16.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    title: Annotated[str | None, typer.Option(help="Title to record; default: the word.")] = None,
+    author: Annotated[str | None, typer.Option(help="Author to record.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence to record, such as cc-by-4.0.")] = None,
+    date: Annotated[str | None, typer.Option(help="Date to record, YYYY-MM-DD.")] = None,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write token files in the form another program loads, and bring inflated vectors back to the vocabulary's norm.
+
+    Example: dti convert dog.safetensors --to comfyui
+    """
+    from dticli import atomic, exchange, hub, token_file
+
+    said = _descriptions(title=title, author=author, license=license, date=date)
+    if token is not None:
+        token_file.check_name(token)
+        if len(files) > 1:
+            raise UsageError(f"--token {token} for {len(files)} files: expected one; convert them one by one")
+    folder = out or Path(to)
+    contents: dict[Path, bytes] = {}
+    words = []
+    for file in files:
+        source = hub.read(file, offline=offline)
+        for repair in source.repairs:
+            console.warn(f"{file}: {repair}")
+        chosen = _model(source.token, model, variant, offline, needed=rescale is not None)
+        word, rescaled = _prepared(source.token, chosen, token, rescale)
+        written = {folder / name: data for name, data in exchange.export(exchange.described(word, said), to).items()}
+        _require_distinct(contents, written, file)
+        contents |= written
+        words.append(_converted(file, word, to, tuple(written), rescaled))
+        _warn(word, to, chosen)
+    atomic.require_writable(contents, force=force)
+    for path, data in contents.items():
+        atomic.write_bytes(path, data)
+    console.show(Conversions(tuple(words)), as_json=json)
+
+
+def _descriptions(**given: str | None) -> dict[str, str]:
+    """What was given to be recorded."""
+    said = {name: text for name, text in given.items() if text}
+    for name, text in said.items():
+        if not text.isprintable():
+            raise UsageError(f"--{name} holds line breaks or control characters: expected one line of text")
+    try:
+        calendar.fromisoformat(said.get("date", "2000-01-01"))
+    except ValueError:
+        raise UsageError(f"--date {said['date']!r}: expected a day such as 2025-12-31") from None
+    return said
+
+
+def _model(
+    token: "Token", option: str | None, variant: str | None, offline: bool, *, needed: bool
+) -> "Model | None":
+    """The model the word is for: the one that was named, or if one is needed, the recorded one."""
+    from dticli import models, provenance
+
+    recorded = provenance.usable_model(token.metadata)
+    if not option and not needed:
+        return None
+    if not option and not recorded:
+        raise UsageError(
+            f"{token.name} does not say which model it is for: expected one, because lengths are those of its vocabulary; "
+            "name it with --model"
+        )
+    chosen = models.choose(option, recorded=recorded, variant=variant, offline=offline)
+    console.notice(models.announcement(chosen))
+    return chosen
+
+
+def _prepared(
+    token: "Token", model: "Model | None", name: str | None, rule: str | None
+) -> "tuple[Token, tuple[Rescaled, ...]]":
+    """The word under its new name and at its new length."""
+    from dticli import exchange, models, norms, token_file
+
+    family = models.family(model) if model else None
+    word = exchange.of_family(token, family.name if family else None)
+    if name:
+        word = dataclasses.replace(word, name=name)
+    if not (rule and model and family):
+        return word, ()
+    tables: Mapping[str, Table] = norms.by_key(norms.read_tables(models.text_folder(model)), family.encoders)
+    vocabulary = {key: norms.summary(table) for key, table in tables.items()}
+    scaled = exchange.rescaled(word, vocabulary, rule)
+    console.notice(f"{word.name}: {exchange.DIRECTION_ONLY}")
+    before = token_file.fit(word, exchange.widths(scaled))
+    return scaled, tuple(
+        Rescaled(key, float(before[key].norm(dim=1).mean()), float(rows.norm(dim=1).mean()))
+        for key, rows in scaled.vectors.items()
+    )
+
+
+def _require_distinct(contents: Mapping[Path, bytes], written: Mapping[Path, bytes], file: str) -> None:
+    twice = next((path for path in written if path in contents), None)
+    if twice:
+        raise UsageError(
+            f"{file} and a file before it both become {twice}: expected words of different names; convert one with --token"
+        )
+
+
+def _converted(
+    source: str, word: "Token", target: Target, files: tuple[Path, ...], rescaled: tuple[Rescaled, ...]
+) -> Converted:
+    from dticli import exchange
+
+    if target == "dti":
+        return Converted(source, word.name, target, files, None, None, rescaled)
+    program = formats.program(target)
+    typed = program.typed.format(word=word.name, stem=formats.stem_of(word.name))
+    family = formats.candidates(exchange.widths(word), word.metadata.get("dti.family"))[0]
+    return Converted(source, word.name, target, files, typed, program.remarks.get(family), rescaled)
+
+
+def _warn(word: "Token", target: Target, model: "Model | None") -> None:
+    """Say so where the file's name would set off the word in ordinary sentences."""
+    from dticli import exchange
+
+    stem = formats.stem_of(word.name)
+    if target == "dti" or formats.program(target).typed != "{stem}":
+        return
+    if exchange.is_everyday(stem, word.metadata, _vocabularies(model)):
+        console.warn(
+            f"{stem} is an everyday word, and {formats.program(target).title} puts yours wherever a prompt says it; "
+            f"rename it, for example with --token '<my-{stem}>'"
+        )
+
+
+def _vocabularies(model: "Model | None") -> "Sequence[Mapping[str, int]]":
+    """Those of the tokenizers at hand: the model's, where it was named, and the bundled one's."""
+    from dticli import bundled, models
+
+    at_hand = [models.choose(bundled.MODEL_NAME), *([model] if model else [])]
+    return [
+        tokenizer.get_vocab() for each in at_hand for tokenizer in models.tokenizers(each, models.family(each))
+    ]

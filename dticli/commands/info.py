@@ -1,0 +1,132 @@
+"""`dti info`: what a token file holds, where it loads, and how it is typed there."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dticli import console, formats
+from dticli.formats import Verdict
+from dticli.options import Debug, Json
+
+if TYPE_CHECKING:
+    from dticli.exchange import Source
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A word's vectors in one encoder.
+
+    Attributes:
+        encoder: its key; None if the file does not say it and the width does not tell.
+        file, tensor: where they are stored.
+        stored: shape and dtype there.
+        norms: length of each.
+    """
+
+    encoder: str | None
+    file: str
+    tensor: str
+    stored: str
+    count: int
+    width: int
+    norms: tuple[float, ...]
+
+    def __str__(self) -> str:
+        lengths = ", ".join(f"{norm:.4f}" for norm in self.norms[:8]) + (", ..." if len(self.norms) > 8 else "")
+        count = f"{self.count} vector{'' if self.count == 1 else 's'}"
+        return (
+            f"{self.encoder or 'one encoder'}: {count} of width {self.width}, norm {lengths} "
+            f"({self.stored} under {self.tensor} in {self.file})"
+        )
+
+
+@dataclass(frozen=True)
+class Info:
+    """A word and its files. Text of the file is made printable: strangers wrote it.
+
+    Attributes:
+        families: it can be for; the recorded one alone if there is one.
+        learned_on: model, if recorded.
+        content_hash: SHA-256 of the vectors, as in `modelspec.hash_sha256`.
+        metadata: of the file.
+        repairs: what reading put right.
+        programs: where it loads.
+    """
+
+    source: str
+    token: str
+    container: str
+    vectors: tuple[Vectors, ...]
+    families: tuple[str, ...]
+    learned_on: str | None
+    content_hash: str
+    metadata: Mapping[str, str]
+    repairs: tuple[str, ...]
+    programs: tuple[Verdict, ...]
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.source}: {self.token}, a {self.container} file"
+        yield from (f"  {each}" for each in self.vectors)
+        yield from (f"  repaired: {each}" for each in self.repairs)
+        yield f"  family: {' or '.join(self.families) or 'unknown'}{'' if 'dti.family' in self.metadata else ' (guessed)'}"
+        if self.learned_on:
+            yield f"  learned on: {self.learned_on}"
+        yield f"  content: sha256:{self.content_hash}"
+        yield from (f"  {key}: {value}" for key, value in self.metadata.items())
+        yield f"in dti: {self.token}"
+        yield from (f"in {each}" for each in self.programs)
+
+
+def command(
+    file: Annotated[str, typer.Argument(help="Token file of any tool, folder that holds one, or hub id.")],
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a token file holds, where it comes from, in which programs it loads and how it is typed there.
+
+    Example: dti info dog.safetensors
+    """
+    from dticli import hub
+
+    console.show(_info(file, hub.read(file, offline=offline)), as_json=json)
+
+
+def _info(name: str, source: "Source") -> Info:
+    from dticli import token_file
+
+    token = source.token
+    described = source.described()
+    metadata = {_plain(key): _plain(value) for key, value in sorted(token.metadata.items())}
+    return Info(
+        source=_plain(name),
+        token=token.name,
+        container=described.container,
+        vectors=tuple(_vectors(source)),
+        families=source.families,
+        learned_on=metadata.get("dti.model"),
+        content_hash=token_file.content_hash(token),
+        metadata=metadata,
+        repairs=tuple(map(_plain, source.repairs)),
+        programs=tuple(formats.verdict(each, described) for each in formats.PROGRAMS),
+    )
+
+
+def _vectors(source: "Source") -> Iterator[Vectors]:
+    stored = [(file, each) for file, layout in source.layouts.items() for each in layout.tensors.values()]
+    for (key, rows), (file, each) in zip(source.token.vectors.items(), stored, strict=True):
+        yield Vectors(
+            encoder=None if key == formats.SOLE else key,
+            file=_plain(file),
+            tensor=_plain(each.name),
+            stored=f"{each.dtype} {list(each.shape)}",
+            count=len(rows),
+            width=rows.shape[1],
+            norms=tuple(rows.norm(dim=1).tolist()),
+        )
+
+
+def _plain(text: str) -> str:
+    return console.printable(text)

@@ -1,0 +1,99 @@
+"""`dti push`: a word to the hub, with a card and pictures."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dticli import console
+from dticli.errors import InputError, UsageError
+from dticli.options import Debug, Force, Json
+
+if TYPE_CHECKING:
+    from dticli.hub import Picture
+
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MAX_PICTURE = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A word that is on the hub.
+
+    Attributes:
+        files: in the repository.
+        url: of the commit.
+    """
+
+    repository: str
+    token: str
+    files: tuple[str, ...]
+    url: str
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.token} is at {self.url}: {', '.join(self.files)}"
+        yield f'use it: dti generate "a photo of {self.token}" -t {self.repository}'
+
+
+def command(
+    file: Annotated[str, typer.Argument(help="Token file of any tool, or folder that holds one.")],
+    repository: Annotated[str, typer.Argument(help="Where to, user/name; made if it is not there.")],
+    picture: Annotated[
+        list[Path] | None,
+        typer.Option("--picture", "-p", help="Example picture for the card, such as one of generate's; repeatable."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Put a word on the hub: our file, diffusers' for each encoder, a card made from its metadata, and pictures.
+
+    Log in once with `hf auth login`, or set HF_TOKEN.
+
+    Example: dti push dog.safetensors user/dog --picture pictures/0.png
+    """
+    from dticli import exchange, hub
+
+    named = hub.Repository.named(repository)
+    if named is None or named.revision or named.file:
+        raise UsageError(f"no repository {repository!r}: expected user/name; write your own name before the slash")
+    token = exchange.described(exchange.read(Path(file)).token)
+    contents = hub.contents(named.name, token, _pictures(picture or []))
+    url = hub.push(
+        named.name, contents, private=private, message=message or f"Add {token.name}", force=force
+    )
+    console.show(Pushed(named.name, token.name, tuple(sorted(contents)), url), as_json=json)
+
+
+def _pictures(paths: Sequence[Path]) -> "list[Picture]":
+    """Example pictures under names that are plain and differ."""
+    pictures = []
+    for number, path in enumerate(paths):
+        pictures.append(_picture(path, number))
+    return pictures
+
+
+def _picture(path: Path, number: int) -> "Picture":
+    from PIL import Image
+
+    from dticli.hub import Picture
+
+    kind = SUFFIXES.get(path.suffix.lower())
+    if not kind or not path.is_file():
+        raise InputError(f"no picture {path}: expected {', '.join(SUFFIXES)}; check the path")
+    if path.stat().st_size > MAX_PICTURE:
+        raise InputError(f"{path} has {path.stat().st_size} bytes: expected at most {MAX_PICTURE}; make it smaller")
+    try:
+        with Image.open(path, formats=[kind]) as image:
+            image.verify()
+        with Image.open(path, formats=[kind]) as image:
+            prompt = getattr(image, "text", {}).get("prompt")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is no {kind} picture ({error}): expected one; draw it again") from None
+    stem = re.sub(r"[^a-z0-9-]+", "-", path.stem.lower()).strip("-")[:48]
+    return Picture(f"{number}-{stem or 'picture'}{path.suffix.lower()}", path.read_bytes(), prompt)

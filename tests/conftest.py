@@ -1,0 +1,81 @@
+"""Fixtures shared by the tests: one short training on the bundled model, and a way to call the command line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dticli import bundled
+from dticli.cli import run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The error, which must be a single line and the last one."""
+        lines = self.err.strip().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert errors == lines[-1:], self.err
+        return errors[0].removeprefix("error: ")
+
+
+@pytest.fixture
+def dti(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run `dti ARGUMENTS` in this process."""
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run offline: whoever asks the hub gets a refused connection at once."""
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.delenv("DTI_MODEL", raising=False)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five photos of a dog."""
+    folder = tmp_path_factory.mktemp("photos")
+    for photo in bundled.photos("dog"):
+        (folder / photo.name).write_bytes(photo.read_bytes())
+    return folder
+
+
+def _train(folder: Path, photos: Path, word: str) -> Path:
+    file = folder / f"{word}.safetensors"
+    arguments = ["train", photos, "--token", f"<{word}>", "--init", word, "--steps", 3, "--batch-size", 1, "-o", file]
+    assert run([*map(str, arguments), "--model", "stickers", "--quiet"]) == 0
+    return file
+
+
+@pytest.fixture(scope="session")
+def dog(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A token file of `<dog>`, learned for three steps on the bundled model."""
+    return _train(tmp_path_factory.mktemp("dog"), photos, "dog")
+
+
+@pytest.fixture(scope="session")
+def cat(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A token file of `<cat>`."""
+    return _train(tmp_path_factory.mktemp("cat"), photos, "cat")

@@ -1,0 +1,124 @@
+"""The command table: help, start-up, exit codes, completions and the reference."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dticli import __version__, errors, reference
+from dticli.cli import COMMANDS
+from tests.conftest import Outcome
+
+Dti = Callable[..., Outcome]
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_command_has_help_with_an_example(dti: Dti) -> None:
+    """Each page says what the command does, gives an example, and describes every option."""
+    for name in COMMANDS:
+        outcome = dti(name, "--help")
+        assert outcome.code == 0
+        assert f"dti {name}" in outcome.out
+        for line in outcome.out.splitlines():
+            assert line.strip() not in ("--json", "--force"), f"{name} leaves an option undescribed"
+        assert "--json" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "forbidden"),
+    [
+        (["--help"], {"torch", "diffusers", "transformers", "pydantic", "numpy", "PIL"}),
+        (["--version"], {"torch", "diffusers", "transformers", "pydantic", "numpy", "PIL"}),
+        *(([name, "--help"], {"torch", "diffusers", "transformers"}) for name in COMMANDS),
+        (["example", "--list"], {"torch", "diffusers", "transformers"}),
+    ],
+    ids=" ".join,
+)
+def test_start_up_imports_no_heavy_library(arguments: list[str], forbidden: set[str]) -> None:
+    """Help appears at once, because nothing heavy is imported for it."""
+    code = "import sys, json; from dticli.cli import run; run(sys.argv[1:]); print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert not loaded & forbidden
+
+
+def test_completion_imports_no_heavy_library() -> None:
+    """Pressing TAB after `dti train --pr` must not wait for torch."""
+    code = (
+        "import os, sys, json, atexit; os.environ |= {'_DTI_COMPLETE': 'complete_bash', 'COMP_WORDS': 'dti train --pr', "
+        "'COMP_CWORD': '2'}; atexit.register(lambda: print(json.dumps(list(sys.modules)))); "
+        "from dticli.cli import run; run([])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    *options, modules = done.stdout.splitlines()
+    assert {"--precision", "--prior", "--property"} <= set(options)
+    assert not {"torch", "diffusers", "transformers"} & set(json.loads(modules))
+
+
+def test_version_and_unknown_commands(dti: Dti) -> None:
+    """`--version` prints it; an unknown command is one line, exit code 2."""
+    assert dti("--version").out.strip() == f"dti {__version__}"
+    outcome = dti("trian")
+    assert (outcome.code, "trian" in outcome.error) == (2, True)
+
+
+def test_debug_shows_the_traceback(dti: Dti, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--debug` lets the exception through; without it there is one line."""
+    monkeypatch.setenv("DTI_DEBUG", "")
+    arguments = ("inspect-norms", tmp_path / "missing.safetensors")
+    assert dti(*arguments).code == 3
+    with pytest.raises(errors.InputError):
+        dti(*arguments, "--debug")
+
+
+def test_exit_codes_are_those_of_one_table() -> None:
+    """Every error class ends with a code that the table explains."""
+    classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.DtiError)]
+    assert {each.exit_code for each in classes} <= errors.EXIT_CODES.keys()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {code} | {meaning} |" in readme for code, meaning in errors.EXIT_CODES.items())
+
+
+def test_readme_reference_is_current() -> None:
+    """README's command reference is what the commands say; `python -m dticli.reference` renews it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == reference.in_readme(readme)
+
+
+def test_completions_are_current() -> None:
+    """The scripts in `completions/` are what Typer makes for this version of the commands."""
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "completions").iterdir()}
+    assert scripts == reference.completions()
+
+
+def test_changelog_names_this_version() -> None:
+    """The newest entry is for the version in the package."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = next(line for line in changelog.splitlines() if line.startswith("## "))
+    assert newest.split()[1] == __version__
+
+
+def test_readme_maps_every_room() -> None:
+    """The table of rooms in README lists every module of the package, and no other."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    modules = {path.stem for path in (ROOT / "dticli").glob("*.py")} - {"__init__", "__main__"}
+    packages = {path.parent.name for path in (ROOT / "dticli").glob("*/__init__.py")}
+    for name in modules:
+        assert f"| `{name}` |" in readme, name
+    for name in packages:
+        assert f"| `{name}/` |" in readme, name
+
+
+def test_example_photos(dti: Dti, tmp_path: Path) -> None:
+    """Five pictures are written; a second time needs `--force`; an unknown subject names the nearest."""
+    assert dti("example", tmp_path / "photos").code == 0
+    assert len(list((tmp_path / "photos").glob("*.png"))) == 5
+    assert dti("example", tmp_path / "photos").code == 2
+    assert dti("example", tmp_path / "photos", "--force").code == 0
+    outcome = dti("example", tmp_path / "other", "--subject", "dgo")
+    assert (outcome.code, "dog" in outcome.error) == (3, True)
+    assert "dog" in dti("example", "--list", "--json").json["subjects"]
+    assert dti("example").code == 2
