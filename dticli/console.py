@@ -28,7 +28,7 @@ def show(result: Result, *, as_json: bool) -> None:
         print(json.dumps(_plain(result), ensure_ascii=False, indent=2, allow_nan=False))
         return
     for line in result.lines():
-        _out().print(line, markup=False, highlight=False, soft_wrap=True)
+        _out().print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def notice(text: str) -> None:

@@ -5,14 +5,16 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dticli import formats, token_file
 from dticli.errors import InputError, UsageError
 from dticli.formats import SOLE, SUFFIXES, Described, Program
 from dticli.norms import Summary, magnitude
 from dticli.token_file import Layout, Token
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IDENTIFIER = "token_identifier.txt"
 """Holds the word in repositories of the sd-concepts-library."""
@@ -50,7 +52,7 @@ class Source:
         found = [repair for layout in self.layouts.values() for repair in layout.repairs]
         renamed = self.token.metadata.get("dti.original_name")
         if renamed and formats.stem_of(self.token.name) != renamed:
-            found.append(f"the name {ascii(renamed)} became {self.token.name}")
+            found.append(f"the name {renamed!a} became {self.token.name}")
         return tuple(dict.fromkeys(found))
 
     def described(self) -> Described:
@@ -94,7 +96,13 @@ def read(path: Path, name: str | None = None) -> Source:
     if not path.is_dir():
         token, layout = token_file.read_with_layout(path, name)
         return Source(_named_by_encoder(token), path.stem, {path.name: layout})
-    files = files_of_a_word([each.name for each in path.iterdir()], str(path))
+    try:
+        names = [each.name for each in path.iterdir()]
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}; expected a readable folder; check its permissions"
+        ) from None
+    files = files_of_a_word(names, str(path))
     if _LEARNED.fullmatch(files[0]):
         name = _identifier(path / IDENTIFIER) or name or path.resolve().name
     read = {file: token_file.read_with_layout(path / file, name) for file in files}
@@ -136,7 +144,7 @@ def is_token_file(name: str) -> bool:
 def _part(name: str) -> int:
     """Which encoder a file of diffusers' is for, from 1."""
     match = _LEARNED.fullmatch(name)
-    return int((match and match[1] or "_1")[1:])
+    return int(match[1][1:]) if match and match[1] else 1
 
 
 def _identifier(path: Path) -> str | None:
@@ -193,6 +201,18 @@ def described(token: Token, given: Mapping[str, str | None] | None = None) -> To
     return dataclasses.replace(token, metadata={**said, **token.metadata, **hint, **own})
 
 
+def renamed(token: Token, name: str) -> Token:
+    """The token under another name; a title that was only its name changes along.
+
+    Raises:
+        UsageError: prompts cannot use the name.
+    """
+    title = "modelspec.title"
+    own = token.metadata.get(title) == formats.stem_of(token.name)
+    kept = {key: text for key, text in token.metadata.items() if not (own and key == title)}
+    return dataclasses.replace(token, name=name, metadata=kept)
+
+
 def of_family(token: Token, family: str | None) -> Token:
     """The token as one for that family; None leaves it as it is."""
     if family is None:
@@ -216,7 +236,7 @@ def rescaled(token: Token, vocabulary: Mapping[str, Summary], rule: str) -> Toke
     return dataclasses.replace(token, vectors=scaled, metadata={**token.metadata, "dti.rescaled": rule})
 
 
-def _with_length(rows: Tensor, length: float) -> Tensor:
+def _with_length(rows: "Tensor", length: float) -> "Tensor":
     # In double precision, so that rescaling twice is rescaling once.
     wide = rows.double()
     return (wide * (length / wide.norm(dim=1, keepdim=True))).float()
@@ -262,6 +282,16 @@ def export(token: Token, target: str) -> dict[str, bytes]:
             for number, (key, name) in enumerate(names.items(), start=1)
         }
     return {f"{stem}{_SAFE}": token_file.to_bytes_as(token, names)}
+
+
+def files(token: Token, target: str | None, folder: Path) -> dict[Path, bytes]:
+    """Path to content of the files for a program, in a folder of its name; none for no program.
+
+    Raises:
+        UsageError: as `export`.
+    """
+    contents = export(token, target) if target else {}
+    return {folder / str(target) / name: content for name, content in contents.items()}
 
 
 def _whichever(token: Token, program: Program, candidates: Collection[str]) -> str:

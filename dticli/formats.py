@@ -204,7 +204,8 @@ PROGRAMS: tuple[Program, ...] = (
         },
         pickles=False,
         remarks=dict.fromkeys(
-            ("sd", "sdxl", "sd3", "flux", "sana", "pixart_sigma"), "the placeholder of its configuration decides"
+            ("sd", "sdxl", "sd3", "flux", "sana", "pixart_sigma"),
+            "the placeholder of its configuration decides",
         ),
         source="Nerogar/OneTrainer 23df3832, modules/modelSaver and modelLoader (read)",
     ),
@@ -259,7 +260,8 @@ def candidates(widths: Mapping[str, int], recorded: str | None = None) -> tuple[
 def is_published(widths: Mapping[str, int], family: str) -> bool:
     """Whether a public model of the family has these widths; an encoder may have been left out, as SD3's T5 often is."""
     return any(
-        _matches(widths, variant) or widths.items() <= variant.items() for variant in PUBLISHED.get(family, ())
+        _matches(widths, variant) or widths.items() <= variant.items()
+        for variant in PUBLISHED.get(family, ())
     )
 
 
@@ -363,7 +365,9 @@ def verdict(each: Program, word: Described) -> Verdict:
     remark = each.remarks.get(word.family)
     if not re.fullmatch(each.stems, word.stem):
         stem = stem_of(word.word)
-        return Verdict(each.title, "converted", _typed(each, word.word, stem), "it cannot type this file's name")
+        return Verdict(
+            each.title, "converted", _typed(each, word.word, stem), "it cannot type this file's name"
+        )
     if _reads(each, word):
         return Verdict(each.title, "as it is", _typed(each, word.word, word.stem), remark)
     advice = f"after dti convert --to {each.target}"
@@ -391,12 +395,16 @@ def refusal(each: Program, family: str | None, widths: Mapping[str, int]) -> str
     """Why a program cannot use a word of these widths, or None if it can."""
     shown = " and ".join(map(str, widths.values()))
     if family is None:
-        return f"no program but dti knows a model of width {shown}; if it is one of theirs, name it with --model"
+        return (
+            f"no program but dti knows a model of width {shown}; if it is one of theirs, name it with --model"
+        )
     if family not in each.writes:
         return each.refusals.get(family, f"{each.title} loads no words for {family}")
     # diffusers is a library: it runs any model in its layout.
     if each.name != "diffusers" and not is_published(widths, family):
-        return f"the word is for a model of width {shown}, and {each.title} runs no {family} model of that width"
+        return (
+            f"the word is for a model of width {shown}, and {each.title} runs no {family} model of that width"
+        )
     return None
 
 
@@ -404,10 +412,10 @@ def require_usable(each: Program, word: str, family: str | None, widths: Mapping
     """Raise UsageError unless the program can use the word."""
     reason = refusal(each, family, widths)
     if reason:
-        usable = [
-            other.name for other in PROGRAMS if not other.export and not refusal(other, family, widths)
-        ]
-        raise UsageError(f"{word} cannot be used in {each.title}: {reason}; choose from {', '.join(['dti', *usable])}")
+        usable = [other.name for other in PROGRAMS if not other.export and not refusal(other, family, widths)]
+        raise UsageError(
+            f"{word} cannot be used in {each.title}: {reason}; choose from {', '.join(['dti', *usable])}"
+        )
 
 
 def layout(each: Program, family: str, word: str, encoders: Mapping[str, int]) -> dict[str, str]:

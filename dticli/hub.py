@@ -103,9 +103,7 @@ def _download(repository: Repository, offline: bool) -> Path:
     with _errors(repository, offline), _without_bars():
         paths = [
             Path(
-                hf_hub_download(
-                    repository.name, name, revision=repository.revision, local_files_only=offline
-                )
+                hf_hub_download(repository.name, name, revision=repository.revision, local_files_only=offline)
             )
             for name in [*wanted, *extra]
         ]
@@ -118,7 +116,7 @@ def _wanted(repository: Repository, sizes: Mapping[str, int]) -> list[str]:
         return exchange.files_of_a_word(sizes, repository.name)
     if repository.file not in sizes or not exchange.is_token_file(repository.file):
         raise InputError(
-            f"{repository.name} holds no token file {ascii(repository.file)}: expected one of its own; check its page"
+            f"{repository.name} holds no token file {repository.file!a}: expected one of its own; check its page"
         )
     return [repository.file]
 
@@ -154,7 +152,14 @@ def _cached(repository: Repository, offline: bool) -> dict[str, int]:
 
 @contextmanager
 def errors(
-    name: str, revision: str | None, *, kind: str, error: type[DtiError], option: str, lacks: str, instead: str
+    name: str,
+    revision: str | None,
+    *,
+    kind: str,
+    error: type[DtiError],
+    option: str,
+    lacks: str,
+    instead: str,
 ) -> Iterator[None]:
     """Turn the hub client's errors into ours.
 
@@ -173,7 +178,9 @@ def errors(
     try:
         yield
     except hub.GatedRepoError:
-        raise error(f"{name} is gated: accept its licence on its page, then log in with `hf auth login`") from None
+        raise error(
+            f"{name} is gated: accept its licence on its page, then log in with `hf auth login`"
+        ) from None
     except hub.RepositoryNotFoundError:
         raise error(
             f"the hub has no {kind} {name}, or it is private: check {option}, or `hf auth login`"
@@ -221,9 +228,7 @@ class Picture:
     prompt: str | None
 
 
-def push(
-    name: str, files: Mapping[str, bytes], *, private: bool, message: str, force: bool
-) -> str:
+def push(name: str, files: Mapping[str, bytes], *, private: bool, message: str, force: bool) -> str:
     """Put files into a repository, made if need be, in one commit.
 
     Args:
@@ -339,7 +344,8 @@ def _body(name: str, token: Token, pictures: Sequence[Picture]) -> Iterator[str]
     yield f"# {escaped(said.get('modelspec.title') or stem)}\n"
     if said.get("modelspec.description"):
         yield f"{escaped(said['modelspec.description'])}\n"
-    yield f"A word for a text-to-image model: **{word}**, {count} {'vector' if count == 1 else 'vectors'} for {_encoders(token)}.\n"
+    vectors = f"{count} {'vector' if count == 1 else 'vectors'} for {_encoders(token)}"
+    yield f"A word for a text-to-image model: **{word}**, {vectors}.\n"
     for picture in pictures:
         caption = escaped(picture.prompt or token.name)
         yield f"![{caption}](images/{picture.name})\n"

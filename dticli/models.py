@@ -175,12 +175,16 @@ def parameter_counts(model: Model) -> dict[str, int]:
     return counts
 
 
-def announcement(model: Model) -> str:
-    """The line that says which model, why, and how much would be downloaded."""
-    return f"model: {model.label} ({model.why}{_download_note(model)})"
+def announcement(model: Model, part: str = "") -> str:
+    """The line that says which model, why, and how much would be downloaded.
+
+    Args:
+        part: start of the names of the only folders that are wanted, such as `text_encoder`.
+    """
+    return f"model: {model.label} ({model.why}{_download_note(model, part)})"
 
 
-def _download_note(model: Model) -> str:
+def _download_note(model: Model, part: str) -> str:
     if model.kind != "hub" or model.offline or _is_cached(model):
         return ""
     from huggingface_hub import HfApi
@@ -190,7 +194,7 @@ def _download_note(model: Model) -> str:
     wanted = [
         sibling
         for sibling in info.siblings or ()
-        if re.fullmatch(r"[^/]+/[^/]+\.(json|txt|model|safetensors)", sibling.rfilename)
+        if re.fullmatch(rf"{part}[^/]*/[^/]+\.(json|txt|model|safetensors)", sibling.rfilename)
         and not _other_variant(sibling.rfilename, model.variant)
     ]
     return f"; up to {sum(sibling.size or 0 for sibling in wanted) / 1e9:.1f} GB to download"
@@ -198,9 +202,8 @@ def _download_note(model: Model) -> str:
 
 def _other_variant(filename: str, variant: str | None) -> bool:
     """Whether a weight file belongs to a variant other than the wanted one."""
-    match = re.search(r"\.([\w-]+)\.safetensors$", filename)
-    found = match[1] if match and not match[1].startswith("safetensors") else None
-    return filename.endswith(".safetensors") and found != variant
+    match = re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", filename)
+    return filename.endswith(".safetensors") and (match[1] if match else None) != variant
 
 
 def _is_cached(model: Model) -> bool:

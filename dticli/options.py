@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 from dticli import console
 from dticli.settings import Settings
 
-
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", callback=console.show_tracebacks)

@@ -109,8 +109,13 @@ def read(source: Path, masks: str | None = None) -> Album:
     Raises:
         InputError: nothing is there, no picture can be used, or a mask is missing; says why.
     """
-    if not source.exists():
-        raise InputError(f"no folder {source}: expected a folder of photos; check the path")
+    try:
+        os.stat(source)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"no folder {source} ({reason}): expected a folder of photos; check path and permissions"
+        ) from None
     _register_plugins()
     found = _Found(source)
     checked = [_check(path, found.name(path)) for path in found.pictures()]

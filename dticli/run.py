@@ -40,6 +40,8 @@ from dticli.trainer import Captions, Learner, StepReport, Task
 SMOOTHING = 0.98
 STILL = 0.5
 """Fewer step lengths than this in a whole run are no movement."""
+STILL_DEGREES = 0.01
+"""And less than this is no movement whatever the step length: what float32 rounds comes close."""
 ENOUGH = 50
 """Losses of single steps scatter widely: averages of fewer say nothing."""
 SAMPLE = 16
@@ -303,10 +305,10 @@ def concerns(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
             f"the gradient was zero at every step: {settings.token} does not change what the model draws; "
             "look at its captions, and try --precision fp32"
         )
-    elif entries[-1]["angle"] < STILL * math.degrees(math.atan(settings.lr)):
+    elif entries[-1]["angle"] < max(STILL_DEGREES, STILL * math.degrees(math.atan(settings.lr))):
         yield (
             f"the direction did not move ({entries[-1]['angle']:.2g} degrees in {len(entries)} steps): "
-            "the steps cancel, or the prior holds it; try more --steps, a larger --batch-size or a smaller --kappa"
+            "--lr is too small, the steps cancel, or the prior holds it; try a larger --lr or --batch-size, or a smaller --kappa"
         )
     losses = [entry["loss"] for entry in entries]
     third = len(losses) // 3

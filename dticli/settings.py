@@ -208,13 +208,20 @@ def _describe(kind: type[Settings], problem: Any) -> str:
         case "missing":
             return f"--{name.replace('_', '-')} is missing"
         case "literal_error":
-            options = typing.get_args(kind.model_fields[name].annotation)
+            options = _choices(kind.model_fields[name].annotation)
             near = _nearest(problem["input"], options)
             advice = f", did you mean {near!r}?" if near else ""
             return f"{name} = {_shown(problem['input'])}: expected {' or '.join(map(repr, options))}{advice}"
         case _:
             message = problem["msg"].removeprefix("Value error, ")
             return f"{name} = {_shown(problem['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The texts a Literal allows, inside of an optional one too."""
+    if isinstance(annotation, str):
+        return [annotation]
+    return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
 
 
 def _nearest(given: object, names: Iterable[str]) -> str | None:

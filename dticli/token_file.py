@@ -233,7 +233,7 @@ def _token(found: _Found, stem: str) -> Token:
     metadata = {key: value for key, value in found.metadata.items() if key not in _COMPUTED}
     vectors, encoder = found.vectors, found.metadata.get("dti.encoder")
     if encoder in ENCODERS and len(vectors) == 1:
-        vectors = {encoder: rows for rows in vectors.values()}
+        vectors = dict.fromkeys([encoder], next(iter(vectors.values())))
     given = next(name for name in (found.name, found.metadata.get("dti.name"), stem) if name is not None)
     _require_harmless(given)
     name = _usable(given) or _usable(stem) or "<token>"

@@ -1,7 +1,7 @@
 """Fixtures shared by the tests: one short training on the bundled model, and a way to call the command line."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ import pytest
 
 from dticli import bundled
 from dticli.cli import run
+from tests import hub_server
+from tests.hub_server import Hub
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,22 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DTI_MODEL", raising=False)
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine, and a client that knows no other; its cache is empty."""
+    with hub_server.running() as local:
+        template = f"{local.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", local.url)
+        # The client that module-level functions share took its address on import.
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", local.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+        yield local
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five photos of a dog."""
@@ -64,7 +82,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _train(folder: Path, photos: Path, word: str) -> Path:
     file = folder / f"{word}.safetensors"
-    arguments = ["train", photos, "--token", f"<{word}>", "--init", word, "--steps", 3, "--batch-size", 1, "-o", file]
+    arguments = [
+        "train",
+        photos,
+        "--token",
+        f"<{word}>",
+        "--init",
+        word,
+        "--steps",
+        3,
+        "--batch-size",
+        1,
+        "-o",
+        file,
+    ]
     assert run([*map(str, arguments), "--model", "stickers", "--quiet"]) == 0
     return file
 

@@ -93,11 +93,17 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.hub.repositories.get(name)
         if found and (not found.private or self.is_owner):
             return found
-        self.answer(401 if not self.is_owner else 404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        self.answer(
+            401 if not self.is_owner else 404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound"
+        )
         return None
 
     def do_GET(self) -> None:
         match self.route():
+            case ["api", "models", user, name, "tree", revision]:
+                found = self.repository(f"{user}/{name}")
+                if found and self.has_revision(found, revision):
+                    self.answer(200, [_entry(path, data) for path, data in found.files.items()])
             case ["api", "models", user, name, *rest]:
                 found = self.repository(f"{user}/{name}")
                 if found and self.has_revision(found, rest[1] if rest else "main"):
@@ -120,7 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_file(self, found: Repository, path: str) -> None:
         if path not in found.files:
-            self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=found.sha)
+            self.answer(
+                404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=found.sha
+            )
             return
         content = found.files[path]
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
@@ -161,9 +169,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(403, {"error": "You don't have the rights to create a model under this namespace"})
             return
         if name in self.hub.repositories:
-            self.answer(409, {"url": f"{self.hub.url}/{name}", "error": "You already created this model repo"})
+            self.answer(
+                409, {"url": f"{self.hub.url}/{name}", "error": "You already created this model repo"}
+            )
             return
-        self.hub.repositories[name] = Repository({".gitattributes": b""}, asked.get("visibility") == "private")
+        self.hub.repositories[name] = Repository(
+            {".gitattributes": b""}, asked.get("visibility") == "private"
+        )
         self.answer(200, {"url": f"{self.hub.url}/{name}", "name": name})
 
     def upload_action(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -185,16 +197,26 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{found.sha}", "commitOid": found.sha})
 
 
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    """A file as the hub lists it."""
+    return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+
+
 def _mode(path: str) -> dict[str, Any]:
     mode = "lfs" if path.endswith((".safetensors", ".bin", ".png")) else "regular"
     return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None}
+
+
+class _Server(ThreadingHTTPServer):
+    # The client opens a connection a file at once: more than the five that may wait by default.
+    request_queue_size = 64
 
 
 @contextmanager
 def running() -> Iterator[Hub]:
     """A hub on a free port of this machine while the context is open."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

@@ -283,6 +283,19 @@ def test_the_books_of_a_run(train: Train, tmp_path: Path) -> None:
     assert log[-1]["norm"] == pytest.approx(outcome.json["norm"])
 
 
+def test_norms_can_be_followed_through_a_run(
+    train: Train, interrupt: Train, dti: Dti, tmp_path: Path
+) -> None:
+    """`inspect-norms` reads the log of an unfinished run, a finished one, and says where there is none."""
+    interrupt()
+    assert "3 steps logged" in dti("inspect-norms", tmp_path / "dog.run").out
+    assert train("--resume").code == 0
+    report = dti("inspect-norms", tmp_path / "dog.run", "--json")
+    assert [step["step"] for step in report.json["runs"][0]["steps"]] == [1, 2, 3, 4, 5, 6]
+    outcome = dti("inspect-norms", tmp_path / "cat.run")
+    assert (outcome.code, "no log" in outcome.error) == (3, True)
+
+
 # One writer at a time
 
 

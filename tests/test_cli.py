@@ -40,7 +40,9 @@ def test_every_command_has_help_with_an_example(dti: Dti) -> None:
 def test_start_up_imports_no_heavy_library(arguments: list[str], forbidden: set[str]) -> None:
     """Help appears at once, because nothing heavy is imported for it."""
     code = "import sys, json; from dticli.cli import run; run(sys.argv[1:]); print(json.dumps(list(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert not loaded & forbidden
 
@@ -76,7 +78,9 @@ def test_debug_shows_the_traceback(dti: Dti, tmp_path: Path, monkeypatch: pytest
 
 def test_exit_codes_are_those_of_one_table() -> None:
     """Every error class ends with a code that the table explains."""
-    classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.DtiError)]
+    classes = [
+        each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.DtiError)
+    ]
     assert {each.exit_code for each in classes} <= errors.EXIT_CODES.keys()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"| {code} | {meaning} |" in readme for code, meaning in errors.EXIT_CODES.items())

@@ -51,18 +51,26 @@ def test_files_of_other_tools_and_two_encoders(dti: Dti, tmp_path: Path) -> None
         pipe.text_encoder.get_input_embeddings().weight[7] = 0
     pipe.save_pretrained(tmp_path / "xl")
     widths = [encoder.config.hidden_size for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
-    save_file({"clip_l": torch.ones(2, widths[0]), "clip_g": torch.ones(2, widths[1])}, tmp_path / "word.safetensors")
+    save_file(
+        {"clip_l": torch.ones(2, widths[0]), "clip_g": torch.ones(2, widths[1])},
+        tmp_path / "word.safetensors",
+    )
     outcome = dti("inspect-norms", tmp_path / "xl", tmp_path / "word.safetensors", "--json")
     assert outcome.code == 0, outcome.err
     (inspected,) = outcome.json["models"]
-    assert [(v["encoder"], v["zero"]) for v in inspected["vocabularies"]] == [("text_encoder", 1), ("text_encoder_2", 0)]
+    assert [(v["encoder"], v["zero"]) for v in inspected["vocabularies"]] == [
+        ("text_encoder", 1),
+        ("text_encoder_2", 0),
+    ]
     assert [(s["encoder"], s["vector"]) for s in inspected["standings"]] == [
         ("clip_l", 0),
         ("clip_l", 1),
         ("clip_g", 0),
         ("clip_g", 1),
     ]
-    assert [s["position"]["norm"] for s in inspected["standings"]] == pytest.approx([w**0.5 for w in widths for _ in "ab"])
+    assert [s["position"]["norm"] for s in inspected["standings"]] == pytest.approx(
+        [w**0.5 for w in widths for _ in "ab"]
+    )
 
 
 def test_bad_targets_are_one_line(dti: Dti, dog: Path, tmp_path: Path) -> None:

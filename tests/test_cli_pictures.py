@@ -54,7 +54,19 @@ def test_pictures_are_those_of_a_stock_pipeline(dti: Dti, dog: Path, tmp_path: P
 def test_batch_size_does_not_change_pictures(dti: Dti, dog: Path, tmp_path: Path) -> None:
     """Every picture has noise of its own: one at a time or three at once differ by rounding alone."""
     for size in (1, 3):
-        dti("generate", "<dog>", "-t", dog, "-o", tmp_path / str(size), "--count", 3, "--batch-size", size, *QUICK)
+        dti(
+            "generate",
+            "<dog>",
+            "-t",
+            dog,
+            "-o",
+            tmp_path / str(size),
+            "--count",
+            3,
+            "--batch-size",
+            size,
+            *QUICK,
+        )
     single, together = (sorted((tmp_path / size).iterdir()) for size in "13")
     assert [file.name for file in single] == [file.name for file in together]
     assert all(np.abs(pixels(a) - pixels(b)).max() <= 2 for a, b in zip(single, together, strict=True))
@@ -69,7 +81,9 @@ def test_the_word_changes_the_picture(dti: Dti, dog: Path, cat: Path, tmp_path: 
 
 def test_pictures_say_how_they_were_made(dti: Dti, dog: Path, tmp_path: Path) -> None:
     """PNG text holds prompt, seed, model, tokens and settings; names sort in the order of drawing."""
-    outcome = dti("generate", "a photo of <dog>", "-t", dog, "-o", tmp_path, "--count", 2, "--seed", 7, *QUICK)
+    outcome = dti(
+        "generate", "a photo of <dog>", "-t", dog, "-o", tmp_path, "--count", 2, "--seed", 7, *QUICK
+    )
     files = sorted(tmp_path.iterdir())
     assert outcome.out.split() == [str(file) for file in files]
     with Image.open(files[1]) as image:
@@ -79,7 +93,9 @@ def test_pictures_say_how_they_were_made(dti: Dti, dog: Path, tmp_path: Path) ->
     assert "steps=2" in text["settings"]
 
 
-def test_prompts_from_a_file_and_stdin(dti: Dti, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_from_a_file_and_stdin(
+    dti: Dti, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A prompt a line, empty lines left out, and a grid with a row a prompt."""
     (tmp_path / "prompts.txt").write_text("a <dog>\n\na photo of <dog>\n")
     grid = tmp_path / "grid.png"
@@ -142,12 +158,16 @@ def test_token_files_of_other_models(dti: Dti, dog: Path, tmp_path: Path) -> Non
     with torch.no_grad():
         pipe.text_encoder.get_input_embeddings().weight.neg_()
     pipe.save_pretrained(tmp_path / "finetune")
-    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--model", tmp_path / "finetune", "--steps", 2)
+    outcome = dti(
+        "generate", "<dog>", "-t", dog, "-o", tmp_path, "--model", tmp_path / "finetune", "--steps", 2
+    )
     assert outcome.code == 0
     assert "warning: <dog> was learned on stickers" in outcome.err
 
 
-def test_interpolation_ends_are_the_words_own_pictures(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
+def test_interpolation_ends_are_the_words_own_pictures(
+    dti: Dti, dog: Path, cat: Path, tmp_path: Path
+) -> None:
     """The first and last frames are what each word draws by itself from the same noise."""
     strip = tmp_path / "strip.png"
     options = ("--prompt", "a photo of {}", "--frames", 3, "-o", strip, *QUICK)
@@ -188,7 +208,20 @@ def test_bad_interpolations(dti: Dti, dog: Path, cat: Path, photos: Path, tmp_pa
     assert dti("interpolate", dog, *QUICK).code == 2
     assert "{}" in dti("interpolate", dog, cat, "--prompt", "a dog", *QUICK).error
     two = tmp_path / "two.safetensors"
-    options = ("--init", "dog", "--vectors", 2, "--steps", 1, "--batch-size", 1, "--model", "stickers", "-o", two)
+    options = (
+        "--init",
+        "dog",
+        "--vectors",
+        2,
+        "--steps",
+        1,
+        "--batch-size",
+        1,
+        "--model",
+        "stickers",
+        "-o",
+        two,
+    )
     assert dti("train", photos, "--token", "<two>", *options).code == 0
     outcome = dti("interpolate", dog, two, "-o", tmp_path / "strip.png", *QUICK)
     assert (outcome.code, "--vectors" in outcome.error) == (3, True)
@@ -206,7 +239,18 @@ def test_a_word_of_sdxl_draws_the_same_in_a_stock_pipeline(dti: Dti, photos: Pat
 
     tiny.build("sdxl").save_pretrained(tmp_path / "xl")
     file = tmp_path / "dog.safetensors"
-    learn = ("--init", "red dog", "--steps", 2, "--batch-size", 1, "--resolution", 16, "--model", tmp_path / "xl")
+    learn = (
+        "--init",
+        "red dog",
+        "--steps",
+        2,
+        "--batch-size",
+        1,
+        "--resolution",
+        16,
+        "--model",
+        tmp_path / "xl",
+    )
     assert dti("train", photos, "--token", "<dog>", "-o", file, *learn).code == 0
     draw = ("--steps", 2, "--size", 16, "--model", tmp_path / "xl", "-o", tmp_path / "out")
     outcome = dti("generate", "a photo of <dog>", "-t", file, *draw, "--json")
@@ -218,5 +262,7 @@ def test_a_word_of_sdxl_draws_the_same_in_a_stock_pipeline(dti: Dti, photos: Pat
         encoder, tokenizer = (getattr(pipe, name + suffix) for name in ("text_encoder", "tokenizer"))
         pipe.load_textual_inversion(word[key], token="<dog>", text_encoder=encoder, tokenizer=tokenizer)
     generator = torch.Generator().manual_seed(0)
-    stock = pipe("a photo of <dog>", height=16, width=16, num_inference_steps=2, generator=generator).images[0]
+    stock = pipe("a photo of <dog>", height=16, width=16, num_inference_steps=2, generator=generator).images[
+        0
+    ]
     assert np.array_equal(pixels(Path(outcome.json["pictures"][0]["file"])), np.asarray(stock))

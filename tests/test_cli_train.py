@@ -29,7 +29,9 @@ def vocabulary() -> torch.Tensor:
 
 def row(word: str) -> torch.Tensor:
     """A word's row of that table."""
-    pieces = json.loads((bundled.model_folder() / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    pieces = json.loads((bundled.model_folder() / "tokenizer" / "tokenizer.json").read_text())["model"][
+        "vocab"
+    ]
     return vocabulary()[pieces[f"{word}</w>"]]
 
 
@@ -70,7 +72,19 @@ def test_accumulation_is_a_larger_batch(dti: Dti, photos: Path, tmp_path: Path) 
 
 def test_textual_inversion_leaves_the_norm_free(dti: Dti, photos: Path, tmp_path: Path) -> None:
     """`--method ti` starts from the init row itself, and AdamW's first step moves every coordinate by lr."""
-    train(dti, photos, tmp_path / "dog.safetensors", "--method", "ti", "--lr", 0.05, "--steps", 1, "--weight-decay", 0)
+    train(
+        dti,
+        photos,
+        tmp_path / "dog.safetensors",
+        "--method",
+        "ti",
+        "--lr",
+        0.05,
+        "--steps",
+        1,
+        "--weight-decay",
+        0,
+    )
     (rows,) = load_file(tmp_path / "dog.safetensors").values()
     moved = (rows[0] - row("dog")).abs()
     assert torch.allclose(moved, torch.full_like(moved, 0.05), atol=1e-3)
@@ -86,7 +100,9 @@ def test_textual_inversion_leaves_the_norm_free(dti: Dti, photos: Path, tmp_path
         ("3x", lambda norms: 3 * norms.mean()),
     ],
 )
-def test_magnitude_rules(dti: Dti, photos: Path, tmp_path: Path, rule: str, expected: Callable[..., torch.Tensor]) -> None:
+def test_magnitude_rules(
+    dti: Dti, photos: Path, tmp_path: Path, rule: str, expected: Callable[..., torch.Tensor]
+) -> None:
     """`--magnitude` takes statistics of the vocabulary, numbers and multiples of its mean."""
     train(dti, photos, tmp_path / "dog.safetensors", "--magnitude", rule)
     (rows,) = load_file(tmp_path / "dog.safetensors").values()
@@ -117,7 +133,9 @@ def test_options_train_a_word(dti: Dti, photos: Path, tmp_path: Path, options: t
     assert outcome.code == 0, outcome.err
     (rows,) = load_file(tmp_path / "dog.safetensors").values()
     assert rows.isfinite().all()
-    assert rows.norm(dim=1).tolist() == pytest.approx([vocabulary().norm(dim=1).mean().item()] * len(rows), rel=1e-3)
+    assert rows.norm(dim=1).tolist() == pytest.approx(
+        [vocabulary().norm(dim=1).mean().item()] * len(rows), rel=1e-3
+    )
     assert len(rows) == (2 if "--vectors" in options else 1)
 
 
@@ -130,7 +148,7 @@ def test_a_learned_magnitude_changes(dti: Dti, photos: Path, tmp_path: Path) -> 
 
 
 def test_a_phrase_gives_one_vector_a_piece(dti: Dti, photos: Path, tmp_path: Path) -> None:
-    """"red dog" starts two vectors, one from each word."""
+    """ "red dog" starts two vectors, one from each word."""
     outcome = train(dti, photos, tmp_path / "dog.safetensors", "--init", "red dog", "--lr", 1e-6)
     assert outcome.code == 0, outcome.err
     (rows,) = load_file(tmp_path / "dog.safetensors").values()
@@ -151,7 +169,13 @@ def test_metadata_says_how_it_was_made_and_holds_no_path(dti: Dti, photos: Path,
     train(dti, photos, tmp_path / "dog.safetensors", "--kappa", 0.001)
     with safe_open(tmp_path / "dog.safetensors", "pt") as file:
         metadata = file.metadata()
-    expected = {"dti.token": "<dog>", "dti.init": "dog", "dti.model": "stickers", "dti.method": "dti", "dti.kappa": "0.001"}
+    expected = {
+        "dti.token": "<dog>",
+        "dti.init": "dog",
+        "dti.model": "stickers",
+        "dti.method": "dti",
+        "dti.kappa": "0.001",
+    }
     assert expected.items() <= metadata.items()
     assert {"dti.tables", "dti.torch", "dti.version", "dti.seed", "dti.steps", "dti.lr"} <= metadata.keys()
     # Its width fits no other program, so it claims no architecture.
@@ -187,7 +211,18 @@ def test_captions_in_one_file(dti: Dti, photos: Path, tmp_path: Path) -> None:
 def test_progress_is_on_stderr_and_the_result_on_stdout(dti: Dti, photos: Path, tmp_path: Path) -> None:
     """Without a terminal a line is printed now and then; stdout ends with how to use the word."""
     outcome = dti(
-        "train", photos, "--token", "<dog>", "--init", "dog", "-o", tmp_path / "dog.safetensors", "--steps", 2, "--batch-size", 1
+        "train",
+        photos,
+        "--token",
+        "<dog>",
+        "--init",
+        "dog",
+        "-o",
+        tmp_path / "dog.safetensors",
+        "--steps",
+        2,
+        "--batch-size",
+        1,
     )
     assert outcome.code == 0
     assert "step 2/2" in outcome.err
@@ -216,7 +251,9 @@ BAD: dict[str, tuple[tuple[object, ...], int, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_settings_are_one_line(dti: Dti, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def test_bad_settings_are_one_line(
+    dti: Dti, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     """Every mistake is one line with the remedy, the right exit code, and no file left behind."""
     options, code, parts = BAD[case]
     monkeypatch.chdir(tmp_path)
@@ -231,7 +268,9 @@ def test_a_token_of_the_vocabulary_is_refused(dti: Dti, photos: Path, tmp_path: 
     pipe = StableDiffusionPipeline.from_pretrained(bundled.model_folder())
     pipe.tokenizer.add_tokens(["<dog>"])
     pipe.save_pretrained(tmp_path / "model")
-    outcome = train(dti, photos, tmp_path / "dog.safetensors", "--model", tmp_path / "model", "--resolution", 64)
+    outcome = train(
+        dti, photos, tmp_path / "dog.safetensors", "--model", tmp_path / "model", "--resolution", 64
+    )
     assert (outcome.code, "already in" in outcome.error) == (2, True)
 
 
@@ -265,7 +304,9 @@ def test_a_caption_longer_than_the_encoder_reads_is_refused(dti: Dti, photos: Pa
     """A word beyond the last token would never be trained."""
     captions = tmp_path / "captions.jsonl"
     text = "dog " * 60 + "<dog>"
-    captions.write_text("\n".join(f'{{"file": "{each.name}", "text": "{text}"}}' for each in photos.iterdir()))
+    captions.write_text(
+        "\n".join(f'{{"file": "{each.name}", "text": "{text}"}}' for each in photos.iterdir())
+    )
     outcome = train(dti, photos, tmp_path / "a.safetensors", "--captions-file", captions)
     assert (outcome.code, "shorten" in outcome.error) == (3, True)
 

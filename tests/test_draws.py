@@ -22,7 +22,9 @@ def test_a_draw_is_a_function_of_its_key() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("part", [{"seed": 8}, {"purpose": "level"}, {"word": "<cat>"}, {"step": 4}, {"sample": 13}])
+@pytest.mark.parametrize(
+    "part", [{"seed": 8}, {"purpose": "level"}, {"word": "<cat>"}, {"step": 4}, {"sample": 13}]
+)
 def test_every_part_of_the_key_counts(part: dict[str, object]) -> None:
     """Changing any part gives unrelated numbers."""
     other = draws.normal(dataclasses.replace(KEY, **part), (4096,))  # type: ignore[arg-type]
@@ -34,7 +36,8 @@ def test_distributions() -> None:
     """Normal, uniform, integer and shuffled draws over many keys have the moments they should."""
     keys = [dataclasses.replace(KEY, sample=index) for index in range(2000)]
     uniform = np.array([draws.uniform(key) for key in keys])
-    assert 0 <= uniform.min() and uniform.max() < 1
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
     assert abs(uniform.mean() - 0.5) < 0.03
     assert abs(np.mean([draws.normal(key, (16,)).var().item() for key in keys]) - 1) < 0.03
     counts = np.bincount([draws.integer(key, 5) for key in keys], minlength=5)

@@ -4,7 +4,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from dticli import exchange, hub, token_file
 from dticli.errors import EnvironmentProblem, InputError, UsageError
 from dticli.token_file import Token
 from tests.conftest import Outcome
-from tests.hub_server import TOKEN, Hub, Repository, running
+from tests.hub_server import Hub, Repository
 
 Dti = Callable[..., Outcome]
 # Of the hub's client among its own libraries.
@@ -25,24 +25,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 
 @pytest.fixture(autouse=True)
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub, and a client that knows no other; its cache is empty."""
-    with running() as local:
-        template = f"{local.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", local.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield local
+def server(hub: Hub) -> Hub:
+    """A hub, and a client that knows no other."""
+    return hub
 
 
 @pytest.fixture
 def word(tmp_path: Path) -> Path:
     """A token file of an SDXL word."""
     generator = torch.Generator().manual_seed(0)
-    vectors = {key: torch.randn(2, width, generator=generator) for key, width in (("clip_l", 768), ("clip_g", 1280))}
+    vectors = {
+        key: torch.randn(2, width, generator=generator) for key, width in (("clip_l", 768), ("clip_g", 1280))
+    }
     said = {
         "dti.model": "stabilityai/stable-diffusion-xl-base-1.0@main",
         "dti.model_kind": "hub",
@@ -70,7 +64,9 @@ def files_of(token: Token, target: str = "dti") -> dict[str, bytes]:
 
 
 def same(a: Token, b: Token) -> bool:
-    return a.name == b.name and all(torch.equal(a.vectors[key], b.vectors[key]) for key in a.vectors | b.vectors)
+    return a.name == b.name and all(
+        torch.equal(a.vectors[key], b.vectors[key]) for key in a.vectors | b.vectors
+    )
 
 
 def test_what_is_pushed_comes_back(dti: Dti, server: Hub, word: Path, picture: Path) -> None:
@@ -78,13 +74,17 @@ def test_what_is_pushed_comes_back(dti: Dti, server: Hub, word: Path, picture: P
     outcome = dti("push", word, "me/rex", "--picture", picture, "--json")
     assert outcome.code == 0, outcome.err
     found = server.repositories["me/rex"].files
-    assert sorted(outcome.json["files"]) == sorted(set(found) - {".gitattributes"}) == [
-        "README.md",
-        "images/0-a-picture.png",
-        "learned_embeds.safetensors",
-        "learned_embeds_2.safetensors",
-        "rex.safetensors",
-    ]
+    assert (
+        sorted(outcome.json["files"])
+        == sorted(set(found) - {".gitattributes"})
+        == [
+            "README.md",
+            "images/0-a-picture.png",
+            "learned_embeds.safetensors",
+            "learned_embeds_2.safetensors",
+            "rex.safetensors",
+        ]
+    )
     assert found["rex.safetensors"] == word.read_bytes()
     assert server.messages == ["Add <rex>"]
     assert any(request.startswith("PUT /upload/") for request in server.requests)
@@ -101,7 +101,11 @@ def test_the_card_says_what_the_metadata_says(dti: Dti, server: Hub, word: Path,
     _, front, body = card.split("---\n", 2)
     said = yaml.safe_load(front)
     assert said["base_model"] == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert (said["license"], said["instance_prompt"], said["library_name"]) == ("cc-by-4.0", "<rex>", "diffusers")
+    assert (said["license"], said["instance_prompt"], said["library_name"]) == (
+        "cc-by-4.0",
+        "<rex>",
+        "diffusers",
+    )
     assert "textual_inversion" in said["tags"]
     (widget,) = said["widget"]
     assert widget == {"text": "a photo of <rex> [in](snow)", "output": {"url": "images/0-a-picture.png"}}
@@ -146,7 +150,9 @@ def test_private_repositories(dti: Dti, server: Hub, word: Path, monkeypatch: py
     assert (outcome.code, "private" in outcome.error) == (3, True)
 
 
-def test_pushing_without_the_right_to(dti: Dti, server: Hub, word: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushing_without_the_right_to(
+    dti: Dti, server: Hub, word: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another's name, no login, a name that is none, a card the hub refuses: one line each, nothing pushed."""
     outcome = dti("push", word, "you/rex")
     assert (outcome.code, "403" in outcome.error, "hf auth login" in outcome.error) == (5, True, True)
@@ -175,6 +181,20 @@ def test_pictures_must_be_pictures(dti: Dti, server: Hub, word: Path, tmp_path: 
     assert server.requests == []
 
 
+def test_what_cameras_add_to_pictures_stays_here(dti: Dti, server: Hub, word: Path, tmp_path: Path) -> None:
+    """A photo goes out upright and without its EXIF data, which may tell the place."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    exif[0x010E] = "Mount Secret"
+    Image.new("RGB", (8, 4)).save(tmp_path / "photo.jpg", exif=exif)
+    assert b"Mount Secret" in (tmp_path / "photo.jpg").read_bytes()
+    assert dti("push", word, "me/rex", "-p", tmp_path / "photo.jpg").code == 0
+    pushed = server.repositories["me/rex"].files["images/0-photo.jpg"]
+    assert b"Mount Secret" not in pushed
+    with Image.open(io.BytesIO(pushed)) as image:
+        assert (image.size, dict(image.getexif())) == ((4, 8), {})
+
+
 # Names
 
 
@@ -183,7 +203,11 @@ def test_a_repository_of_the_concepts_library(dti: Dti, server: Hub) -> None:
     buffer = io.BytesIO()
     rows = torch.randn(768)
     torch.save({"<cat-toy>": rows}, buffer)
-    files = {"learned_embeds.bin": buffer.getvalue(), "token_identifier.txt": b"<cat-toy>", "README.md": b"# cat"}
+    files = {
+        "learned_embeds.bin": buffer.getvalue(),
+        "token_identifier.txt": b"<cat-toy>",
+        "README.md": b"# cat",
+    }
     files["concept_images/0.jpeg"] = b"picture"
     server.repositories["sd-concepts-library/cat-toy"] = Repository(files)
     outcome = dti("info", "sd-concepts-library/cat-toy", "--json")
@@ -225,7 +249,12 @@ def test_words_and_models_are_told_apart(server: Hub, word: Path, tmp_path: Path
     server.repositories["a/model"] = Repository({"model_index.json": b"{}", "x.safetensors": b""})
     server.repositories["a/rex"] = Repository({"rex.safetensors": word.read_bytes()})
     server.repositories["a/nothing"] = Repository({"README.md": b""})
-    assert [hub.holds_token(name) for name in ("a/model", "a/rex", "a/nothing", "a/none")] == [False, True, False, False]
+    assert [hub.holds_token(name) for name in ("a/model", "a/rex", "a/nothing", "a/none")] == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert hub.holds_token(str(word))
     assert not hub.holds_token("stickers")
     with pytest.raises(InputError, match="--model"):
@@ -258,7 +287,9 @@ def test_a_hub_that_answers_nonsense(server: Hub, monkeypatch: pytest.MonkeyPatc
         hub.push("me/rex", {"README.md": b""}, private=False, message="x", force=False)
 
 
-def test_paths_are_not_taken_for_repositories(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_not_taken_for_repositories(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A token file's path that does not exist is a missing file; the hub is not asked."""
     monkeypatch.chdir(tmp_path)
     for name in ("out/dog.safetensors", "dog.pt", str(tmp_path / "a"), "out/tokens/dog.bin"):
@@ -271,7 +302,9 @@ def test_other_commands_take_hub_names(dti: Dti, server: Hub, dog: Path, tmp_pat
     """`generate -t user/name`, renamed too, and `inspect-norms user/name`."""
     server.repositories["a/dog"] = Repository({"dog.safetensors": dog.read_bytes()})
     options = ("--steps", 1, "--quiet", "--size", 64)
-    outcome = dti("generate", "<dog> and <rex>", "-t", "a/dog", "-t", "<rex>=a/dog", "-o", tmp_path / "out", *options)
+    outcome = dti(
+        "generate", "<dog> and <rex>", "-t", "a/dog", "-t", "<rex>=a/dog", "-o", tmp_path / "out", *options
+    )
     assert outcome.code == 0, outcome.err
     outcome = dti("inspect-norms", "a/dog", "--json")
     assert outcome.code == 0, outcome.err
@@ -290,7 +323,9 @@ def test_the_endpoint_of_the_environment(server: Hub, word: Path, tmp_path: Path
         "import sys; from dticli.cli import run; "
         f"sys.exit(run(['push', {str(word)!r}, 'me/rex']) or run(['info', 'me/rex']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "me/rex: <rex>" in done.stdout
     assert server.repositories["me/rex"].files["rex.safetensors"] == word.read_bytes()

@@ -355,6 +355,33 @@ def test_reading_does_not_hold_on_to_the_file(tmp_path: Path) -> None:
     assert torch.equal(token.vectors[SOLE], L)
 
 
+@pytest.mark.parametrize(
+    ("data", "container", "stored"),
+    [
+        (safe({"emb_params": ONE[0].half()}), "safetensors", {SOLE: ("emb_params", (768,), "float16")}),
+        (pickled(a1111()), "pickle", {SOLE: ("string_to_param.*", (2, 768), "float32")}),
+        (
+            safe({"t5": L, "clip_g": G}),
+            "safetensors",
+            {"clip_g": ("clip_g", (2, 1280), "float32"), "t5xxl": ("t5", (2, 768), "float32")},
+        ),
+    ],
+)
+def test_the_layout_is_what_the_file_holds(data: bytes, container: str, stored: Any, tmp_path: Path) -> None:
+    """Names, shapes and dtypes before anything is repaired; a repair is said in words."""
+    _, layout = token_file.read_with_layout(put(tmp_path, data))
+    found = {key: (each.name, each.shape, each.dtype) for key, each in layout.tensors.items()}
+    assert (layout.container, found) == (container, stored)
+    assert bool(layout.repairs) is ("float16" in str(stored))
+
+
+def test_what_the_metadata_says_of_the_encoder_goes_first(tmp_path: Path) -> None:
+    """A word exported under another program's key for its encoder is ours again."""
+    path = put(tmp_path, safe({"clip_h": ONE}, **{"dti.encoder": "clip_l"}))
+    assert list(token_file.read(path).vectors) == ["clip_l"]
+    assert token_file.read(path, "<toy>").name == "<toy>"
+
+
 # Hostile and damaged files
 
 
@@ -542,7 +569,19 @@ def test_damaged_files_give_a_valid_token_or_an_input_error(
     data: bytes, edits: list[Edit], length: int | None, scratch: Path
 ) -> None:
     """Whatever bytes of a file change, what comes out is refused cleanly or can be written and read again."""
-    found = outcome(token_file.read, put(scratch, edited(data, edits, length), "fuzzed.bin"))
+    require_refusal_or_token(edited(data, edits, length), scratch)
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@given(data=st.sampled_from(SEEDS), edits=EDITS, length=st.none() | st.integers(0, 1500))
+def test_damaged_files_at_length(data: bytes, edits: list[Edit], length: int | None, scratch: Path) -> None:
+    """The same, for minutes."""
+    require_refusal_or_token(edited(data, edits, length), scratch)
+
+
+def require_refusal_or_token(data: bytes, scratch: Path) -> None:
+    found = outcome(token_file.read, put(scratch, data, "fuzzed.bin"))
     if isinstance(found, InputError):
         assert "\n" not in str(found)
     else:

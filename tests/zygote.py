@@ -6,6 +6,7 @@ sends itself the signal of that number, or, where the number is negative, the op
 each run the import of torch; nothing else differs from the real command.
 """
 
+import codecs
 import json
 import os
 import resource
@@ -108,9 +109,11 @@ class Operations:
     def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             index = self._begin(name, *arguments[: 2 if name in ("replace", "rename") else 1])
-            result = function(*arguments, **options)
-            self._reach(index, "after")
-            return result
+            try:
+                return function(*arguments, **options)
+            finally:
+                # Failures count: a file that should be removed may be gone already.
+                self._reach(index, "after")
 
         return call
 
@@ -187,6 +190,8 @@ def _preload() -> None:
     from dticli import bundled, models
 
     models.load(models.choose(bundled.MODEL_NAME), torch.device("cpu"), torch.float32)
+    # Codecs are modules too, which another user may not be able to read.
+    codecs.lookup("utf-8-sig")
 
 
 if __name__ == "__main__":

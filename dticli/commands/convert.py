@@ -1,6 +1,5 @@
 """`dti convert`: a token file of any tool in, a file for one program out."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as calendar
@@ -114,7 +113,9 @@ def command(
             console.warn(f"{file}: {repair}")
         chosen = _model(source.token, model, variant, offline, needed=rescale is not None)
         word, rescaled = _prepared(source.token, chosen, token, rescale)
-        written = {folder / name: data for name, data in exchange.export(exchange.described(word, said), to).items()}
+        written = {
+            folder / name: data for name, data in exchange.export(exchange.described(word, said), to).items()
+        }
         _require_distinct(contents, written, file)
         contents |= written
         words.append(_converted(file, word, to, tuple(written), rescaled))
@@ -166,7 +167,7 @@ def _prepared(
     family = models.family(model) if model else None
     word = exchange.of_family(token, family.name if family else None)
     if name:
-        word = dataclasses.replace(word, name=name)
+        word = exchange.renamed(word, name)
     if not (rule and model and family):
         return word, ()
     tables: Mapping[str, Table] = norms.by_key(norms.read_tables(models.text_folder(model)), family.encoders)
@@ -221,5 +222,7 @@ def _vocabularies(model: "Model | None") -> "Sequence[Mapping[str, int]]":
 
     at_hand = [models.choose(bundled.MODEL_NAME), *([model] if model else [])]
     return [
-        tokenizer.get_vocab() for each in at_hand for tokenizer in models.tokenizers(each, models.family(each))
+        tokenizer.get_vocab()
+        for each in at_hand
+        for tokenizer in models.tokenizers(each, models.family(each))
     ]

@@ -50,7 +50,10 @@ def command(
     token: Annotated[
         list[str] | None,
         typer.Option(
-            "--token", "-t", "--tokens", help="Token file, folder or hub id, or NAME=FILE to rename its word; repeatable."
+            "--token",
+            "-t",
+            "--tokens",
+            help="Token file, folder or hub id, or NAME=FILE to rename its word; repeatable.",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures a prompt.")] = 1,

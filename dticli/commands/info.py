@@ -34,7 +34,9 @@ class Vectors:
     norms: tuple[float, ...]
 
     def __str__(self) -> str:
-        lengths = ", ".join(f"{norm:.4f}" for norm in self.norms[:8]) + (", ..." if len(self.norms) > 8 else "")
+        lengths = ", ".join(f"{norm:.4f}" for norm in self.norms[:8]) + (
+            ", ..." if len(self.norms) > 8 else ""
+        )
         count = f"{self.count} vector{'' if self.count == 1 else 's'}"
         return (
             f"{self.encoder or 'one encoder'}: {count} of width {self.width}, norm {lengths} "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dticli.token_file import Token
 
 BAR = 40
+ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,45 @@ class Inspected:
 
 
 @dataclass(frozen=True)
+class Followed:
+    """How norm and direction of a word went through its run: entries of the log."""
+
+    run: str
+    steps: tuple[Mapping[str, Any], ...]
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.run}: {len(self.steps)} steps logged"
+        # Some rows are enough for an eye; JSON has them all.
+        every = -(-len(self.steps) // ROWS) if self.steps else 1
+        for entry in dict.fromkeys([*range(every - 1, len(self.steps), every), len(self.steps) - 1]):
+            step = self.steps[entry]
+            norms = "  ".join(
+                f"{key} norm {norm:.4f} cosine to init {step['cosine_to_init'][key]:.3f}"
+                for key, norm in step["norm"].items()
+            )
+            yield f"  step {step['step']:6d}  loss {step['smoothed']:.4f}  angle {step['angle']:5.1f} deg  {norms}"
+
+
+@dataclass(frozen=True)
 class Report:
-    """All models asked about."""
+    """All models and runs asked about."""
 
     models: tuple[Inspected, ...]
+    runs: tuple[Followed, ...] = ()
 
     def lines(self) -> Iterator[str]:
         for inspected in self.models:
             yield from inspected.lines()
+        for followed in self.runs:
+            yield from followed.lines()
 
 
 def command(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(help="Models (hub id, folder, 'stickers') and token files of any tool, or hub ids of such."),
+        typer.Argument(
+            help="Models (hub id, folder, 'stickers') token files of any tool, hub ids of such, and .run folders."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model in whose vocabulary the token files are placed.")
@@ -96,9 +122,15 @@ def command(
     """
     from dticli import hub, models, provenance
 
-    files = [each for each in targets or [] if hub.holds_token(each, offline=offline)]
+    folders = [each for each in targets or [] if Path(each).suffix == ".run"]
+    runs = tuple(_followed(Path(each)) for each in folders)
+    targets = [each for each in targets or [] if each not in folders]
+    if runs and not targets:
+        console.show(Report((), runs), as_json=json)
+        return
+    files = [each for each in targets if hub.holds_token(each, offline=offline)]
     tokens = [hub.read(each, offline=offline).token for each in files]
-    names = [each for each in targets or [] if each not in files]
+    names = [each for each in targets if each not in files]
     # Each token goes with its own model; several models named on the command line see every token.
     wanted: dict[str | None, list[int]] = {name: list(range(len(tokens))) for name in names}
     if not names:
@@ -108,9 +140,26 @@ def command(
     reports = []
     for name, indices in wanted.items():
         chosen = models.choose(name, variant=variant, offline=offline)
-        console.notice(models.announcement(chosen))
+        console.notice(models.announcement(chosen, "text_encoder"))
         reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices]))
-    console.show(Report(tuple(reports)), as_json=json)
+    console.show(Report(tuple(reports), runs), as_json=json)
+
+
+def _followed(folder: Path) -> Followed:
+    """What a run's log says.
+
+    Raises:
+        InputError: there is no log.
+    """
+    from dticli.errors import InputError
+    from dticli.run_folder import read_log
+
+    entries = read_log(folder)
+    if not entries:
+        raise InputError(
+            f"no log in {folder}: expected the folder of a run; pass the .run folder beside a token file"
+        )
+    return Followed(folder.name, tuple(entries))
 
 
 def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected:

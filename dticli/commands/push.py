@@ -1,5 +1,6 @@
 """`dti push`: a word to the hub, with a card and pictures."""
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from dticli.errors import InputError, UsageError
 from dticli.options import Debug, Force, Json
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from dticli.hub import Picture
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -43,7 +46,9 @@ def command(
     repository: Annotated[str, typer.Argument(help="Where to, user/name; made if it is not there.")],
     picture: Annotated[
         list[Path] | None,
-        typer.Option("--picture", "-p", help="Example picture for the card, such as one of generate's; repeatable."),
+        typer.Option(
+            "--picture", "-p", help="Example picture for the card, such as one of generate's; repeatable."
+        ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
@@ -61,12 +66,12 @@ def command(
 
     named = hub.Repository.named(repository)
     if named is None or named.revision or named.file:
-        raise UsageError(f"no repository {repository!r}: expected user/name; write your own name before the slash")
+        raise UsageError(
+            f"no repository {repository!r}: expected user/name; write your own name before the slash"
+        )
     token = exchange.described(exchange.read(Path(file)).token)
     contents = hub.contents(named.name, token, _pictures(picture or []))
-    url = hub.push(
-        named.name, contents, private=private, message=message or f"Add {token.name}", force=force
-    )
+    url = hub.push(named.name, contents, private=private, message=message or f"Add {token.name}", force=force)
     console.show(Pushed(named.name, token.name, tuple(sorted(contents)), url), as_json=json)
 
 
@@ -87,13 +92,29 @@ def _picture(path: Path, number: int) -> "Picture":
     if not kind or not path.is_file():
         raise InputError(f"no picture {path}: expected {', '.join(SUFFIXES)}; check the path")
     if path.stat().st_size > MAX_PICTURE:
-        raise InputError(f"{path} has {path.stat().st_size} bytes: expected at most {MAX_PICTURE}; make it smaller")
+        raise InputError(
+            f"{path} has {path.stat().st_size} bytes: expected at most {MAX_PICTURE}; make it smaller"
+        )
     try:
         with Image.open(path, formats=[kind]) as image:
             image.verify()
         with Image.open(path, formats=[kind]) as image:
             prompt = getattr(image, "text", {}).get("prompt")
+            content = _without_exif(image, kind) or path.read_bytes()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} is no {kind} picture ({error}): expected one; draw it again") from None
     stem = re.sub(r"[^a-z0-9-]+", "-", path.stem.lower()).strip("-")[:48]
-    return Picture(f"{number}-{stem or 'picture'}{path.suffix.lower()}", path.read_bytes(), prompt)
+    return Picture(f"{number}-{stem or 'picture'}{path.suffix.lower()}", content, prompt)
+
+
+def _without_exif(image: "Image", kind: str) -> bytes | None:
+    """The picture without what cameras add, such as the place; None if there is nothing of it."""
+    from PIL import ImageOps
+
+    if not image.getexif():
+        return None
+    buffer = io.BytesIO()
+    upright = ImageOps.exif_transpose(image)
+    upright.info.clear()
+    upright.save(buffer, kind, quality=95)
+    return buffer.getvalue()

@@ -11,6 +11,7 @@ import typer
 
 from dticli import console, families
 from dticli.errors import UsageError
+from dticli.formats import Target
 from dticli.options import Debug, Force, Json, Quiet, with_settings
 from dticli.settings import TrainSettings, model_layer, read_config, resolve
 
@@ -30,6 +31,7 @@ class Trained:
 
     Attributes:
         folder: settings, log and last state of the run.
+        exports: files for the program asked for.
         seconds: since this command began to train; earlier parts of a resumed run do not count.
         norm, vocabulary_norm: mean row length of the word, and mean norm of the vocabulary, by encoder.
         angle: mean degrees turned from where it began.
@@ -39,6 +41,7 @@ class Trained:
 
     file: Path
     folder: Path
+    exports: tuple[Path, ...]
     token: str
     model: str
     steps: int
@@ -58,6 +61,7 @@ class Trained:
                 f"{key}: norm {self.norm[key]:.4f} (vocabulary mean {self.vocabulary_norm[key]:.4f}), "
                 f"cosine to init {self.cosine_to_init[key]:.3f}; nearest words: {words}"
             )
+        yield from (f"for {path.relative_to(self.file.parent).parts[0]}: {path}" for path in self.exports)
         yield f"the run, with its settings and log: {self.folder}"
         yield f'use it: dti generate "a photo of {self.token}" -t {self.file}'
 
@@ -148,6 +152,10 @@ def command(
         Path | None, typer.Option(help="TOML file with any of these settings, such as a run's run.toml.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Report on photos and captions and stop.")] = False,
+    format: Annotated[
+        Target | None,
+        typer.Option("--format", help="Also write the word for this program, in a folder of its name."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run, or begin if there is none.")
     ] = False,
@@ -185,7 +193,10 @@ def command(
     folder = RunFolder.beside(target)
     with folder.locked():
         before = _before(folder, target, resume, force)
-        result = _train(settings, model, family, album, said, target, folder, before, quiet)
+        overwrite = force or before is not None
+        result = _train(
+            settings, model, family, album, said, target, folder, before, quiet, format, overwrite
+        )
     console.show(result, as_json=json)
 
 
@@ -279,10 +290,14 @@ def _train(
     folder: "RunFolder",
     before: "Checkpoint | None",
     quiet: bool,
+    program: Target | None,
+    overwrite: bool,
 ) -> Trained:
-    from dticli import norms, run, token_file
+    from dticli import atomic, exchange, norms, run, token_file
 
     prepared = run.prepare(settings, model, family, album, said.texts)
+    # Before the first step: a program that cannot use the word, or a file in the way, must not cost a training.
+    atomic.require_writable(exchange.files(prepared.token(), program, target.parent), force=overwrite)
     if before:
         changes = run.resume(prepared, before)
         console.notice(f"continuing after step {before.step} of {settings.steps}, from {folder.path}")
@@ -294,11 +309,15 @@ def _train(
     loss = _follow(prepared, folder, before, quiet)
     token = prepared.token()
     token_file.write(target, token, force=True)
+    exports = exchange.files(token, program, target.parent)
+    for path, content in exports.items():
+        atomic.write_bytes(path, content)
     folder.finish()
     learner = prepared.learner
     return Trained(
         file=target,
         folder=folder.path,
+        exports=tuple(exports),
         token=settings.token,
         model=model.label,
         steps=settings.steps,

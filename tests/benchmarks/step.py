@@ -36,7 +36,9 @@ def training(batch_size: int) -> tuple[Task, Learner]:
     rows = initial.rows(pipe, family, "dog", 1, 0)
     vocabulary = {key: norms.summary(table) for key, table in concept.tables(pipe, family.encoders).items()}
     lengths = initial.magnitudes(rows, vocabulary, "mean")
-    return Task(pipe, family, encoded, texts, settings), trainer.learner(settings, rows, lengths, initial.directions(rows))
+    return Task(pipe, family, encoded, texts, settings), trainer.learner(
+        settings, rows, lengths, initial.directions(rows)
+    )
 
 
 def bare(task: Task) -> Callable[[], None]:
@@ -82,11 +84,15 @@ def steps(rounds: int, batch_size: int) -> Iterator[str]:
     yield f"ratio       {middle:8.3f}  (quartiles {low:.3f} ... {high:.3f}, {rounds} rounds of 3, batch {batch_size})"
 
 
+def _process(arguments: list[str]) -> Callable[[], object]:
+    command = [sys.executable, *arguments]
+    return lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
+
 def start_up(times: int = 7) -> Iterator[str]:
     """Wall time of a warm `dti ...` process, against a bare interpreter."""
     for arguments in (["-c", ""], ["-m", "dticli", "--help"], ["-m", "dticli", "train", "--help"]):
-        command = [sys.executable, *arguments]
-        seconds = [timed(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True), 1) for _ in range(times)]
+        seconds = [timed(_process(arguments), 1) for _ in range(times)]
         yield f"{'python ' + ' '.join(arguments):<32} {1000 * min(seconds[1:]):6.0f} ms"
 
 

@@ -96,3 +96,27 @@ def test_the_average_follows_the_weights():
     for step in range(200):
         average.update(layer, step)
     assert average.values["weight"].item() == pytest.approx(5.0, abs=1e-3)
+
+
+def test_a_failed_folder_leaves_the_old_one_whole(tmp_path):
+    """A folder is swapped in only once it is complete."""
+    target = tmp_path / "model"
+    cache.write_folder(target, lambda folder: (folder / "weights").write_bytes(b"old"))
+
+    def fail(folder):
+        (folder / "weights").write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        cache.write_folder(target, fail)
+    assert (target / "weights").read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_fingerprint_changes_with_the_file(tmp_path):
+    """What rests on other weights gets another name."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    before = cache.fingerprint(file)
+    file.write_bytes(b"two")
+    assert cache.fingerprint(file) != before

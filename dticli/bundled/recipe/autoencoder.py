@@ -38,6 +38,11 @@ def folder() -> Path:
     return cache.folder("autoencoder") / "vae"
 
 
+def weights() -> Path:
+    """The trained weights themselves."""
+    return folder() / "diffusion_pytorch_model.safetensors"
+
+
 def load() -> AutoencoderKL:
     """The trained autoencoder, float32."""
     return AutoencoderKL.from_pretrained(folder()).float().eval()
@@ -117,7 +122,7 @@ def _publish(average: Average, sample: Tensor, watched: Tensor, log: Log) -> Non
     network.eval()
     latents = encode(network, sample)
     network.register_to_config(scaling_factor=float(1 / latents.std()))
-    network.save_pretrained(folder())
+    cache.write_folder(folder(), network.save_pretrained)
     log(
         f"autoencoder psnr {psnr(watched, rebuild(network, watched)):.2f} dB on {len(watched)} unseen pictures"
     )

@@ -1,6 +1,8 @@
 """Where the recipe keeps what it has made, and how it writes it: whole or not at all."""
 
+import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +34,24 @@ def write(target: Path, fill: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
+    """Fill a new folder beside `target` and put it in its place, so that a crash while filling leaves the old one whole."""
+    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        fill(fresh)
+        fresh.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def fingerprint(weights: Path) -> str:
+    """Eight hex digits that change with a file's content; they name what was computed from it."""
+    return hashlib.blake2b(weights.read_bytes(), digest_size=4).hexdigest()
 
 
 def write_bytes(target: Path, content: bytes) -> None:

@@ -54,7 +54,7 @@ def wilson_lower(right: int, asked: int, z: float = 1.959964) -> float:
     share = right / asked
     centre = share + z * z / (2 * asked)
     spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
-    return (centre - spread) / (1 + z * z / asked)
+    return max(0.0, (centre - spread) / (1 + z * z / asked))
 
 
 def counts(bar: str, scene: Scene) -> bool:

@@ -86,7 +86,7 @@ def encode_pictures(log: Log) -> Tensor:
             means = autoencoder.encode(network, pictures.contiguous(memory_format=torch.channels_last))
         return means.float() * network.config["scaling_factor"]
 
-    return _once("latents", latents, log)
+    return _once("latents", autoencoder.weights(), latents, log)
 
 
 def _encode_captions(seed: int, log: Log) -> Tensor:
@@ -98,14 +98,15 @@ def _encode_captions(seed: int, log: Log) -> Tensor:
         captions = [grammar.caption(scene, random, background=random.random() >= BRIEF) for scene in scenes]
         return text_states(tokens, encoder, captions)
 
-    return _once("states", states, log)
+    return _once("states", text_encoder.weights(), states, log)
 
 
-def _once(name: str, compute: Callable[[Path], Tensor], log: Log) -> Tensor:
-    """`compute` of every shard of pictures in float16; what is on disk is not computed again."""
+def _once(name: str, weights: Path, compute: Callable[[Path], Tensor], log: Log) -> Tensor:
+    """`compute` of every shard of pictures in float16; not computed again while the weights it rests on stay the same."""
+    mark = cache.fingerprint(weights)
     parts = []
     for source in world.shard_files("pictures"):
-        target = folder() / f"{name}-{source.stem}.safetensors"
+        target = folder() / f"{name}-{mark}-{source.stem}.safetensors"
         if not target.is_file():
             cache.write_bytes(target, save({name: compute(source).half().contiguous()}))
             log(f"diffusion: {name} of {source.stem}")
@@ -187,5 +188,5 @@ def _loss(
 def _publish(average: Average) -> None:
     network = new()
     network.load_state_dict(average.state_dict())
-    network.save_pretrained(folder() / "unet")
+    cache.write_folder(folder() / "unet", network.save_pretrained)
     package.assemble(package.built())

@@ -63,7 +63,7 @@ def run(minutes: float, seed: int, log: Log) -> None:
 
 def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
     """The first pictures after the autoencoder; made once."""
-    file = cache.folder("judges") / "rebuilt.npz"
+    file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(autoencoder.weights())}.npz"
     if not file.is_file():
         log("judges: passing pictures through the autoencoder")
         decoded = autoencoder.rebuild(autoencoder.load(), autoencoder.to_tensor(pixels[:8_000]))

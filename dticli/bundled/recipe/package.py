@@ -1,6 +1,5 @@
 """Step `package`: put the trained parts together in the diffusers layout, float16, ready to ship."""
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -36,12 +35,14 @@ def assemble(target: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(fresh)
-    shutil.copy(model_folder() / "dti.toml", fresh / "dti.toml")
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
+    pipeline.to(torch.float16)
+    defaults = (model_folder() / "dti.toml").read_bytes()
+
+    def fill(folder: Path) -> None:
+        pipeline.save_pretrained(folder)
+        (folder / "dti.toml").write_bytes(defaults)
+
+    cache.write_folder(target, fill)
 
 
 def load(model: Path | None = None) -> StableDiffusionPipeline:

@@ -76,6 +76,11 @@ def load() -> tuple[CLIPTokenizer, CLIPTextModel]:
     return tokens, CLIPTextModel.from_pretrained(folder() / "text_encoder").float().eval()
 
 
+def weights() -> Path:
+    """The pretrained encoder's weights themselves."""
+    return folder() / "text_encoder" / "model.safetensors"
+
+
 def judge_file() -> Path:
     """Where judge A lies: the image side of the pretraining."""
     return folder() / "judge-a.safetensors"
@@ -143,7 +148,7 @@ def run(minutes: float, seed: int, log: Log) -> None:
 def _tokenizer() -> CLIPTokenizer:
     where = folder() / "tokenizer"
     if not where.is_dir():
-        vocabulary.tokenizer(grammar.every_caption_word()).save_pretrained(where)
+        cache.write_folder(where, vocabulary.tokenizer(grammar.every_caption_word()).save_pretrained)
     return CLIPTokenizer.from_pretrained(where)
 
 
@@ -221,7 +226,7 @@ def _naming(logits: list[Tensor], labels: Tensor) -> Tensor:
 
 
 def _publish(towers: Towers) -> None:
-    towers.text.save_pretrained(folder() / "text_encoder")
+    cache.write_folder(folder() / "text_encoder", towers.text.save_pretrained)
     cache.write_bytes(
         judge_file(), save({key: value.contiguous() for key, value in towers.judge.state_dict().items()})
     )
