@@ -35,7 +35,7 @@ def test_every_command_has_help_with_an_example(dti: Dti) -> None:
         *(([name, "--help"], {"torch", "diffusers", "transformers"}) for name in COMMANDS),
         (["example", "--list"], {"torch", "diffusers", "transformers"}),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_start_up_imports_no_heavy_library(arguments: list[str], forbidden: set[str]) -> None:
     """Help appears at once, because nothing heavy is imported for it."""

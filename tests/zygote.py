@@ -96,7 +96,8 @@ class Operations:
         def write_bytes(path: Path, data: bytes) -> int:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             try:
-                written = 0
+                # An empty file is written too: by a write of nothing.
+                written = whole_write(descriptor, data)
                 while written < len(data):
                     written += whole_write(descriptor, data[written:])
                 return written
