@@ -44,6 +44,8 @@ STILL_DEGREES = 0.01
 """And less than this is no movement whatever the step length: what float32 rounds comes close."""
 ENOUGH = 50
 """Losses of single steps scatter widely: averages of fewer say nothing."""
+CLEAR = 3.0
+"""Standard errors that a difference of averages must exceed to be one."""
 SAMPLE = 16
 """Numbers of each parameter that stand for it in the fingerprint of a model."""
 
@@ -314,9 +316,12 @@ def concerns(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
     third = len(losses) // 3
     if third < ENOUGH:
         return
-    early, late = statistics.fmean(losses[:third]), statistics.fmean(losses[-third:])
-    if late >= early:
+    first, last = losses[:third], losses[-third:]
+    early, late = statistics.fmean(first), statistics.fmean(last)
+    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / third)
+    # A word that is learned lowers a loss of mostly noise by less than its error: only a clear rise says something.
+    if late - early > CLEAR * error:
         yield (
-            f"the loss did not fall ({early:.4f} in the first third, {late:.4f} in the last): "
+            f"the loss rose ({early:.4f} in the first third, {late:.4f} in the last): "
             f"look at a picture before you trust {settings.token}; --init may be far off, or --lr too large"
         )
