@@ -20,10 +20,17 @@ TOKEN = "hf_secret"
 
 @dataclass
 class Repository:
-    """Files by path, and whether strangers may see it."""
+    """Files by path, and whether strangers may see it.
+
+    Attributes:
+        gated: files are given only to those who accepted a licence, and nobody has.
+        cut: the file during whose transfer the connection breaks.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
     private: bool = False
+    gated: bool = False
+    cut: str | None = None
 
     @property
     def sha(self) -> str:
@@ -130,8 +137,19 @@ class _Handler(BaseHTTPRequestHandler):
                 404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=found.sha
             )
             return
+        if found.gated:
+            self.answer(403, {"error": "Access is restricted"}, X_Error_Code="GatedRepo")
+            return
         content = found.files[path]
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        if path == found.cut and self.command == "GET":
+            self.send_response(200)
+            self.send_header("ETag", etag)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+            return
         self.answer(200, content, ETag=etag, X_Repo_Commit=found.sha)
 
     def do_PUT(self) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -258,7 +259,16 @@ def test_files_may_not_grow(place: Place, whole: tuple[bytes, Ended]) -> None:
     survives(place, expected)
 
 
+def _others_can_read(folder: Path) -> bool:
+    """Whether every folder on the way lets other users through."""
+    return all(each.stat().st_mode & stat.S_IXOTH for each in (folder, *folder.parents))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(
+    not all(_others_can_read(Path(folder)) for folder in (sys.prefix, bundled.model_folder())),
+    reason="another user could not read this environment or this checkout",
+)
 def test_folders_of_another_user(zygote: Zygote, two_photos: Path) -> None:
     """Found out before the training, as another user than root, who may read and write everywhere."""
     with tempfile.TemporaryDirectory() as name:

@@ -82,6 +82,26 @@ def test_models_the_hub_does_not_give(dti: Dti, remote: Hub) -> None:
         assert (outcome.code, part in outcome.error) == (4, True)
 
 
+def test_a_gated_model_says_where_to_ask(dti: Dti, remote: Hub) -> None:
+    """Whoever has not accepted the licence is told to."""
+    remote.repositories["artist/tiny"].gated = True
+    outcome = dti("inspect-norms", "artist/tiny")
+    assert (outcome.code, "licence" in outcome.error) == (4, True)
+
+
+def test_a_download_that_breaks_off_can_be_repeated(
+    dti: Dti, remote: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken connection is an error of the environment, and leaves nothing that passes for the whole file."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    remote.repositories["artist/tiny"].cut = "text_encoder/model.safetensors"
+    outcome = dti("inspect-norms", "artist/tiny")
+    assert outcome.code == 5, outcome.err
+    assert "network" in outcome.error
+    remote.repositories["artist/tiny"].cut = None
+    assert dti("inspect-norms", "artist/tiny").code == 0
+
+
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking for CUDA without it is an error of the environment; `auto` takes what there is."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
