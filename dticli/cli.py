@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Learn a word from photos; writes a token file.",
     "generate": "Draw pictures with learned words.",
     "interpolate": "Draw the way from one learned word to another.",
+    "evaluate": "How like the photos a word's pictures are, and how well they follow the prompt.",
     "convert": "Write token files for other programs; repair an inflated norm.",
     "info": "What a token file holds, where it loads, and how it is typed there.",
     "push": "Put a word on the hub, with a card and pictures.",

@@ -22,10 +22,24 @@ class Result(Protocol):
     def lines(self) -> Iterator[str]: ...
 
 
+_speaker = True
+
+
+def only_errors() -> None:
+    """Print nothing but errors from now on: another process speaks for this one."""
+    global _speaker
+    _speaker = False
+
+
 def show(result: Result, *, as_json: bool) -> None:
     """Print a command's result on stdout."""
+    if not _speaker:
+        return
     if as_json:
-        print(json.dumps(_plain(result), ensure_ascii=False, indent=2, allow_nan=False))
+        text = json.dumps(_plain(result), ensure_ascii=False, indent=2, allow_nan=False)
+        print(
+            "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+        )
         return
     for line in result.lines():
         _out().print(printable(line), markup=False, highlight=False, soft_wrap=True)
@@ -33,12 +47,16 @@ def show(result: Result, *, as_json: bool) -> None:
 
 def notice(text: str) -> None:
     """One line on stderr."""
-    _err().print(printable(text), markup=False, highlight=False, soft_wrap=True)
+    if _speaker:
+        _err().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """One line on stderr that should not be missed."""
-    _err().print(f"warning: {printable(text)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if _speaker:
+        _err().print(
+            f"warning: {printable(text)}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def error(text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli import exchange, formats, token_file
+from dticli import exchange, formats, single_file, token_file
 from dticli.errors import DtiError, EnvironmentProblem, InputError, UsageError
 from dticli.exchange import Source
 from dticli.token_file import Token
@@ -70,7 +70,7 @@ def holds_token(source: str, *, offline: bool = False) -> bool:
     """Whether a name is that of a token rather than that of a model."""
     path = Path(source).expanduser()
     if path.suffix in formats.SUFFIXES:
-        return True
+        return not single_file.is_checkpoint(path)
     if path.is_dir():
         names = [each.name for each in path.iterdir()]
     else:

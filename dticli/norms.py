@@ -346,7 +346,7 @@ def table_of(encoder: str, weight: Tensor, tokenizer: Any) -> Table:
     return Table(encoder, weight.detach(), tuple(piece or "" for piece in pieces))
 
 
-def read_tables(folder: Path) -> tuple[Table, ...]:
+def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None = None) -> tuple[Table, ...]:
     """Read the embedding table of every text encoder that has a tokenizer, in order of their names.
 
     Only that tensor is read, from safetensors, shards or pickled weights of plain tensors; a variant such as
@@ -354,18 +354,19 @@ def read_tables(folder: Path) -> tuple[Table, ...]:
 
     Args:
         folder: a model in diffusers layout.
+        elsewhere: file, and name of the tensor in it, of tables that are not in the folder, by encoder.
 
     Raises:
         ModelError: a file is missing or damaged, or no text encoder is found; names the file.
     """
-    folder = Path(folder)
+    folder, elsewhere = Path(folder), elsewhere or {}
     index = _json(folder / "model_index.json")
     tables = []
     for encoder in sorted(name for name in index if re.fullmatch(r"text_encoder(_\d+)?", name)):
         tokenizer = encoder.replace("text_encoder", "tokenizer")
         kind = _class_name(index, tokenizer)
         if _class_name(index, encoder) and kind:
-            weight = _read_weight(folder / encoder)
+            weight = _read_weight(*(elsewhere.get(encoder) or _find_table(folder / encoder)))
             tables.append(table_of(encoder, weight, read_tokenizer(folder / tokenizer, kind)))
     if not tables:
         raise ModelError(f"{folder} names no text encoder with a tokenizer: expected a text-to-image model")
@@ -386,15 +387,19 @@ def _class_name(index: Mapping[str, Any], component: str) -> str | None:
     return None
 
 
-def _read_weight(folder: Path) -> Tensor:
+def _find_table(folder: Path) -> tuple[Path, str | None]:
+    """The file with an encoder's table, and its name there if that is known already."""
     path = _weight_file(folder)
-    key = None
-    if path.suffix == ".json":
-        shards = _json(path).get("weight_map")
-        if not isinstance(shards, dict):
-            raise ModelError(f"{path} names no shards: expected a weight_map; download the model again")
-        key = _table_key(shards, path)
-        path = folder / Path(str(shards[key])).name
+    if path.suffix != ".json":
+        return path, None
+    shards = _json(path).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ModelError(f"{path} names no shards: expected a weight_map; download the model again")
+    key = _table_key(shards, path)
+    return folder / Path(str(shards[key])).name, key
+
+
+def _read_weight(path: Path, key: str | None) -> Tensor:
     weight = _read_tensor(path, key)
     if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
         raise ModelError(

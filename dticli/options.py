@@ -10,13 +10,14 @@ import typer
 from pydantic.fields import FieldInfo
 
 from dticli import console
-from dticli.settings import Settings
+from dticli.settings import ModelSettings, Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", callback=console.show_tracebacks)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Base = Annotated[str | None, typer.Option(help=str(ModelSettings.model_fields["base"].description))]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 

@@ -385,17 +385,37 @@ def pixels(crop: Crop) -> Tensor:
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
+def whole(photo: Photo) -> Image.Image:
+    """The photo in RGB; what is transparent, or hidden by its mask, is white."""
+    picture = _decoded(photo)
+    white = Image.new("RGB", picture.size, "white")
+    mask = _mask(photo)
+    if mask is not None:
+        return Image.composite(picture.convert("RGB"), white, mask.resize(picture.size))
+    return (
+        Image.composite(picture.convert("RGB"), white, picture.getchannel("A"))
+        if picture.mode == "RGBA"
+        else picture
+    )
+
+
 def weights(crop: Crop) -> Tensor | None:
     """How much each pixel of the crop counts, (height, width) float32 from `BACKGROUND` to 1; None without a mask."""
-    if crop.photo.mask is None:
+    mask = _mask(crop.photo)
+    if mask is None:
         return None
-    if crop.photo.mask == crop.photo.path:
-        picture = _decoded(crop.photo)
-        mask = picture.getchannel("A") if picture.mode == "RGBA" else Image.new("L", picture.size, 255)
-    else:
-        mask = _open(crop.photo.mask).convert("L")
     values = np.asarray(_window(mask, crop), dtype=np.float32) / 255
     return torch.from_numpy(BACKGROUND + (1 - BACKGROUND) * values)
+
+
+def _mask(photo: Photo) -> Image.Image | None:
+    """White on the subject; None without a mask."""
+    if photo.mask is None:
+        return None
+    if photo.mask != photo.path:
+        return _open(photo.mask).convert("L")
+    picture = _decoded(photo)
+    return picture.getchannel("A") if picture.mode == "RGBA" else Image.new("L", picture.size, 255)
 
 
 def _window(picture: Image.Image, crop: Crop) -> Image.Image:

@@ -5,6 +5,7 @@ text, unless a word was added: its id is higher still. The pooled state then sta
 follows it. Plain diffusers does the same, and the paper's words were learned so; ComfyUI and kohya pool at the end of text.
 """
 
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,24 +13,32 @@ from dticli.errors import UsageError
 from dticli.families import Encoder
 
 Pooling = Literal["stock", "eos"]
+Learned = Literal["stock", "eos", "mixed"]
+"""What a word may be learned with; mixed takes the two in turn, and suits both."""
 
 
 def choose(pipe: Any, encoders: Sequence[Encoder], pooling: Pooling) -> None:
-    """Let the encoders of a loaded pipeline pool at the end of text; `stock` leaves them as they are.
+    """Let the encoders of a loaded pipeline pool at the end of text, or, with `stock`, where their configs say.
 
     The attribute is set, because the config is no longer read once the encoder is built.
     """
-    if pooling == "stock":
-        return
     for encoder in encoders:
         text_encoder = getattr(pipe, encoder.component)
         pooler = getattr(text_encoder, "text_model", text_encoder)
         if hasattr(pooler, "eos_token_id"):
-            pooler.eos_token_id = getattr(pipe, encoder.tokenizer).eos_token_id
+            knows = getattr(pipe, encoder.tokenizer) if pooling == "eos" else pooler.config
+            pooler.eos_token_id = knows.eos_token_id
+
+
+def at_step(learned: Learned, step: int) -> Pooling:
+    """The pooling of one training step."""
+    if learned != "mixed":
+        return learned
+    return "eos" if step % 2 else "stock"
 
 
 def recorded(metadata: Mapping[str, Mapping[str, str]]) -> Pooling:
-    """The pooling that words were learned with; `stock` where files do not say.
+    """The pooling that words were learned with; `stock` where files do not say, or all words suit both.
 
     Args:
         metadata: word to what its token file says.
@@ -37,7 +46,7 @@ def recorded(metadata: Mapping[str, Mapping[str, str]]) -> Pooling:
     Raises:
         UsageError: they differ.
     """
-    found = {said(each) for each in metadata.values()}
+    found = {learned for each in metadata.values() if (learned := said(each)) != "mixed"}
     if len(found) > 1:
         raise UsageError(
             f"{' and '.join(metadata)} were learned with different pooling: expected one; choose it with --pooling"
@@ -45,6 +54,7 @@ def recorded(metadata: Mapping[str, Mapping[str, str]]) -> Pooling:
     return next(iter(found), "stock")
 
 
-def said(metadata: Mapping[str, str]) -> Pooling:
+def said(metadata: Mapping[str, str]) -> Learned:
     """The pooling one word was learned with."""
-    return "eos" if metadata.get("dti.pooling") == "eos" else "stock"
+    known: tuple[Learned, ...] = typing.get_args(Learned)
+    return next((each for each in known if each == metadata.get("dti.pooling")), "stock")

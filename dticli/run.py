@@ -6,7 +6,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from dticli import (
     concept,
     initial,
     latents,
+    memory,
     models,
     norms,
     photos,
-    pooling,
     provenance,
     signals,
     trainer,
@@ -29,11 +29,13 @@ from dticli import (
 from dticli.checkpoint import Checkpoint, Identity
 from dticli.errors import EnvironmentProblem, NumericalError, Stopped
 from dticli.families import Family
+from dticli.latents import Latents
 from dticli.models import Model
 from dticli.norms import Summary, Table
-from dticli.photos import Album
+from dticli.photos import Album, Crop
+from dticli.ranks import ALONE, Ranks
 from dticli.run_folder import Log, RunFolder, read_log
-from dticli.settings import INCIDENTAL, TrainSettings, anchored, to_toml
+from dticli.settings import INCIDENTAL, ModelSettings, TrainSettings, anchored, to_toml
 from dticli.token_file import Token
 from dticli.trainer import Captions, Learner, StepReport, Task
 
@@ -86,31 +88,53 @@ class Progress:
     loss: float
 
 
-def prepare(settings: TrainSettings, model: Model, family: Family, album: Album, captions: Captions) -> Run:
-    """Load the model, encode the photos, and set the word to its start."""
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A frozen model on the device of this process, to learn one word on or several."""
+
+    model: Model
+    family: Family
+    pipe: Any
+    device: torch.device
+    ranks: Ranks
+
+
+def load(settings: ModelSettings, model: Model, family: Family, ranks: Ranks = ALONE) -> Loaded:
+    """Load the model.
+
+    Raises:
+        ModelError, EnvironmentProblem: as `memory.load`, or it does not fit.
+    """
     if settings.deterministic:
         models.make_deterministic()
-    device = models.pick_device(settings.device)
-    pipe = models.load(model, device, models.pick_dtype(settings.precision, device), safety_checker=False)
-    pooling.choose(pipe, family.encoders, settings.pooling)
+    device = ranks.own(models.pick_device(settings.device))
+    with memory.fitting(model, settings, device):
+        pipe = memory.load(model, family, settings, device, safety_checker=False)
+    return Loaded(model, family, pipe, device, ranks)
+
+
+def prepare(loaded: Loaded, settings: TrainSettings, album: Album, captions: Captions) -> Run:
+    """Encode the photos, and set the word to its start."""
+    model, family, pipe, device = loaded.model, loaded.family, loaded.pipe, loaded.device
+    crops = photos.crops(album.photos, settings, family.multiple)
+    with memory.fitting(model, settings, device):
+        encoded = _encoded(loaded, settings, crops)
     tables = concept.tables(pipe, family.encoders)
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     learner = _learner(settings, pipe, family, vocabulary)
-    crops = photos.crops(album.photos, settings, family.multiple)
-    task = Task(pipe, family, latents.encode(pipe, family, crops, device), captions, settings)
+    task = Task(pipe, family, encoded, captions, settings, loaded.ranks)
     identity = _identity(model, task, learner, album)
     return Run(model, task, learner, tables, vocabulary, identity, _machine(device))
 
 
-def _load(model: Model, device: torch.device, settings: TrainSettings) -> Any:
-    dtype = models.pick_dtype(settings.precision, device)
-    try:
-        return models.load(model, device, dtype, safety_checker=False)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise EnvironmentProblem(
-            f"{model.name} does not fit into the memory of {device.type}: expected more; "
-            "try --precision bf16, --device cpu, or a smaller --model"
-        ) from None
+def _encoded(loaded: Loaded, settings: TrainSettings, crops: Sequence[Crop]) -> Latents:
+    """The photos as the autoencoder sees them; the pipeline is ready for the first step then."""
+    pipe, family, device = loaded.pipe, loaded.family, loaded.device
+    if not settings.low_memory:
+        return latents.encode(pipe, family, crops, device)
+    encoded = memory.encode(pipe, family, crops, device)
+    memory.economize(pipe, family, device)
+    return encoded
 
 
 def _learner(
@@ -137,7 +161,9 @@ def _identity(model: Model, task: Task, learner: Learner, album: Album) -> Ident
             name: json.dumps(getattr(settings, name))
             for name in TrainSettings.model_fields
             if name not in INCIDENTAL
-        },
+        }
+        # One device with the batch of several takes the same steps.
+        | {"batch_size": json.dumps(settings.batch_size * task.ranks.size)},
         photos={photo.name: photo.fingerprint for photo in album.photos},
         captions={
             photo.name: _digest(json.dumps(list(task.captions[photo.path])).encode())
@@ -163,7 +189,7 @@ def _start(learner: Learner) -> list[Tensor]:
 def _weights(pipe: Any) -> str:
     """A fingerprint of all weights, from a sample of each."""
     samples = [
-        name.encode() + _bytes(parameter.flatten()[:SAMPLE])
+        name.encode() + b"".join(_bytes(part.flatten()[:SAMPLE]) for part in memory.stored(parameter))
         for component, module in sorted(pipe.components.items())
         if isinstance(module, torch.nn.Module)
         for name, parameter in module.named_parameters(component)
@@ -209,36 +235,67 @@ def resume(run: Run, before: Checkpoint) -> tuple[str, ...]:
     )
 
 
-def advance(run: Run, folder: RunFolder, before: Checkpoint | None) -> Iterator[Progress]:
+def agree(run: Run, step: int) -> int:
+    """Bring every rank to the state of the first one; returns the steps that one has done."""
+    ranks, learner = run.task.ranks, run.learner
+    number = torch.tensor(step)
+    state = {name: each.detach().clone() for name, each in learner.state().items()}
+    ranks.share_([number, *state.values()])
+    learner.restore(state)
+    return int(number)
+
+
+def assist(run: Run, folder: RunFolder, step: int) -> None:
+    """Take the steps of `advance` beside the first rank, which keeps the books.
+
+    Raises:
+        Stopped: a signal came, to whichever rank.
+        NumericalError: NaN or inf.
+    """
+    with signals.postponed() as request:
+        for report in _explained(run, folder, step):
+            _stop_if(run, folder, report.step, run.task.ranks.largest(request.number or 0))
+
+
+def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Progress]:
     """Train to the end; every step is logged, and the state is saved when it is time.
+
+    Args:
+        step: steps done before.
+        loss: the smoothed loss after them, NaN for none.
 
     Raises:
         Stopped: a signal came; the state is saved.
         NumericalError: NaN or inf; the last good checkpoint stays.
     """
     settings = run.settings
-    step, loss = (before.step, before.loss) if before else (0, math.nan)
     folder.start(to_toml(anchored(settings)), run.machine, step)
     started = saved = time.monotonic()
     with folder.appending() as log, signals.postponed() as request:
         for report in _explained(run, folder, step):
             loss = report.loss if math.isnan(loss) else SMOOTHING * loss + (1 - SMOOTHING) * report.loss
             log.append(_entry(report, loss, run.learner, time.monotonic() - started))
+            asked = run.task.ranks.largest(request.number or 0)
             if (
-                request.number
+                asked
                 or report.step == settings.steps
                 or report.step % settings.checkpoint_steps == 0
                 or time.monotonic() - saved >= settings.checkpoint_seconds
             ):
                 _save(run, folder, log, report.step, loss)
                 saved = time.monotonic()
-            if request.number:
-                raise Stopped(
-                    f"stopped at step {report.step} of {settings.steps}; its state is in {folder.path}: "
-                    "give the same command with --resume to continue",
-                    request.number,
-                )
+            _stop_if(run, folder, report.step, asked)
             yield Progress(report, loss)
+
+
+def _stop_if(run: Run, folder: RunFolder, step: int, asked: int) -> None:
+    """Raise Stopped if a signal of that number, not 0, has asked for it."""
+    if asked:
+        raise Stopped(
+            f"stopped at step {step} of {run.settings.steps}; its state is in {folder.path}: "
+            "give the same command with --resume to continue",
+            asked,
+        )
 
 
 def _save(run: Run, folder: RunFolder, log: Log, step: int, loss: float) -> None:
@@ -270,15 +327,24 @@ def _smaller(run: Run) -> str:
     """Which option makes the run fit, found by trying."""
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-    size, parts = trainer.largest_batch(run.task, run.learner), run.settings.accumulate
+    task, learner, settings = run.task, run.learner, run.settings
+    option, size = "", trainer.largest_batch(task, learner)
+    if not settings.low_memory:
+        memory.economize(task.pipe, task.family, run.device)
+        if trainer.fits(task, learner, settings.batch_size):
+            return "--low-memory would fit, and learn the same; add it, and --resume to continue"
+        if not size:
+            option, size = "--low-memory ", trainer.largest_batch(task, learner)
     if size:
-        more = parts * run.settings.batch_size // size
+        more = settings.accumulate * settings.batch_size // size
         return (
-            f"--batch-size {size} --accumulate {more} would fit, and learn the same; start again with --force"
+            f"{option}--batch-size {size} --accumulate {more} would fit, and learn the same; "
+            "start again with --force"
         )
-    precision = "" if run.task.dtype != torch.float32 else ", or try --precision bf16"
+    precision = "" if task.dtype != torch.float32 else ", --precision bf16"
     return (
-        f"not even one picture fits at a time; lower --resolution (now {run.settings.resolution}){precision}"
+        "not even one picture fits at a time, with --low-memory or without; "
+        f"lower --resolution (now {settings.resolution}), or try --quantize 8bit{precision}"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli import concept, console, hub, models, norms, pooling, provenance, token_file
+from dticli import concept, console, hub, memory, models, norms, pooling, provenance, token_file
 from dticli.concept import FreeWord
 from dticli.errors import UsageError
 from dticli.families import Family
@@ -62,6 +62,7 @@ def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
     model = models.choose(
         given["model"],
         recorded=recorded[0] if recorded else None,
+        base=given["base"],
         variant=given["variant"],
         offline=bool(given["offline"]),
         device=given["device"] or "auto",
@@ -77,7 +78,8 @@ def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) ->
     if settings.height_width:
         models.require_multiple(settings.height_width, opened.family)
     device = models.pick_device(settings.device)
-    pipe = models.load(opened.model, device, models.pick_dtype(settings.precision, device))
+    with memory.fitting(opened.model, settings, device):
+        pipe = memory.load(opened.model, opened.family, settings, device)
     pooling.choose(pipe, opened.family.encoders, _pooling(settings, tokens))
     tables = concept.tables(pipe, opened.family.encoders)
     fingerprint = norms.fingerprint(tables.values())
@@ -89,6 +91,8 @@ def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) ->
             )
     widths = {encoder.key: concept.table(pipe, encoder).shape[1] for encoder in opened.family.encoders}
     words = tuple(_word(token, widths, device) for token in tokens)
+    if settings.low_memory:
+        memory.offload(pipe, device)
     return Loaded(pipe, words, _description(opened, settings, tokens))
 
 
@@ -97,7 +101,7 @@ def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:
     if settings.pooling is None:
         return pooling.recorded({token.name: token.metadata for token in tokens})
     for token in tokens:
-        if pooling.said(token.metadata) != settings.pooling:
+        if pooling.said(token.metadata) not in (settings.pooling, "mixed"):
             console.warn(
                 f"{token.name} was learned with --pooling {pooling.said(token.metadata)}: "
                 f"with {settings.pooling} the likeness may suffer"
@@ -113,7 +117,7 @@ def _description(opened: Opened, settings: GenerateSettings, tokens: Sequence[To
     """Settings that were set, the model, and each word with the hash of its vectors."""
     used = {
         name: value
-        for name, value in settings.model_dump(exclude={"model", "seed"}).items()
+        for name, value in settings.model_dump(exclude={"model", "base", "seed"}).items()
         if value is not None
     }
     return {

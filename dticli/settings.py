@@ -9,7 +9,7 @@ import difflib
 import json
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,8 +22,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 INCIDENTAL = frozenset(
     {
-        *("steps", "checkpoint_steps", "checkpoint_seconds", "offline", "device", "deterministic"),
-        *("model", "variant", "photos", "masks", "captions_file"),
+        *("steps", "checkpoint_steps", "checkpoint_seconds"),
+        *("offline", "device", "deterministic", "low_memory"),
+        *("model", "base", "variant", "photos", "masks", "captions_file"),
     }
 )
 """Settings that do not decide what is learned, or whose content is compared instead of their name."""
@@ -49,7 +50,13 @@ class ModelSettings(Settings):
     """Which model, where it computes, and in what precision."""
 
     model: str | None = Field(
-        None, description="Hub id (with @revision), folder in diffusers layout, or 'stickers'."
+        None,
+        description="Hub id (with @revision), folder in diffusers layout, .safetensors checkpoint, or 'stickers'.",
+    )
+    base: str | None = Field(
+        None,
+        description="For a single-file --model: folder or hub id in diffusers layout with its kind's configs and tokenizers; "
+        "default: the public one.",
     )
     variant: str | None = Field(None, description="Weight files to load, such as fp16.")
     offline: bool = Field(False, description="Never ask the hub.")
@@ -57,6 +64,10 @@ class ModelSettings(Settings):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="Of the frozen weights; auto: bf16 or fp16 on CUDA, fp32 elsewhere."
     )
+    quantize: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="Round the large matrices to this many bits; less memory, less exact."
+    )
+    low_memory: bool = Field(False, description="Keep on the device only what a step needs; slower.")
     deterministic: bool = Field(False, description="Same bytes on every run, on CUDA too; slower.")
 
 
@@ -71,7 +82,7 @@ class TrainSettings(ModelSettings):
         "dti", description="dti learns the direction; ti is ordinary Textual Inversion with a free norm."
     )
     steps: Positive = Field(description="Optimizer steps.")
-    batch_size: Positive = Field(description="Pictures a step sees at once.")
+    batch_size: Positive = Field(description="Pictures a device sees at once.")
     accumulate: Positive = Field(1, description="Batches gathered before each step.")
     lr: Annotated[float, Field(gt=0)] = Field(
         description="Tangent length of one step: each turns the direction by atan(lr) radians. For ti, AdamW's rate."
@@ -83,9 +94,10 @@ class TrainSettings(ModelSettings):
         description="Norm of the rows: mean (dti's default), median, min or max of the vocabulary, a number, 10x the mean, "
         "or init (ti's default): that of the init row.",
     )
-    pooling: Literal["stock", "eos"] = Field(
+    pooling: Literal["stock", "eos", "mixed"] = Field(
         "stock",
-        description="Where CLIP's pooled state is read: stock, as diffusers does, at the word; eos, at the end of text.",
+        description="Where CLIP's pooled state is read: stock, as diffusers does, at the word; eos, at the end of text; "
+        "mixed, in turn.",
     )
     train_magnitude: bool = Field(False, description="Learn the magnitude too.")
     optimizer: Literal["rsgd", "adamw"] = Field(
@@ -198,6 +210,14 @@ def resolve(kind: type[S], *layers: Mapping[str, Any]) -> S:
         raise UsageError(f"{problems}; see dti --help") from None
 
 
+def first_said(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each setting of the model as the first layer has it that names it; None where none does."""
+    return {
+        name: next((layer[name] for layer in layers if layer.get(name) is not None), None)
+        for name in ModelSettings.model_fields
+    }
+
+
 def _describe(kind: type[Settings], problem: Any) -> str:
     """One pydantic error in a user's words."""
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
@@ -247,14 +267,35 @@ def read_config(kind: type[Settings], path: Path) -> dict[str, Any]:
     return layer
 
 
+def read_layers(kind: type[Settings], path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """A settings file with tables: the settings above them, and those of each table by its name.
+
+    Raises:
+        UsageError: as `read_config`, for all tables at once.
+    """
+    content = read_toml(path)
+    tables = {name: value for name, value in content.items() if isinstance(value, dict)}
+    above = {name: value for name, value in content.items() if name not in tables}
+    problems = _problems(kind, above)
+    problems += [f"[{name}] {each}" for name, table in tables.items() for each in _problems(kind, table)]
+    if problems:
+        raise UsageError(f"{path}: {'; '.join(problems)}; correct it")
+    return above, tables
+
+
 def _require_valid(kind: type[Settings], layer: Mapping[str, Any], source: str) -> None:
-    """Check a layer by itself; what it leaves out, others may say."""
+    problems = _problems(kind, layer)
+    if problems:
+        raise UsageError(f"{source}: {'; '.join(problems)}; correct it")
+
+
+def _problems(kind: type[Settings], layer: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a layer by itself; what it leaves out, others may say."""
     try:
         kind.model_validate(layer)
     except ValidationError as error:
-        problems = [_describe(kind, problem) for problem in error.errors() if problem["type"] != "missing"]
-        if problems:
-            raise UsageError(f"{source}: {'; '.join(problems)}; correct it") from None
+        return [_describe(kind, problem) for problem in error.errors() if problem["type"] != "missing"]
+    return []
 
 
 def read_toml(path: Path) -> dict[str, Any]:

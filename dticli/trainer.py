@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dticli import draws, sphere
+from dticli import draws, pooling, sphere
 from dticli.concept import DirectionalWord, FreeWord, Placement, Word, place
 from dticli.draws import Key
 from dticli.errors import InputError, ModelError, NumericalError
@@ -17,6 +17,7 @@ from dticli.families import Family
 from dticli.families.shape import Process
 from dticli.latents import Latents
 from dticli.optim import AdamW, Optimizer, RiemannianSGD
+from dticli.ranks import ALONE, Ranks
 from dticli.settings import TrainSettings
 
 # Gradients of a half-precision encoder underflow; the scale is undone in float32, before the optimizer sees them.
@@ -139,7 +140,7 @@ def learner(
         prior: encoder key to unit rows mu, same shapes; None for no prior.
     """
     keys = tuple(rows)
-    start = {key: sphere.normalize(each.float()) for key, each in rows.items()}
+    start = {key: sphere.normalize(_wide(each)) for key, each in rows.items()}
     mu = None if prior is None else [prior[key] for key in keys]
     if settings.method == "ti":
         free = {key: (start[key] * magnitude[key]).requires_grad_() for key in keys}
@@ -165,6 +166,7 @@ class Task:
 
     Attributes:
         captions: each photo's captions; one is drawn for every sample.
+        ranks: which share of every step's samples is this process's.
     """
 
     pipe: Any
@@ -172,11 +174,12 @@ class Task:
     latents: Latents
     captions: Captions
     settings: TrainSettings
+    ranks: Ranks = ALONE
 
     @property
     def dtype(self) -> torch.dtype:
         """What the denoiser computes in."""
-        return next(self.family.code.denoiser(self.pipe).parameters()).dtype
+        return self.family.code.denoiser(self.pipe).dtype  # type: ignore[return-value]
 
 
 def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepReport]:
@@ -194,6 +197,7 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
     with place(task.pipe, task.family.encoders, [learner.word]) as placement:
         _check_captions(task, placement, learner.word)
         for step in range(first_step, task.settings.steps):
+            pooling.choose(task.pipe, task.family.encoders, pooling.at_step(task.settings.pooling, step))
             loss = _gather_gradients(task, placement, process, learner, step)
             if step == first_step:
                 _require_gradient(learner)
@@ -204,20 +208,22 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
 def _gather_gradients(
     task: Task, placement: Placement, process: Process, learner: Learner, step: int
 ) -> float:
-    """Forward and backward over all samples of a step; returns the mean loss."""
-    parts, size = task.settings.accumulate, task.settings.batch_size
+    """Forward and backward over all samples of a step; returns the mean loss, over all ranks as the gradients are."""
+    parts, size, ranks = task.settings.accumulate, task.settings.batch_size, task.ranks
     scale = LOSS_SCALE.get(task.dtype, 1.0)
     total = 0.0
     for part in range(parts):
-        first = (step * parts + part) * size
+        first = ((step * parts + part) * ranks.size + ranks.rank) * size
         loss = _loss(task, placement, process, step, range(first, first + size)) / parts
         (loss * scale).backward()
         total += loss.item()
+    total = ranks.mean(total)
     if not math.isfinite(total):
         raise NumericalError(f"the loss of step {step + 1} is {total}: expected a number; {_cause(task)}")
-    for leaf in learner.leaves:
-        if leaf.grad is not None:
-            leaf.grad /= scale
+    gradients = [leaf.grad for leaf in learner.leaves if leaf.grad is not None]
+    ranks.mean_(gradients)
+    for gradient in gradients:
+        gradient /= scale
     return total
 
 
@@ -231,22 +237,27 @@ def _cause(task: Task) -> str:
 
 
 def largest_batch(task: Task, learner: Learner) -> int:
-    """The largest batch, of halves of the one asked for, whose gradients fit in memory; found by trying, 0 if none does."""
-    process = task.family.code.process(task.pipe)
+    """The largest batch, of halves of the one asked for, whose gradients fit in memory; 0 if none does."""
     size = task.settings.batch_size // 2
-    while size:
-        smaller = task.settings.model_copy(update={"batch_size": size, "accumulate": 1})
-        try:
-            with place(task.pipe, task.family.encoders, [learner.word]) as placement:
-                _gather_gradients(replace(task, settings=smaller), placement, process, learner, 0)
-        except torch.OutOfMemoryError:
-            size //= 2
-        else:
-            break
-        finally:
-            for leaf in learner.leaves:
-                leaf.grad = None
+    while size and not fits(task, learner, size):
+        size //= 2
     return size
+
+
+def fits(task: Task, learner: Learner, size: int) -> bool:
+    """Whether the gradients of a batch fit in memory, found by trying."""
+    settings = task.settings.model_copy(update={"batch_size": size, "accumulate": 1})
+    process = task.family.code.process(task.pipe)
+    try:
+        with place(task.pipe, task.family.encoders, [learner.word]) as placement:
+            _gather_gradients(replace(task, settings=settings, ranks=ALONE), placement, process, learner, 0)
+    except torch.OutOfMemoryError:
+        return False
+    else:
+        return True
+    finally:
+        for leaf in learner.leaves:
+            leaf.grad = None
 
 
 def _loss(task: Task, placement: Placement, process: Process, step: int, samples: range) -> Tensor:
@@ -273,7 +284,7 @@ def _error(task: Task, placement: Placement, process: Process, batch: Sequence["
     prompts = [placement.expand(one.caption) for one in batch]
     conditioning = code.encode(task.pipe, prompts, [task.latents.frames[pick] for pick in picks])
     noisy = process.add_noise(clean, noise, level).to(task.dtype)
-    prediction = code.predict(task.pipe, noisy, level, conditioning).float()
+    prediction = _wide(code.predict(task.pipe, noisy, level, conditioning))
     target, weight = process.target(clean, noise, level), task.latents.weight(picks)
     if weight is None:
         return torch.nn.functional.mse_loss(prediction, target)
@@ -282,6 +293,11 @@ def _error(task: Task, placement: Placement, process: Process, batch: Sequence["
     # (batch, height, width) beside (batch, channels, ..., height, width)
     weight = weight.reshape(len(weight), *[1] * (clean.ndim - 3), *weight.shape[1:])
     return (weight * (prediction - target).square()).mean()
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32: half precision is what a denoiser may compute in, not what is learned in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

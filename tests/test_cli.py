@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from dticli import __version__, errors, reference
+from dticli import __version__, console, errors, reference
 from dticli.cli import COMMANDS
 from tests.conftest import Outcome
 
@@ -126,3 +127,23 @@ def test_example_photos(dti: Dti, tmp_path: Path) -> None:
     assert (outcome.code, "dog" in outcome.error) == (3, True)
     assert "dog" in dti("example", "--list", "--json").json["subjects"]
     assert dti("example").code == 2
+
+
+def test_json_holds_any_text_without_steering_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters of every kind are escaped as JSON allows, and read back the same; letters stay letters."""
+    text = "\x1b[2J \x9b \u202e \U000e0001 Hündin\n犬"
+    console.show(Said(text), as_json=True)
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines())
+    assert "Hündin" in out
+    assert json.loads(out) == {"text": text}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A result of one text."""
+
+    text: str
+
+    def lines(self) -> Iterator[str]:
+        yield self.text

@@ -13,6 +13,7 @@ from dticli.concept import FreeWord, place, table
 from dticli.errors import UsageError
 from dticli.families import Family
 from dticli.families.shape import Frame
+from dticli.run_folder import read_log
 from tests import tiny
 from tests.conftest import Outcome
 
@@ -55,6 +56,55 @@ def test_prompts_without_words_pool_alike(name: str) -> None:
     """The choice changes nothing where no word was added to the prompt."""
     stock, eos = (conditioning(name, 2, choice, ["a photo of a dog"]) for choice in ("stock", "eos"))
     assert torch.equal(stock, eos)
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_the_order_of_loading_changes_nothing_at_the_end_of_text(name: str) -> None:
+    """Stock pooling stands at whichever of two words was loaded last; at the end of text both orders read alike."""
+    first, second = (
+        [pooled_of_two(name, choice, swapped) for swapped in (False, True)] for choice in ("stock", "eos")
+    )
+    assert not torch.allclose(*first)
+    assert torch.equal(*second)
+
+
+def pooled_of_two(name: str, choice: pooling.Pooling, swapped: bool) -> torch.Tensor:
+    """The pooled state of a prompt with two words, loaded in either order."""
+    pipe = tiny.build(name, eos_token_id=2)
+    family: Family = families.of_index({"_class_name": type(pipe).__name__, **pipe.config}, name)
+    pooling.choose(pipe, family.encoders, choice)
+    words = [
+        FreeWord(label, {each.key: table(pipe, each)[row : row + 1].clone() for each in family.encoders})
+        for row, label in ((1, "<dog>"), (5, "<cat>"))
+    ]
+    size = tiny.FAMILIES[name].size
+    frame = Frame((size, size), (0, 0), (size, size))
+    with torch.no_grad(), place(pipe, family.encoders, words[::-1] if swapped else words):
+        found = family.code.encode(pipe, ["<dog> beside <cat> on grass"], [frame])
+    return found.get("added_cond_kwargs", found)[POOLED[name]]
+
+
+def test_mixed_pooling_takes_turns() -> None:
+    """Even steps pool as stock does, odd ones at the end of text; other choices hold at every step."""
+    assert [pooling.at_step("mixed", step) for step in range(4)] == ["stock", "eos", "stock", "eos"]
+    assert {pooling.at_step("eos", step) for step in range(4)} == {"eos"}
+
+
+def test_pooling_can_be_taken_back() -> None:
+    """After the end of text, stock stands where the config says again."""
+    pipe = tiny.build("sdxl", eos_token_id=2)
+    family: Family = families.of_index({"_class_name": type(pipe).__name__, **pipe.config}, "sdxl")
+    for choice in ("eos", "stock"):
+        pooling.choose(pipe, family.encoders, choice)
+    assert pipe.text_encoder_2.text_model.eos_token_id == 2
+
+
+def test_a_word_of_mixed_pooling_suits_both() -> None:
+    """It goes with words of either kind; alone it is drawn as stock diffusers draws it."""
+    mixed = {"dti.pooling": "mixed"}
+    assert pooling.recorded({"<a>": mixed}) == "stock"
+    assert pooling.recorded({"<a>": mixed, "<b>": {"dti.pooling": "eos"}}) == "eos"
+    assert pooling.recorded({"<a>": mixed, "<b>": {}}) == "stock"
 
 
 def test_words_of_different_pooling_need_a_choice() -> None:
@@ -102,3 +152,12 @@ def test_a_word_remembers_its_pooling(dti: Dti, tmp_path: Path) -> None:
     own, eos, stock = draw(), draw("--pooling", "eos"), draw("--pooling", "stock")
     assert own[0] == eos[0] != stock[0]
     assert ["pooling" in said for _, said in (own, eos, stock)] == [False, False, True]
+    losses = {}
+    for choice in ("stock", "eos", "mixed"):
+        assert (
+            dti(*learn, *model, *quick, "--pooling", choice, "--steps", 2, "--lr", 1e-12, "--force").code == 0
+        )
+        losses[choice] = [entry["loss"] for entry in read_log(file.with_suffix(".run"))]
+    # The word stands still at that rate: every step shows which pooling it had.
+    assert losses["mixed"] == [losses["stock"][0], losses["eos"][1]] != losses["stock"]
+    assert not any("pooling" in draw("--pooling", each, "--force")[1] for each in ("stock", "eos"))

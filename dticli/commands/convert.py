@@ -11,7 +11,7 @@ import typer
 from dticli import console, formats
 from dticli.errors import UsageError
 from dticli.formats import Target
-from dticli.options import Debug, Force, Json
+from dticli.options import Base, Debug, Force, Json
 
 if TYPE_CHECKING:
     from dticli.models import Model
@@ -83,6 +83,7 @@ def command(
     model: Annotated[
         str | None, typer.Option(help="Model the words are for, where the files do not say it.")
     ] = None,
+    base: Base = None,
     variant: Annotated[str | None, typer.Option(help="Weight files to read, such as fp16.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
     title: Annotated[str | None, typer.Option(help="Title to record; default: the word.")] = None,
@@ -111,7 +112,7 @@ def command(
         source = hub.read(file, offline=offline)
         for repair in source.repairs:
             console.warn(f"{file}: {repair}")
-        chosen = _model(source.token, model, variant, offline, needed=rescale is not None)
+        chosen = _model(source.token, model, base, variant, offline, needed=rescale is not None)
         word, rescaled = _prepared(source.token, chosen, token, rescale)
         written = {
             folder / name: data for name, data in exchange.export(exchange.described(word, said), to).items()
@@ -140,7 +141,7 @@ def _descriptions(**given: str | None) -> dict[str, str]:
 
 
 def _model(
-    token: "Token", option: str | None, variant: str | None, offline: bool, *, needed: bool
+    token: "Token", option: str | None, base: str | None, variant: str | None, offline: bool, *, needed: bool
 ) -> "Model | None":
     """The model the word is for: the one that was named, or if one is needed, the recorded one."""
     from dticli import models, provenance
@@ -153,7 +154,7 @@ def _model(
             f"{token.name} does not say which model it is for: expected one, because lengths are those of its vocabulary; "
             "name it with --model"
         )
-    chosen = models.choose(option, recorded=recorded, variant=variant, offline=offline)
+    chosen = models.choose(option, recorded=recorded, base=base, variant=variant, offline=offline)
     console.notice(models.announcement(chosen))
     return chosen
 
@@ -170,7 +171,7 @@ def _prepared(
         word = exchange.renamed(word, name)
     if not (rule and model and family):
         return word, ()
-    tables: Mapping[str, Table] = norms.by_key(norms.read_tables(models.text_folder(model)), family.encoders)
+    tables: Mapping[str, Table] = norms.by_key(models.tables(model), family.encoders)
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     scaled = exchange.rescaled(word, vocabulary, rule)
     console.notice(f"{word.name}: {exchange.DIRECTION_ONLY}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dticli import console
-from dticli.options import Debug, Json
+from dticli.options import Base, Debug, Json
 
 if TYPE_CHECKING:
     from dticli.families import Theory
@@ -105,12 +105,13 @@ def command(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models (hub id, folder, 'stickers') token files of any tool, hub ids of such, and .run folders."
+            help="Models (hub id, folder, file, 'stickers'), token files of any tool, hub ids of such, and .run folders."
         ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model in whose vocabulary the token files are placed.")
     ] = None,
+    base: Base = None,
     variant: Annotated[str | None, typer.Option(help="Weight files to read, such as fp16.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
     json: Json = False,
@@ -139,7 +140,7 @@ def command(
         wanted = wanted or {model: []}
     reports = []
     for name, indices in wanted.items():
-        chosen = models.choose(name, variant=variant, offline=offline)
+        chosen = models.choose(name, base=base, variant=variant, offline=offline)
         console.notice(models.announcement(chosen, "text_encoder"))
         reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices]))
     console.show(Report(tuple(reports), runs), as_json=json)
@@ -166,7 +167,7 @@ def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected
     from dticli import models, norms, token_file
 
     encoders = models.family(model).encoders
-    tables = norms.by_key(norms.read_tables(models.text_folder(model)), encoders)
+    tables = norms.by_key(models.tables(model), encoders)
     widths = {key: table.width for key, table in tables.items()}
     standings = [
         standing

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dticli import console, families
 from dticli.families import Family
-from dticli.options import Debug, Json
+from dticli.options import Base, Debug, Json
 
-BYTES = {"fp32": 4, "bf16 or fp16": 2}
+if TYPE_CHECKING:
+    from dticli.memory import Weights
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,23 @@ class Described:
     """One model.
 
     Attributes:
-        parameters: numbers stored for each component; empty where the files are not on this machine.
-        weights: gigabytes these take by precision; activations and gradients come on top.
+        parameters: numbers stored for each component; those in other files than safetensors are left out.
+        weights: what these take in every precision; empty where some are left out.
     """
 
     model: str
     family: Family
     parameters: Mapping[str, int]
-    weights: Mapping[str, float]
+    weights: "tuple[Weights, ...]"
 
     def lines(self) -> Iterator[str]:
         yield f"{self.model} belongs to"
         yield from _lines(self.family)
         if self.parameters:
             yield "  parameters: " + ", ".join(f"{name} {_short(n)}" for name, n in self.parameters.items())
-            sizes = ", ".join(f"{size:.2f} GB in {precision}" for precision, size in self.weights.items())
-            yield f"  weights: {sizes}; activations and gradients come on top"
+        yield from (f"  weights: {weights}" for weights in self.weights)
+        if self.weights:
+            yield "  activations come on top"
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Descriptions:
 def command(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(help="Models to describe (hub id, folder, 'stickers'); none: all families."),
+        typer.Argument(help="Models to describe (hub id, folder, file, 'stickers'); none: all families."),
     ] = None,
+    base: Base = None,
     variant: Annotated[str | None, typer.Option(help="Weight files to count, such as fp16.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
     json: Json = False,
@@ -75,17 +78,16 @@ def command(
     if not targets:
         console.show(Known(families.TABLE), as_json=json)
         return
-    described = tuple(_describe(target, variant, offline) for target in targets)
+    described = tuple(_describe(target, base, variant, offline) for target in targets)
     console.show(Descriptions(described), as_json=json)
 
 
-def _describe(target: str, variant: str | None, offline: bool) -> Described:
-    from dticli import models
+def _describe(target: str, base: str | None, variant: str | None, offline: bool) -> Described:
+    from dticli import memory, models
 
-    model = models.choose(target, variant=variant, offline=offline)
-    parameters = models.parameter_counts(model)
-    weights = {name: size * sum(parameters.values()) / 1e9 for name, size in BYTES.items() if parameters}
-    return Described(model.label, models.family(model), parameters, weights)
+    model = models.choose(target, base=base, variant=variant, offline=offline)
+    family = models.family(model)
+    return Described(model.label, family, models.parameter_counts(model), memory.table(model, family))
 
 
 def _lines(family: Family) -> Iterator[str]:

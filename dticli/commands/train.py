@@ -2,27 +2,30 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dticli import console, families
-from dticli.errors import UsageError
+from dticli.errors import DtiError, Stopped, UsageError
 from dticli.formats import Target
 from dticli.options import Debug, Force, Json, Quiet, with_settings
-from dticli.settings import TrainSettings, model_layer, read_config, resolve
+from dticli.settings import TrainSettings, first_said, read_config
 
 if TYPE_CHECKING:
     from dticli.checkpoint import Checkpoint
-    from dticli.families import Family
-    from dticli.models import Model
+    from dticli.jobs import Job
+    from dticli.memory import Memory
     from dticli.norms import Neighbour
-    from dticli.photos import Album
-    from dticli.run import Progress, Run
+    from dticli.ranks import Ranks
+    from dticli.run import Loaded, Progress, Run
     from dticli.run_folder import RunFolder
+
+    Load = Callable[[], Loaded]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,17 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class TrainedWords:
+    """Several words that were learned."""
+
+    words: tuple[Trained, ...]
+
+    def lines(self) -> Iterator[str]:
+        for word in self.words:
+            yield from word.lines()
+
+
+@dataclass(frozen=True)
 class Framed:
     """How a photo is used.
 
@@ -105,6 +119,7 @@ class Checked:
         others: files that are no pictures.
         problems: photos without a usable caption.
         cut: captions longer than an encoder reads.
+        memory: what the weights take; None where they are not safetensors files.
     """
 
     photos: tuple[Framed, ...]
@@ -114,6 +129,7 @@ class Checked:
     resolution: int
     problems: tuple[str, ...]
     cut: tuple[str, ...]
+    memory: "Memory | None"
 
     def lines(self) -> Iterator[str]:
         yield f"{len(self.photos)} photos, {self.crops} crops of about {self.resolution} px"
@@ -122,8 +138,21 @@ class Checked:
         yield from (f"skipped {name}: {reason}" for name, reason in self.skipped)
         if self.others:
             yield f"{self.others} other files are no pictures"
+        yield from self.memory.lines() if self.memory else ()
         yield from (f"cut off: {text}" for text in self.cut)
         yield from (f"problem: {text}" for text in self.problems)
+
+
+@dataclass(frozen=True)
+class CheckedWords:
+    """What the runs of several words would use."""
+
+    words: Mapping[str, Checked]
+
+    def lines(self) -> Iterator[str]:
+        for token, checked in self.words.items():
+            yield f"{token}:"
+            yield from checked.lines()
 
 
 def _family_defaults() -> dict[str, str]:
@@ -152,6 +181,10 @@ def command(
         Path | None, typer.Option(help="TOML file with any of these settings, such as a run's run.toml.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Report on photos and captions and stop.")] = False,
+    subjects: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with a table for each of several words: photos, init, any setting."),
+    ] = None,
     format: Annotated[
         Target | None,
         typer.Option("--format", help="Also write the word for this program, in a folder of its name."),
@@ -168,69 +201,75 @@ def command(
 
     Example: dti train ./photos --token "<dog>" --init dog
     """
-    from dticli import atomic, captions
-    from dticli.photos import read
-    from dticli.run_folder import RunFolder
+    from dticli import ranks
 
-    settings, model, family = _settings(given, config, photos)
-    target = out or Path(f"{settings.token.strip('<>')}.safetensors")
-    assert settings.photos
-    album = read(Path(settings.photos), settings.masks)
-    said = captions.read(album.photos, settings)
+    team = ranks.launched()
+    if not (team.first or subjects):
+        console.only_errors()
+    jobs = _jobs(given, photos, out, config, subjects, format)
     if check:
-        report = _check(album, said, settings, model, family)
-        console.show(report, as_json=json)
-        said.require_usable()
+        console.show(_checks(jobs, many=subjects is not None), as_json=json)
+    for job in jobs:
+        job.captions.require_usable()
+    if check:
         return
-    for skipped in album.skipped:
-        console.warn(f"skipped {skipped.name}: {skipped.reason}")
-    said.require_usable()
-    atomic.require_writable([target], force=True)
-    if target.suffix != ".safetensors":
-        raise UsageError(
-            f"cannot write {target}: expected a name ending in .safetensors; choose another name"
-        )
-    folder = RunFolder.beside(target)
-    with folder.locked():
-        before = _before(folder, target, resume, force)
-        overwrite = force or before is not None
-        result = _train(
-            settings, model, family, album, said, target, folder, before, quiet, format, overwrite
-        )
-    console.show(result, as_json=json)
+    for job in jobs:
+        job.require_writable()
+    how = How(resume=resume, force=force, quiet=quiet)
+    with ranks.joined(team):
+        result = _each(jobs, team, how) if subjects else _together(jobs[0], team, how)
+    if result:
+        console.show(result, as_json=json)
 
 
-def _settings(
-    given: dict[str, Any], config: Path | None, photos: Path | None
-) -> "tuple[TrainSettings, Model, Family]":
-    """All layers of settings, and the model that brings two of them."""
-    from dticli import models, token_file
+@dataclass(frozen=True)
+class How:
+    """What may be continued or overwritten, and how much is said."""
+
+    resume: bool
+    force: bool
+    quiet: bool
+
+
+def _jobs(
+    given: dict[str, Any],
+    photos: Path | None,
+    out: Path | None,
+    config: Path | None,
+    subjects: Path | None,
+    program: Target | None,
+) -> "tuple[Job, ...]":
+    """Every word asked for, on one model."""
+    from dticli import jobs, session
 
     file_layer = read_config(TrainSettings, config) if config else {}
-    model = models.choose(
-        given["model"] or file_layer.get("model"),
-        variant=given["variant"] or file_layer.get("variant"),
-        offline=bool(given["offline"] or file_layer.get("offline")),
-        device=given["device"] or file_layer.get("device", "auto"),
-    )
-    console.notice(models.announcement(model))
-    family = models.family(model)
-    own = {"photos": str(photos) if photos else None, "model": str(model.folder or model.label)}
-    if model.kind == "bundled":
-        own["model"] = model.name
-    defaults = vars(family.defaults)
-    settings = resolve(TrainSettings, given | own, file_layer, model_layer(model.folder, "train"), defaults)
-    if settings.photos is None:
-        raise UsageError("no photos: expected a folder; write dti train ./photos --token ... --init ...")
-    token_file.check_name(settings.token)
-    models.require_multiple((settings.resolution, settings.resolution), family)
-    return settings, model, family
+    if subjects is None:
+        layers = [given | {"photos": str(photos) if photos else None}, file_layer]
+        return (jobs.one(session.open_model(first_said(layers), ()), layers, out, program),)
+    if photos or given["token"]:
+        raise UsageError(
+            f"--subjects {subjects} beside {'PHOTOS' if photos else '--token'}: expected these in the file's tables; leave it out"
+        )
+    words = jobs.read_subjects(subjects)
+    opened = session.open_model(first_said([given, words.shared, file_layer]), ())
+    return tuple(jobs.many(opened, given, words, file_layer, out, program))
 
 
-def _check(album: "Album", said: Any, settings: TrainSettings, model: "Model", family: "Family") -> Checked:
-    from dticli import captions, models
+# ----------------------------------------------------------------------- looking only
+
+
+def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
+    checked = tuple(_check(job) for job in jobs)
+    if not many:
+        return checked[0]
+    return CheckedWords({job.settings.token: each for job, each in zip(jobs, checked, strict=True)})
+
+
+def _check(job: "Job") -> Checked:
+    from dticli import captions, memory, models
     from dticli.photos import crops
 
+    album, settings, family = job.album, job.settings, job.opened.family
     windows = crops(album.photos, settings, family.multiple)
     framed = []
     for photo in album.photos:
@@ -254,12 +293,75 @@ def _check(album: "Album", said: Any, settings: TrainSettings, model: "Model", f
         others=album.others,
         crops=len(windows),
         resolution=settings.resolution,
-        problems=said.problems,
-        cut=captions.cut(said, models.tokenizers(model, family), settings.token),
+        problems=job.captions.problems,
+        cut=captions.cut(job.captions, models.tokenizers(job.opened.model, family), settings.token),
+        memory=memory.estimate(job.opened.model, family, settings),
     )
 
 
-def _before(folder: "RunFolder", target: Path, resume: bool, force: bool) -> "Checkpoint | None":
+# ---------------------------------------------------------------------------- learning
+
+
+def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How) -> TrainedWords:
+    """Learn this process's share of the words, one after the other; a word that fails does not stop the others.
+
+    Raises:
+        DtiError: of the class of the first failure, after all words were tried.
+    """
+    from dticli.ranks import Ranks
+
+    load = _loader(jobs[0], Ranks(local=team.local))
+    trained, failed = [], []
+    for job in jobs[team.rank :: team.size]:
+        try:
+            trained.append(_learn(job, load, how))
+        except Stopped:
+            raise
+        except DtiError as error:
+            console.error(f"{job.settings.token}: {error}")
+            failed.append((job.settings.token, error))
+    # A launcher ends all processes when one fails: those that still learn are waited for.
+    team.largest(len(failed))
+    if failed:
+        raise type(failed[0][1])(
+            f"{len(failed)} of {len(trained) + len(failed)} words failed: {', '.join(token for token, _ in failed)}; "
+            "the others are written: correct the cause and give the same command with --resume"
+        )
+    return TrainedWords(tuple(trained))
+
+
+def _together(job: "Job", team: "Ranks", how: How) -> Trained | None:
+    """Learn one word with all processes; the result is the first one's."""
+    from dticli import run
+
+    load = _loader(job, team)
+    if team.first:
+        return _learn(job, load, how)
+    prepared = _prepare(job, load)
+    run.assist(prepared, job.folder, run.agree(prepared, 0))
+    return None
+
+
+def _learn(job: "Job", load: "Load", how: How) -> Trained:
+    """Learn a word as the process that writes."""
+    from dticli import atomic
+
+    for skipped in job.album.skipped:
+        console.warn(f"skipped {skipped.name}: {skipped.reason}")
+    with job.folder.locked():
+        before = _before(job, how)
+        # Before the first step: a program that cannot use the word, or a file in the way, must not cost a training.
+        prepared = _prepare(job, load)
+        overwrite = how.force or before is not None
+        atomic.require_writable(_exports(job, prepared), force=overwrite)
+        step, loss = _begin(job, prepared, before)
+        started = time.monotonic()
+        loss = _follow(prepared, job.folder, step, loss, how.quiet)
+        exports = _write(job, prepared)
+        return _result(job, prepared, loss, time.monotonic() - started, exports)
+
+
+def _before(job: "Job", how: How) -> "Checkpoint | None":
     """The state to continue from, or None to begin.
 
     Raises:
@@ -267,82 +369,97 @@ def _before(folder: "RunFolder", target: Path, resume: bool, force: bool) -> "Ch
     """
     from dticli import atomic
 
-    before = folder.newest() if resume else None
+    folder = job.folder
+    before = folder.newest() if how.resume else None
     if before:
         return before
-    if resume:
+    if how.resume:
         console.notice(f"nothing to continue in {folder.path}: starting afresh")
-    elif folder.checkpoints() and not force:
+    elif folder.checkpoints() and not how.force:
         raise UsageError(
             f"{folder.path} holds an unfinished run: continue it with --resume, or start again with --force"
         )
-    atomic.require_writable([target], force=force)
+    atomic.require_writable([job.target], force=how.force)
     return None
 
 
-def _train(
-    settings: TrainSettings,
-    model: "Model",
-    family: "Family",
-    album: "Album",
-    said: Any,
-    target: Path,
-    folder: "RunFolder",
-    before: "Checkpoint | None",
-    quiet: bool,
-    program: Target | None,
-    overwrite: bool,
-) -> Trained:
-    from dticli import atomic, exchange, norms, run, token_file
+def _loader(job: "Job", ranks: "Ranks") -> "Load":
+    """Loads the job's model when it is first called; words of one file share it."""
+    from dticli import run
 
-    prepared = run.prepare(settings, model, family, album, said.texts)
-    # Before the first step: a program that cannot use the word, or a file in the way, must not cost a training.
-    atomic.require_writable(exchange.files(prepared.token(), program, target.parent), force=overwrite)
-    if before:
-        changes = run.resume(prepared, before)
-        console.notice(f"continuing after step {before.step} of {settings.steps}, from {folder.path}")
-        if changes:
-            console.warn(f"{'; '.join(changes)}: the result may differ in its last bits")
-    else:
-        console.notice(f"the run is kept in {folder.path}")
-    started = time.monotonic()
-    loss = _follow(prepared, folder, before, quiet)
-    token = prepared.token()
-    token_file.write(target, token, force=True)
-    exports = exchange.files(token, program, target.parent)
+    opened = job.opened
+    return cache(lambda: run.load(job.settings, opened.model, opened.family, ranks))
+
+
+def _prepare(job: "Job", load: "Load") -> "Run":
+    from dticli import run
+
+    return run.prepare(load(), job.settings, job.album, job.captions.texts)
+
+
+def _exports(job: "Job", prepared: "Run") -> "dict[Path, bytes]":
+    from dticli import exchange
+
+    return exchange.files(prepared.token(), job.program, job.target.parent)
+
+
+def _begin(job: "Job", prepared: "Run", before: "Checkpoint | None") -> tuple[int, float]:
+    """Bring all processes to the state before; returns its step and smoothed loss."""
+    from dticli import run
+
+    if before is None:
+        console.notice(f"the run is kept in {job.folder.path}")
+        return run.agree(prepared, 0), math.nan
+    changes = run.resume(prepared, before)
+    console.notice(f"continuing after step {before.step} of {job.settings.steps}, from {job.folder.path}")
+    if changes:
+        console.warn(f"{'; '.join(changes)}: the result may differ in its last bits")
+    return run.agree(prepared, before.step), before.loss
+
+
+def _write(job: "Job", prepared: "Run") -> tuple[Path, ...]:
+    """The token file, and the files of the program asked for; returns the latter."""
+    from dticli import atomic, token_file
+
+    token_file.write(job.target, prepared.token(), force=True)
+    exports = _exports(job, prepared)
     for path, content in exports.items():
         atomic.write_bytes(path, content)
-    folder.finish()
-    learner = prepared.learner
+    job.folder.finish()
+    return tuple(exports)
+
+
+def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: tuple[Path, ...]) -> Trained:
+    from dticli import norms
+
+    learner, vectors = prepared.learner, prepared.token().vectors
     return Trained(
-        file=target,
-        folder=folder.path,
-        exports=tuple(exports),
-        token=settings.token,
-        model=model.label,
-        steps=settings.steps,
-        seconds=round(time.monotonic() - started, 1),
+        file=job.target,
+        folder=job.folder.path,
+        exports=exports,
+        token=job.settings.token,
+        model=job.opened.model.label,
+        steps=job.settings.steps,
+        seconds=round(seconds, 1),
         loss=loss,
         angle=math.degrees(learner.angle()),
         norm=learner.norm(),
         vocabulary_norm={key: each.mean for key, each in prepared.vocabulary.items()},
         cosine_to_init=learner.cosine_to_start(),
         nearest={
-            key: norms.position(token.vectors[key][0], table, k=5).nearest
-            for key, table in prepared.tables.items()
+            key: norms.position(vectors[key][0], table, k=5).nearest for key, table in prepared.tables.items()
         },
     )
 
 
-def _follow(run: "Run", folder: "RunFolder", before: "Checkpoint | None", quiet: bool) -> float:
+def _follow(run: "Run", folder: "RunFolder", first: int, loss: float, quiet: bool) -> float:
     """Run the training to its end under a live line; returns the smoothed loss."""
     from dticli.run import advance, concerns
 
-    steps, first = run.settings.steps, before.step if before else 0
-    loss = before.loss if before else math.nan
+    steps = run.settings.steps
     started = time.monotonic()
     with console.progress(steps, every=max(1, steps // 10), quiet=quiet) as line:
-        for progress in advance(run, folder, before):
+        for progress in advance(run, folder, first, loss):
             loss = progress.loss
             if line:
                 done = progress.report.step

@@ -207,5 +207,6 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], **options: Any) -> Any:
 
 
 def pipe_device(pipe: Any) -> torch.device:
-    """Where the first text encoder computes; the autoencoder may rest elsewhere."""
-    return next(pipe.text_encoder.parameters()).device
+    """Where the first text encoder computes; the autoencoder may rest elsewhere, and an offloaded encoder waits elsewhere."""
+    hook = getattr(pipe.text_encoder, "_hf_hook", None)
+    return torch.device(hook.execution_device) if hook else next(pipe.text_encoder.parameters()).device

@@ -24,6 +24,7 @@ BRIEF = 0.2
 UNCONDITIONAL = 0.1
 DECAY_FROM = 0.7
 AVERAGING = 0.999
+SHAPING = 0.7
 
 
 def new() -> UNet2DConditionModel:
@@ -175,7 +176,7 @@ def _loss(
     picks = torch.from_numpy(random.integers(len(encoded.latents), size=BATCH))
     clean, states = encoded.latents[picks].float(), encoded.states[picks].float()
     states[torch.from_numpy(random.random(BATCH) < UNCONDITIONAL)] = empty.float()
-    steps = torch.from_numpy(random.integers(len(signal), size=BATCH))
+    steps = torch.from_numpy(_timesteps(random, len(signal)))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(int(random.integers(2**62))))
     keep = signal[steps].view(-1, 1, 1, 1)
     noisy = keep.sqrt() * clean + (1 - keep).sqrt() * noise
@@ -183,6 +184,17 @@ def _loss(
     with torch.autocast("cpu", torch.bfloat16):
         predicted = network(noisy.to(memory_format=torch.channels_last), steps, states, return_dict=False)[0]
     return (predicted.float() - velocity).square().mean()
+
+
+def _timesteps(random: np.random.Generator, count: int) -> np.ndarray:
+    """Timesteps of a batch, most of them where a noun's shape is decided.
+
+    The schedule was made for latents 64 wide. On 16 x 16 the upper half of it leaves little but the mean colour to see,
+    so a uniform draw would spend half of the training there; a part stays uniform because sampling visits every noise level.
+    """
+    shaping = random.random(BATCH) < SHAPING
+    place = np.where(shaping, random.beta(2, 3, BATCH), random.random(BATCH))
+    return (place * count).astype(np.int64)
 
 
 def _publish(average: Average) -> None:

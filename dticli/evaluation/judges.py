@@ -1,0 +1,156 @@
+"""Models that look at pictures: how alike two of them are, and how well one fits a sentence."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from dticli import hub, models
+from dticli.errors import ModelError, UsageError
+
+KNOWN = {
+    "dinov2": "facebook/dinov2-base",
+    "siglip": "google/siglip-base-patch16-512",
+    "clip": "openai/clip-vit-large-patch14",
+}
+"""Short names. The paper judges likeness by DINOv2 and prompts by SigLIP, in these sizes (arXiv:2512.13672)."""
+FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """A vision model: pictures of the same thing have nearly parallel features."""
+
+    name: str
+    model: Any
+    processor: Any
+
+    @torch.no_grad()
+    def features(self, images: Sequence[Image]) -> Tensor:
+        """Unit features of pictures, (pictures, width): the class token's after the last norm."""
+        parts = []
+        for start in range(0, len(images), AT_ONCE):
+            pixels = _pixels(self.processor, images[start : start + AT_ONCE], self.model)
+            parts.append(self.model(pixel_values=pixels).pooler_output)
+        return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1).cpu()
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A model of pictures and sentences.
+
+    SigLIP was trained to say how likely the two belong together; of CLIP, only the angle between them means something.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    tokenizer: Any
+
+    @torch.no_grad()
+    def scores(self, images: Sequence[Image], text: str) -> Tensor:
+        """How well each picture fits a sentence, (pictures,): SigLIP's probability, or CLIP's cosine."""
+        ids = self.tokenizer([text], padding="max_length", truncation=True, return_tensors="pt").to(
+            self.model.device
+        )
+        parts = []
+        for start in range(0, len(images), AT_ONCE):
+            pixels = _pixels(self.processor, images[start : start + AT_ONCE], self.model)
+            logits = self.model(**ids, pixel_values=pixels).logits_per_image[:, 0].float()
+            parts.append(
+                logits.sigmoid() if self.gives_probabilities else logits / self.model.logit_scale.exp()
+            )
+        return torch.cat(parts).cpu()
+
+    @property
+    def gives_probabilities(self) -> bool:
+        return self.model.config.model_type.startswith("siglip")
+
+
+def _pixels(processor: Any, images: Sequence[Image], model: Any) -> Tensor:
+    pictures = [image.convert("RGB") for image in images]
+    return processor(images=pictures, return_tensors="pt").pixel_values.to(model.device, model.dtype)
+
+
+def likeness(name: str, device: torch.device, *, offline: bool = False) -> Likeness:
+    """Load a vision model.
+
+    Args:
+        name: of `KNOWN`, a hub id, or a folder.
+
+    Raises:
+        ModelError: there is none of that name, or it gives no features of a picture.
+        EnvironmentProblem: the hub cannot be reached.
+    """
+    from transformers import AutoImageProcessor, AutoModel
+
+    with _loading(name, "--image-judge", offline) as folder:
+        model = AutoModel.from_pretrained(folder, use_safetensors=True)
+        processor = AutoImageProcessor.from_pretrained(folder)
+        vision = getattr(model, "vision_model", model)
+        if vision.main_input_name != "pixel_values":
+            raise ValueError("it looks at no pictures")
+    return Likeness(name, _frozen(vision, device), processor)
+
+
+def alignment(name: str, device: torch.device, *, offline: bool = False) -> Alignment:
+    """Load a model of pictures and sentences; arguments and errors as for `likeness`."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    with _loading(name, "--text-judge", offline) as folder:
+        model = AutoModel.from_pretrained(folder, use_safetensors=True)
+        if not hasattr(model, "logit_scale"):
+            raise ValueError("it does not compare pictures with sentences")
+        processor = AutoImageProcessor.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Alignment(name, _frozen(model, device), processor, tokenizer)
+
+
+def _frozen(model: Any, device: torch.device) -> Any:
+    return model.requires_grad_(False).eval().to(device)
+
+
+@contextmanager
+def _loading(name: str, option: str, offline: bool) -> Iterator[Path]:
+    """A judge's folder; what goes wrong in reading it, in one line."""
+    models.quiet_libraries()
+    folder = _folder(KNOWN.get(name, name), option, offline)
+    try:
+        yield folder
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{name} cannot be loaded as a judge: {reason}; choose another {option}") from None
+
+
+def _folder(name: str, option: str, offline: bool) -> Path:
+    """A local folder with the files of a judge; downloads them from the hub."""
+    from huggingface_hub import snapshot_download
+
+    if Path(name).is_dir():
+        return Path(name)
+    repository, _, revision = name.partition("@")
+    if not hub.ID.fullmatch(repository):
+        raise UsageError(
+            f"no judge {name}: expected {', '.join(KNOWN)}, a hub id like user/name, or a folder; check {option}"
+        )
+    why = "--offline was given" if offline else "the hub cannot be reached"
+    with hub.errors(
+        repository,
+        revision or None,
+        kind="model",
+        error=ModelError,
+        option=option,
+        lacks=f"config.json: expected a model of transformers; choose another {option}",
+        instead=f"{why}: check the network, or pass a folder to {option}",
+    ):
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, local_files_only=offline, allow_patterns=FILES
+            )
+        )

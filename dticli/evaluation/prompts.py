@@ -1,0 +1,83 @@
+"""Prompts to judge a word by; `{}` is where it stands.
+
+The simple ones change one thing beside the word. The complex ones name a context first, in which the word must not drown, and
+which it must not drown itself.
+"""
+
+from pathlib import Path
+
+from dticli.errors import UsageError
+
+SIMPLE = (
+    "a photo of {}",
+    "{} in the snow",
+    "{} on the beach",
+    "{} in the jungle",
+    "{} in a city street",
+    "{} on a wooden floor",
+    "{} on a blue carpet",
+    "{} on green grass",
+    "{} with mountains behind",
+    "{} with a wheat field behind",
+    "{} floating on water",
+    "{} at sunset",
+    "{} under a starry sky",
+    "{} next to a red car",
+    "{} beside a stack of books",
+    "a red {}",
+    "a golden {}",
+    "a pencil sketch of {}",
+    "a watercolour painting of {}",
+    "a stained glass window of {}",
+)
+COMPLEX = (
+    "in heavy rain at night, lit by a street lamp, a photo of {}",
+    "an old library with candles on every shelf, and on the desk {}",
+    "on a crowded market square, between stalls of oranges, {}",
+    "through a frosted window with paper stars, {}",
+    "a long empty road in the desert, a blue pickup truck, and {}",
+    "in a kitchen full of steam, beside a copper kettle, {}",
+    "under a cherry tree in blossom, on a chequered blanket, {}",
+    "a lighthouse on a cliff, waves below, and in front of it {}",
+    "on the deck of a sailing ship in a storm, {}",
+    "in a greenhouse of ferns, with sun rays through the glass, {}",
+    "an oil painting of a winter village, with smoke over the roofs and {}",
+    "a pencil drawing of a railway station, a clock, two suitcases and {}",
+    "a pixel art cave with green crystals, a torch on the wall, and {}",
+    "a woodcut of a harbour, with gulls over the masts and {}",
+    "in the style of a travel poster, a lake, a red canoe and {}",
+    "a silver robot with a yellow umbrella, walking beside {}",
+    "a black cat asleep on a purple cushion, left of {}",
+    "three white balloons above, a striped rug below, and between them {}",
+    "a birthday table with a green cake and five candles, and behind it {}",
+    "seen from above, a stone path through tulips, and at its end {}",
+)
+SETS = {"simple": SIMPLE, "complex": COMPLEX}
+
+
+def read(name: str) -> tuple[str, ...]:
+    """The prompts of a set, or the lines of a file.
+
+    Raises:
+        UsageError: no such set or file, no prompts in it, or one that has no single place for the word.
+    """
+    prompts = SETS.get(name) or _lines(Path(name))
+    wrong = next((prompt for prompt in prompts if prompt.count("{}") != 1), None)
+    if wrong:
+        raise UsageError(
+            f"prompt {wrong[:60]!r}: expected exactly one {{}} where the word stands; correct {name}"
+        )
+    return prompts
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no prompt set {path} ({error}): expected {', '.join(SETS)} or a text file with a prompt a line"
+        ) from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise UsageError(f"{path} is empty: expected a prompt a line, with {{}} where the word stands")
+    return prompts

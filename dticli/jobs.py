@@ -1,0 +1,156 @@
+"""What `dti train` is asked to learn: settings, photos and captions of every word, read and checked before a model is loaded."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dticli import atomic, captions, models, photos, token_file
+from dticli.captions import Captions
+from dticli.errors import UsageError
+from dticli.formats import Target
+from dticli.photos import Album
+from dticli.run_folder import RunFolder
+from dticli.session import Opened
+from dticli.settings import ModelSettings, TrainSettings, model_layer, read_layers, resolve
+
+PATHS = ("photos", "masks", "captions_file")
+"""Settings of a word that name files; in a subjects file they are relative to it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One word to learn.
+
+    Attributes:
+        target: the token file.
+        program: also written for this program, in a folder of its name.
+    """
+
+    opened: Opened
+    settings: TrainSettings
+    album: Album
+    captions: Captions
+    target: Path
+    program: Target | None
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run keeps its books."""
+        return RunFolder.beside(self.target)
+
+    def require_writable(self) -> None:
+        """Raise UsageError or EnvironmentProblem unless the token file can be written."""
+        atomic.require_writable([self.target], force=True)
+        if self.target.suffix != ".safetensors":
+            raise UsageError(
+                f"cannot write {self.target}: expected a name ending in .safetensors; choose another name"
+            )
+
+
+def one(
+    opened: Opened,
+    layers: Sequence[Mapping[str, Any]],
+    out: Path | None,
+    program: Target | None,
+) -> Job:
+    """The job of one word.
+
+    Args:
+        layers: settings, the strongest first; those of the model and its family come after them.
+        out: the token file; default: the token's name.
+
+    Raises:
+        UsageError: settings are missing or do not fit together.
+        InputError: no usable photos.
+    """
+    model, family = opened.model, opened.family
+    defaults = vars(family.defaults)
+    settings = resolve(TrainSettings, model.settings, *layers, model_layer(model.folder, "train"), defaults)
+    if settings.photos is None:
+        raise UsageError("no photos: expected a folder; write dti train ./photos --token ... --init ...")
+    token_file.check_name(settings.token)
+    models.require_multiple((settings.resolution, settings.resolution), family)
+    target = out or Path(_file_name(settings.token))
+    album = photos.read(Path(settings.photos), settings.masks)
+    return Job(opened, settings, album, captions.read(album.photos, settings), target, program)
+
+
+def _file_name(token: str) -> str:
+    return f"{token.strip('<>')}.safetensors"
+
+
+# ------------------------------------------------------------------- many words in one file
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """A subjects file: settings for all words, and those of each word by its table's name.
+
+        steps = 500
+        [rex]
+        photos = "rex"        # beside this file
+        init = "dog"          # token: "<rex>" unless it is said
+
+    Settings of the model are for all.
+    """
+
+    shared: Mapping[str, Any]
+    words: Mapping[str, Mapping[str, Any]]
+
+
+def read_subjects(path: Path) -> Subjects:
+    """Read a subjects file.
+
+    Raises:
+        UsageError: not TOML, no word, unknown or wrong settings; names all of them.
+    """
+    shared, tables = read_layers(TrainSettings, path)
+    if not tables:
+        raise UsageError(
+            f"{path} names no word: expected a table for each, such as [rex] with photos and init; add one"
+        )
+    words = {name: {"token": f"<{name}>"} | _beside(path, table) for name, table in tables.items()}
+    misplaced = [
+        f"{key} in [{name}]"
+        for name, table in tables.items()
+        for key in table
+        if key in ModelSettings.model_fields
+    ]
+    if misplaced:
+        raise UsageError(
+            f"{path}: {', '.join(misplaced)}: expected the model's settings above the tables, for all words; move it"
+        )
+    tokens = [layer["token"] for layer in words.values()]
+    twice = next((token for token in tokens if tokens.count(token) > 1), None)
+    if twice:
+        raise UsageError(f"{path}: two words are called {twice}: expected different names; change one token")
+    return Subjects(shared, words)
+
+
+def _beside(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with its paths relative to the file's folder instead."""
+    return {
+        name: str(path.parent / value) if name in PATHS and value != photos.ALPHA else value
+        for name, value in table.items()
+    }
+
+
+def many(
+    opened: Opened,
+    given: Mapping[str, Any],
+    subjects: Subjects,
+    config: Mapping[str, Any],
+    out: Path | None,
+    program: Target | None,
+) -> Iterator[Job]:
+    """The jobs of a subjects file, in its order.
+
+    Args:
+        given: settings of the command line, which win.
+        config: settings of a config file, which the subjects file overrides.
+        out: folder of the token files; default: the present one.
+    """
+    for word in subjects.words.values():
+        target = (out or Path()) / _file_name(str(word["token"]))
+        yield one(opened, [given, word, subjects.shared, config], target, program)

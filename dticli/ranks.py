@@ -1,0 +1,114 @@
+"""Several processes on one run, as `torchrun` and `accelerate launch` start them: each sees its share of every step's pictures.
+
+Gradients are averaged, so that n processes with batch size b take the same steps as one with n x b. Only the first writes.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+from dticli.errors import EnvironmentProblem, UsageError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run.
+
+    Attributes:
+        rank: 0 ... size - 1; the first writes and speaks for all.
+        local: place among the processes of this machine, which is also the number of its device.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def own(self, device: torch.device) -> torch.device:
+        """The device of its kind that belongs to this process."""
+        return torch.device(device.type, self.local) if device.type == "cuda" else device
+
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over all ranks."""
+        for tensor in tensors if self.size > 1 else ():
+            distributed.all_reduce(tensor)
+            tensor /= self.size
+
+    def mean(self, value: float) -> float:
+        """The mean over all ranks; NaN if it is NaN in one."""
+        total = torch.tensor(value, dtype=torch.float64)
+        self.mean_([total])
+        return total.item()
+
+    def largest(self, value: int) -> int:
+        """The largest over all ranks."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return int(found)
+
+    def share_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by that of the first rank."""
+        for tensor in tensors if self.size > 1 else ():
+            distributed.broadcast(tensor, src=0)
+
+
+ALONE = Ranks()
+PATIENCE = timedelta(days=7)
+"""How long a rank waits for another: one may learn several words while others are done. Of dead ones the launcher knows."""
+
+
+def launched() -> Ranks:
+    """This process as the launcher's environment variables describe it; alone where there is no launcher.
+
+    Raises:
+        UsageError: the variables contradict each other.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    found = {name: os.environ.get(name, "") for name in names}
+    if not found["WORLD_SIZE"] or found["WORLD_SIZE"] == "1":
+        return ALONE
+    if not all(value.isdecimal() for value in found.values()) or int(found["RANK"]) >= int(
+        found["WORLD_SIZE"]
+    ):
+        said = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        raise UsageError(
+            f"{said} in the environment: expected those that torchrun sets; unset WORLD_SIZE to train in one process"
+        )
+    return Ranks(*(int(found[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+
+
+@contextmanager
+def joined(ranks: Ranks) -> Iterator[None]:
+    """Let the ranks hear of each other while the context is open; every rank must enter it.
+
+    Raises:
+        EnvironmentProblem: they cannot be reached.
+    """
+    if ranks.size == 1:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(ranks.local)
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            f"the {ranks.size} processes cannot reach each other ({str(error).splitlines()[0]}): expected a launcher; "
+            "start them with torchrun"
+        ) from None
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,371 @@
+"""Single-file checkpoints: a model's weights in one safetensors file, under the names its authors gave them.
+
+The header says what kind it is. diffusers itself brings the weights into its layout; configs, tokenizers, and the
+components a file lacks come from a *base*: a model of the same kind in diffusers layout.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from dticli.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIX = ".safetensors"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+DENOISER = "model.diffusion_model."
+EXPECTED = "expected a whole SD1, SD2, SDXL, SD3 or FLUX.1 checkpoint in its original layout"
+
+Shapes = dict[str, tuple[int, ...]]
+"""Name to shape of tensors."""
+
+_CLIP = "transformer.text_model.embeddings.token_embedding.weight"
+_OPEN_CLIP = "model.token_embedding.weight"
+_T5 = "transformer.shared.weight"
+_UNSURE = "v1"
+"""What diffusers answers for SD1, and for whatever it does not know."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of the pipeline in the file.
+
+    Attributes:
+        prefix: what the names of its tensors begin with.
+        tables: what follows in the name of a text encoder's embedding table.
+    """
+
+    component: str
+    prefix: str
+    tables: tuple[str, ...] = ()
+
+
+VAE = (Part("vae", "first_stage_model."), Part("vae", "vae."))
+CLIP_L = Part("text_encoder", "text_encoders.clip_l.", (_CLIP,))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one family's checkpoints name their tensors.
+
+    Attributes:
+        sign: a tensor that every denoiser of this kind has, and none of a kind below it in the table.
+        kinds: diffusers' names for what belongs here; the first is meant where it cannot tell.
+        denoiser: the component of `sign`.
+        bare: the denoiser may stand alone in the file, without a prefix.
+    """
+
+    family: str
+    sign: str
+    kinds: tuple[str, ...]
+    denoiser: str
+    parts: tuple[Part, ...]
+    bare: bool = False
+
+
+LAYOUTS = (
+    Layout(
+        "sd3",
+        "joint_blocks.0.context_block.adaLN_modulation.1.bias",
+        ("sd3", "sd35_medium", "sd35_large"),
+        "transformer",
+        (
+            CLIP_L,
+            Part("text_encoder_2", "text_encoders.clip_g.", (_CLIP,)),
+            Part("text_encoder_3", "text_encoders.t5xxl.", (_T5,)),
+            *VAE,
+        ),
+        bare=True,
+    ),
+    Layout(
+        "flux",
+        "double_blocks.0.img_attn.norm.key_norm.scale",
+        ("flux-dev", "flux-schnell"),
+        "transformer",
+        (CLIP_L, Part("text_encoder_2", "text_encoders.t5xxl.", (_T5,)), *VAE),
+        bare=True,
+    ),
+    Layout(
+        "sdxl",
+        "label_emb.0.0.weight",
+        ("xl_base",),
+        "unet",
+        (
+            Part("text_encoder", "conditioner.embedders.0.", (_CLIP,)),
+            Part("text_encoder_2", "conditioner.embedders.1.", (_OPEN_CLIP,)),
+            *VAE,
+        ),
+    ),
+    Layout(
+        "sd",
+        "input_blocks.0.0.weight",
+        ("v1", "v2"),
+        "unet",
+        (Part("text_encoder", "cond_stage_model.", (_CLIP, _OPEN_CLIP)), *VAE),
+    ),
+)
+
+LOOKS: tuple[tuple[str, str, str], ...] = (
+    (
+        r"lora_|\.lora\.|hada_w|lokr_w",
+        "a LoRA",
+        "pass the model it was made for, or merge the two first",
+    ),
+    (r"^control_model\.|^controlnet_|^input_hint_block\.", "a ControlNet", "pass the model it was made for"),
+    (
+        r"^(down_blocks|up_blocks|transformer_blocks|text_model|encoder|decoder|embeddings|shared)\.",
+        "a single component",
+        "pass the folder with its model_index.json",
+    ),
+)
+"""Files that are taken for checkpoints: what a tensor is called there, what it is, and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class SingleFile:
+    """What the header of a checkpoint says.
+
+    Attributes:
+        shapes: of every tensor, by its name.
+        prefix: what the names of the denoiser's tensors begin with.
+        usual_base: hub id of the public model of its kind.
+    """
+
+    path: Path
+    layout: Layout
+    shapes: Shapes
+    prefix: str
+    usual_base: str
+
+    @cached_property
+    def components(self) -> dict[str, Shapes]:
+        """The tensors of each component that it has."""
+        components: dict[str, Shapes] = {}
+        for name, shape in sorted(self.shapes.items()):
+            component = self._component(name)
+            if component:
+                components.setdefault(component, {})[name] = shape
+        return dict(sorted(components.items()))
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Components of its kind whose weights it does not have."""
+        every = dict.fromkeys([self.layout.denoiser, *(part.component for part in self.layout.parts)])
+        return tuple(component for component in every if component not in self.components)
+
+    @cached_property
+    def tables(self) -> dict[str, tuple[Path, str]]:
+        """File and name of the embedding table of each text encoder that it has."""
+        names = {part.component: [part.prefix + each for each in part.tables] for part in self.layout.parts}
+        return {
+            component: (self.path, name)
+            for component, candidates in names.items()
+            for name in candidates
+            if name in self.shapes
+        }
+
+    def _component(self, name: str) -> str | None:
+        """The component a tensor belongs to; weights of training, such as averages, belong to none."""
+        for part in self.layout.parts:
+            if name.startswith(part.prefix):
+                return part.component
+        return self.layout.denoiser if name.startswith(self.prefix) else None
+
+
+def is_named(name: str) -> bool:
+    """Whether a model of that name is a file."""
+    return Path(name).suffix.lower() in (SUFFIX, *PICKLES) and not Path(name).expanduser().is_dir()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint rather than, say, a token."""
+    try:
+        return path.suffix.lower() == SUFFIX and _recognise(_shapes(path)) is not None
+    except ModelError:
+        return False
+
+
+def read(path: Path) -> SingleFile:
+    """Read a checkpoint's header and recognise it.
+
+    Raises:
+        ModelError: missing, damaged, a pickle, not a checkpoint, or of a kind that no family has.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise ModelError(
+            f"{path.name} is a pickle, which may run foreign code when it is loaded: expected safetensors; convert it"
+        )
+    shapes = _shapes(path)
+    found = _recognise(shapes)
+    if found is None:
+        what, advice = _look(shapes)
+        raise ModelError(f"{path.name} looks like {what}: {EXPECTED}; {advice}")
+    layout, prefix = found
+    file = SingleFile(path, layout, shapes, prefix, _usual_base(path, layout, shapes))
+    encoders = {part.component for part in layout.parts if part.tables}
+    strange = (encoders & file.components.keys()) - file.tables.keys()
+    if strange:
+        raise ModelError(
+            f"{path.name} names the tensors of its {min(strange)} in an unknown way: {EXPECTED}; choose another --model"
+        )
+    return file
+
+
+def _shapes(path: Path) -> Shapes:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelError(f"no file {path}: {EXPECTED}; check --model") from None
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path.name} cannot be read ({error}); download it again") from None
+
+
+def _recognise(shapes: Shapes) -> tuple[Layout, str] | None:
+    """The layout, and the prefix of the denoiser's tensors."""
+    for layout in LAYOUTS:
+        for prefix in (DENOISER, "") if layout.bare else (DENOISER,):
+            if prefix + layout.sign in shapes:
+                return layout, prefix
+    return None
+
+
+def _look(shapes: Shapes) -> tuple[str, str]:
+    """What a file is instead of a checkpoint, and what to do."""
+    for pattern, what, advice in LOOKS:
+        if any(re.search(pattern, name) for name in shapes):
+            return what, advice
+    if 0 < len(shapes) < 10 and all(len(shape) <= 2 for shape in shapes.values()):
+        return "a token file", "pass it with --token to dti generate, and its model with --model"
+    return (
+        f"something else ({len(shapes)} tensors, such as {min(shapes, default='none')!a})",
+        "choose another",
+    )
+
+
+def _usual_base(path: Path, layout: Layout, shapes: Shapes) -> str:
+    """The hub id diffusers would take the configs from.
+
+    Raises:
+        ModelError: it is a variant that needs more than a text, such as one for inpainting.
+    """
+    import torch
+    from diffusers.loaders import single_file_utils
+
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    kind = single_file_utils.infer_diffusers_model_type(tensors)
+    if kind == _UNSURE:
+        kind = layout.kinds[0]
+    if kind not in layout.kinds:
+        raise ModelError(
+            f"{path.name} is a checkpoint of the kind {kind!r}: {EXPECTED}; choose another --model"
+        )
+    return single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+
+
+# ----------------------------------------------------------------------------- with a base
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model in diffusers layout on this machine.
+
+    Attributes:
+        folder: with its configs and tokenizers, and weights of what a file lacks.
+        index: its `model_index.json`.
+    """
+
+    name: str
+    folder: Path
+    index: Mapping[str, Any]
+
+    def has(self, component: str) -> bool:
+        """Whether it is built with that component: some are saved without a large encoder."""
+        match self.index.get(component):
+            case [str(), *_]:
+                return True
+        return False
+
+
+def require_family(file: SingleFile, family: str, base: str) -> None:
+    """Raise ModelError unless the base's family is the file's."""
+    if family != file.layout.family:
+        raise ModelError(
+            f"{file.path.name} is a checkpoint of the family {file.layout.family}, and {base} a model of {family}: "
+            "expected a base of the same kind; choose another --base"
+        )
+
+
+def require_fit(file: SingleFile, base: Base) -> None:
+    """Compare a file with a base before any weight is read.
+
+    Raises:
+        ModelError: a component's weights are neither in the file nor in the base, or the file's denoiser or autoencoder
+            is not the one that the base's configs describe.
+    """
+    for component in filter(base.has, file.lacking):
+        if not any(path.suffix in (SUFFIX, ".bin") for path in base.folder.glob(f"{component}/*")):
+            raise ModelError(
+                f"{file.path.name} holds no {component}, and neither does {base.name}: expected its weights in one of "
+                "the two; choose a complete checkpoint, or a --base that has them"
+            )
+    for component in file.components.keys() & {file.layout.denoiser, "vae"}:
+        stored = sum(math.prod(shape) for shape in file.components[component].values())
+        spare = stored - _size(component, base)
+        # Some files keep the critic their autoencoder was trained with; a denoiser has nothing to spare.
+        if spare < 0 or (spare and component == file.layout.denoiser):
+            difference = f"{abs(spare)} numbers {'more' if spare > 0 else 'fewer'} than that base's"
+            raise _misfit(file, base, f"its {component} has {difference}")
+
+
+def _size(component: str, base: Base) -> int:
+    """How many numbers the component would have by the base's config."""
+    import diffusers
+    import torch
+
+    kind = getattr(diffusers, base.index[component][1])
+    with torch.device("meta"):
+        module = kind.from_config(kind.load_config(base.folder, subfolder=component, local_files_only=True))
+    return sum(tensor.numel() for tensor in module.state_dict().values())
+
+
+def fill(file: SingleFile, pipe: Any, base: Base, dtype: "torch.dtype") -> Any:
+    """A base's pipeline with the file's weights.
+
+    Args:
+        pipe: the pipeline without the components that the file has.
+
+    Raises:
+        ModelError: the weights do not fit the configs.
+    """
+    filled = [component for component in file.components if base.has(component)]
+    rest = {name: part for name, part in pipe.components.items() if name not in filled}
+    try:
+        pipe = type(pipe).from_single_file(
+            str(file.path), config=str(base.folder), dtype=dtype, local_files_only=True, **rest
+        )
+    except Exception as error:
+        # Converters and loaders each raise their own class where a tensor is missing or of another shape.
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise _misfit(file, base, reason) from error
+    for component in filled:
+        module = getattr(pipe, component)
+        if hasattr(module, "tie_weights"):
+            # T5's table is stored once, and its encoder reads it under another name.
+            module.tie_weights()
+        missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+        if missing:
+            raise _misfit(file, base, f"its {component} lacks {missing[0]}")
+    return pipe
+
+
+def _misfit(file: SingleFile, base: Base, reason: str) -> ModelError:
+    return ModelError(f"{file.path.name} does not fit its base {base.name}: {reason}; choose another --base")

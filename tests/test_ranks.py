@@ -1,0 +1,242 @@
+"""Several processes on one word, and several words on several processes; run as a program, this file is one of two ranks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dticli import bundled, families, initial, trainer
+from dticli.concept import table
+from dticli.errors import UsageError
+from dticli.families.shape import Frame
+from dticli.latents import Latents
+from dticli.ranks import ALONE, Ranks, joined, launched
+from dticli.settings import TrainSettings, resolve
+from dticli.trainer import Task
+from tests import tiny
+from tests.conftest import Outcome
+
+Dti = Callable[..., Outcome]
+ROOT = Path(__file__).parents[1]
+STEPS = 20
+QUICK = ("--steps", "3", "--quiet", "--model", "stickers")
+
+
+def learned(ranks: Ranks, batch: int) -> Tensor:
+    """The row of a word after 20 steps of a tiny model in float64."""
+    pipe = tiny.build("sd1").to(torch.float64)
+    for module in (pipe.unet, pipe.text_encoder):
+        module.requires_grad_(False)
+    family = families.of_name("sd")
+    assert family
+    own = {"token": "<dog>", "init": "dog", "steps": STEPS, "batch_size": batch, "accumulate": 2, "lr": 0.1}
+    settings = resolve(TrainSettings, own, vars(family.defaults))
+    generator = torch.Generator().manual_seed(0)
+    count, paths = 3, tuple(Path(f"{index}.png") for index in range(3))
+    latents = Latents(
+        mean=[torch.randn(4, 8, 8, generator=generator, dtype=torch.float64) for _ in range(count)],
+        std=[torch.full((4, 8, 8), 0.1, dtype=torch.float64)] * count,
+        weights=[None] * count,
+        frames=(Frame((64, 64), (0, 0), (64, 64)),) * count,
+        paths=paths,
+    )
+    captions = dict.fromkeys(paths, ("a photo of <dog>", "<dog> in the snow"))
+    rows = {"clip_l": table(pipe, family.encoders[0])[initial.pieces(pipe, family.encoders[0], "dog")]}
+    lengths = {"clip_l": torch.ones(1, 1, dtype=torch.float64)}
+    learner = trainer.learner(settings, rows, lengths, None)
+    for _ in trainer.fit(Task(pipe, family, latents, captions, settings, ranks), learner):
+        pass
+    return learner.word.rows["clip_l"].detach()
+
+
+def two(command: Sequence[object], folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run a command in two processes, with the environment a launcher gives them."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared |= {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    running = [
+        subprocess.Popen(
+            [str(part) for part in command],
+            cwd=folder,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    texts = [each.communicate(timeout=300) for each in running]
+    return [
+        subprocess.CompletedProcess(command, each.returncode, out, err)
+        for each, (out, err) in zip(running, texts, strict=True)
+    ]
+
+
+def test_two_ranks_take_the_steps_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Batch 2 on two processes against batch 4 on one: the same row to 1e-10 after 20 steps in float64, on both."""
+    for each in two([sys.executable, __file__, tmp_path], tmp_path):
+        assert each.returncode == 0, each.stderr
+    alone = learned(ALONE, 4)
+    for rank in range(2):
+        together = load_file(tmp_path / f"{rank}.safetensors")["row"]
+        assert together.dtype == torch.float64
+        assert (together - alone).abs().max().item() < 1e-10
+    other = learned(ALONE, 2)
+    assert (other - alone).abs().max().item() > 1e-4, (
+        "the batch makes no difference here, and this test proves nothing"
+    )
+
+
+def row(file: Path) -> Tensor:
+    (found,) = load_file(file).values()
+    return found
+
+
+def test_the_command_on_two_processes(dti: Dti, photos: Path, tmp_path: Path) -> None:
+    """One process writes and speaks; the word is that of one process with twice the batch, which can also go on from it."""
+    learn = ["train", photos, "--token", "<dog>", "--init", "dog", *QUICK]
+    first, second = two([sys.executable, "-m", "dticli", *learn, "--batch-size", 1, "--json"], tmp_path)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert json.loads(first.stdout)["steps"] == 3
+    assert second.stdout == ""
+    assert "model:" in first.stderr
+    assert "model:" not in second.stderr
+    assert len((tmp_path / "dog.run" / "log.jsonl").read_text().splitlines()) == 3
+    alone = tmp_path / "alone.safetensors"
+    assert dti(*learn, "--batch-size", 2, "-o", alone).code == 0
+    assert (
+        torch.nn.functional.cosine_similarity(row(tmp_path / "dog.safetensors"), row(alone)).item() > 1 - 1e-6
+    )
+    longer = dti(*learn, "--batch-size", 2, "-o", tmp_path / "dog.safetensors", "--steps", 4, "--resume")
+    assert longer.code == 0, longer.err
+
+
+def subjects(folder: Path, text: str) -> Path:
+    """A subjects file with photos of a dog and a cat beside it."""
+    for name in ("dog", "cat"):
+        (folder / name).mkdir()
+        for photo in bundled.photos(name)[:2]:
+            (folder / name / photo.name).write_bytes(photo.read_bytes())
+    (folder / "subjects.toml").write_text(text)
+    return folder / "subjects.toml"
+
+
+BOTH = 'steps = 2\nbatch_size = 1\n[dog]\nphotos = "dog"\ninit = "dog"\n[cat]\nphotos = "cat"\ninit = "cat"\nseed = 3\n'
+
+
+def test_words_are_split_over_processes(tmp_path: Path) -> None:
+    """With two words and two processes each learns one, and says so."""
+    file = subjects(tmp_path, BOTH)
+    command = [
+        sys.executable,
+        "-m",
+        "dticli",
+        "train",
+        "--subjects",
+        file,
+        "--model",
+        "stickers",
+        "--json",
+        "-q",
+    ]
+    results = two(command, tmp_path)
+    assert [each.returncode for each in results] == [0, 0], results[0].stderr + results[1].stderr
+    words = [[word["token"] for word in json.loads(each.stdout)["words"]] for each in results]
+    assert words == [["<dog>"], ["<cat>"]]
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "cat.safetensors",
+        "dog.safetensors",
+    ]
+
+
+def test_words_of_a_file_are_those_learned_one_by_one(dti: Dti, tmp_path: Path, monkeypatch: Any) -> None:
+    """Settings above the tables hold for all, a table's for its word, the command line's win; paths are beside the file."""
+    file = subjects(tmp_path, BOTH.replace("steps = 2", "steps = 1"))
+    monkeypatch.chdir(tmp_path)
+    together = dti("train", "--subjects", file, *QUICK, "--json", "-o", tmp_path / "out")
+    assert together.code == 0, together.err
+    assert [word["steps"] for word in together.json["words"]] == [3, 3]
+    learn = ("--batch-size", 1, "--seed", 3, *QUICK)
+    assert dti("train", "cat", "--token", "<cat>", "--init", "cat", *learn).code == 0
+    assert torch.equal(row(tmp_path / "cat.safetensors"), row(tmp_path / "out" / "cat.safetensors"))
+
+
+def test_a_word_that_fails_does_not_stop_the_others(dti: Dti, tmp_path: Path, monkeypatch: Any) -> None:
+    """A file in the way costs its own word alone; the exit code is that of its error."""
+    file = subjects(tmp_path, BOTH)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dog.safetensors").write_bytes(b"mine")
+    outcome = dti("train", "--subjects", file, *QUICK)
+    assert outcome.code == 2
+    assert "1 of 2 words failed: <dog>" in outcome.err.splitlines()[-1]
+    assert (tmp_path / "dog.safetensors").read_bytes() == b"mine"
+    assert row(tmp_path / "cat.safetensors").shape[0] == 1
+
+
+def test_all_words_are_checked(dti: Dti, tmp_path: Path) -> None:
+    """`--check` reports on every word, and nothing is written."""
+    file = subjects(tmp_path, BOTH)
+    outcome = dti("train", "--subjects", file, *QUICK, "--check", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [len(word["photos"]) for word in outcome.json["words"].values()] == [2, 2]
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+WRONG = {
+    "no word": ("steps = 2", "names no word"),
+    "a misspelt key in a table": (
+        "[dog]\nphoto = 'x'",
+        "[dog] unknown setting 'photo', did you mean 'photos'",
+    ),
+    "a wrong type above": ("steps = 'x'\n[dog]\ninit = 'dog'", "steps = 'x'"),
+    "a model of its own": ("[dog]\nmodel = 'stickers'", "model in [dog]"),
+    "one name twice": ("[dog]\ntoken = '<cat>'\n[cat]\ninit = 'cat'", "two words are called <cat>"),
+    "no photos": ("[dog]\ninit = 'dog'", "no photos"),
+    "photos that are not there": ("[dog]\ninit = 'dog'\nphotos = 'nothing'", "nothing"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_subjects_are_one_line(dti: Dti, tmp_path: Path, case: str) -> None:
+    """Every mistake is found before a model is loaded."""
+    text, part = WRONG[case]
+    (tmp_path / "subjects.toml").write_text(text)
+    outcome = dti("train", "--subjects", tmp_path / "subjects.toml", *QUICK)
+    assert outcome.code in (2, 3)
+    assert part in outcome.error
+
+
+def test_subjects_bring_their_own_photos(dti: Dti, photos: Path, tmp_path: Path) -> None:
+    """Photos or a token beside a subjects file contradict it."""
+    file = subjects(tmp_path, BOTH)
+    assert "leave it out" in dti("train", photos, "--subjects", file).error
+    assert "leave it out" in dti("train", "--token", "<dog>", "--subjects", file).error
+
+
+def test_no_launcher_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a launcher's variables, or with those of one process, nothing is shared."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched() == ALONE
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched() == ALONE
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="WORLD_SIZE"):
+        launched()
+
+
+if __name__ == "__main__":
+    team = launched()
+    with joined(team):
+        save_file({"row": learned(team, 2)}, Path(sys.argv[1]) / f"{team.rank}.safetensors")
