@@ -15,7 +15,9 @@ from dticli.session import Opened
 from dticli.settings import ModelSettings, TrainSettings, model_layer, read_layers, resolve
 
 PATHS = ("photos", "masks", "captions_file")
-"""Settings of a word that name files; in a subjects file they are relative to it."""
+"""Settings that name files; in a subjects file they are relative to it."""
+PERHAPS_PATHS = ("init", "prior", "model", "base")
+"""Settings that name a file if there is one."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,23 @@ def read_subjects(path: Path) -> Subjects:
     twice = next((token for token in tokens if tokens.count(token) > 1), None)
     if twice:
         raise UsageError(f"{path}: two words are called {twice}: expected different names; change one token")
-    return Subjects(shared, words)
+    return Subjects(_beside(path, shared), words)
 
 
 def _beside(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
     """The table with its paths relative to the file's folder instead."""
     return {
-        name: str(path.parent / value) if name in PATHS and value != photos.ALPHA else value
+        name: str(path.parent / value) if _is_path(path, name, value) else value
         for name, value in table.items()
     }
+
+
+def _is_path(path: Path, name: str, value: object) -> bool:
+    if name in PATHS:
+        return value != photos.ALPHA
+    # A folder called dog must not turn the word dog into a path.
+    there = name in PERHAPS_PATHS and (path.parent / str(value)).exists()
+    return there and (name not in ("init", "prior") or (path.parent / str(value)).is_file())
 
 
 def many(

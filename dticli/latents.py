@@ -26,6 +26,7 @@ class Latents:
         weights: (height, width) float32 a crop, of mean one, to multiply squared errors with; None for no mask.
         frames: where each crop lies on its photo.
         paths: the photo of each crop.
+        tiled: the autoencoder saw the photos piece by piece.
     """
 
     mean: Sequence[Tensor]
@@ -33,6 +34,7 @@ class Latents:
     weights: Sequence[Tensor | None]
     frames: tuple[Frame, ...]
     paths: tuple[Path, ...]
+    tiled: bool = False
 
     def __len__(self) -> int:
         return len(self.frames)

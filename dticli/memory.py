@@ -8,7 +8,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +63,10 @@ def fitting(model: Model, settings: ModelSettings, device: torch.device) -> Iter
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
-        options = [name for name, smaller in _savings(settings) if smaller != settings]
+        options = [name for name, _ in _savings(settings, model, device)]
+        advice = ", ".join([*options, "or a smaller --model"]) if options else "a smaller --model"
         raise EnvironmentProblem(
-            f"{model.name} does not fit into the memory of {device.type}: expected more that is free; "
-            f"try {', '.join([*options, 'or a smaller --model'])}"
+            f"{model.name} does not fit into the memory of {device.type}: expected more that is free; try {advice}"
         ) from None
 
 
@@ -77,7 +77,10 @@ def encode(pipe: Any, family: Family, crops: "Sequence[Crop]", device: torch.dev
     with suppress(torch.OutOfMemoryError):
         return latents.encode(pipe, family, crops, device)
     tile(pipe.vae)
-    return latents.encode(pipe, family, crops, device)
+    try:
+        return replace(latents.encode(pipe, family, crops, device), tiled=True)
+    finally:
+        untile(pipe.vae)
 
 
 def tile(vae: Any) -> None:
@@ -85,6 +88,20 @@ def tile(vae: Any) -> None:
     for way in ("tiling", "slicing"):
         if hasattr(vae, f"use_{way}"):
             getattr(vae, f"enable_{way}")()
+
+
+def untile(vae: Any) -> None:
+    """Let it see pictures whole again."""
+    for way in ("tiling", "slicing"):
+        if hasattr(vae, f"use_{way}"):
+            getattr(vae, f"disable_{way}")()
+
+
+def set_aside(pipe: Any) -> None:
+    """Take everything off the device; `economize` brings back what a step needs."""
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            module.to(CPU)
 
 
 def economize(pipe: Any, family: Family, device: torch.device) -> None:
@@ -223,7 +240,7 @@ def _backend(kind: str, device: torch.device) -> Backend:
     able = [each for each in BACKENDS if _can(each, kind, device)]
     if not able:
         raise EnvironmentProblem(
-            f"--quantize {kind} does not work on {device.type}: expected cuda; choose 8bit, or leave it out"
+            f"--quantize {kind} does not work on {device.type}: expected {_able(kind)}; leave it out, or use --low-memory"
         )
     found = next((each for each in able if importlib.util.find_spec(each.package)), None)
     if found is None:
@@ -232,6 +249,13 @@ def _backend(kind: str, device: torch.device) -> Backend:
             f"pip install {able[0].package}"
         )
     return found
+
+
+def _able(kind: str) -> str:
+    """Devices on which something can round so."""
+    return " or ".join(
+        sorted({device for each in BACKENDS if kind in each.configs for device in each.devices})
+    )
 
 
 def _can(backend: Backend, kind: str, device: torch.device) -> bool:
@@ -331,7 +355,7 @@ def estimate(model: Model, family: Family, settings: ModelSettings) -> Memory | 
         weights=_as_set(shapes, index, family, settings, device),
         needed=needed(settings),
         free=room,
-        options=_options(settings, device, needed, room),
+        options=_options(settings, model, device, needed, room),
     )
 
 
@@ -420,8 +444,11 @@ def _rounded_bytes(shape: tuple[int, ...], quantize: str) -> float:
     return rows * width / 2 + 4 * math.ceil(rows * width / 64)
 
 
-def _savings(settings: ModelSettings) -> Iterator[tuple[str, ModelSettings]]:
-    """Options that take less memory, mildest first, each with the settings changed by it alone."""
+def _savings(
+    settings: ModelSettings, model: Model, device: torch.device
+) -> Iterator[tuple[str, ModelSettings]]:
+    """Options that take less memory and work here, mildest first, each with the settings changed by it alone."""
+    bits = {"none": 16, "8bit": 8, "4bit": 4}
     changes: tuple[tuple[str, dict[str, Any]], ...] = (
         ("--low-memory", {"low_memory": True}),
         ("--precision bf16", {"precision": "bf16"}),
@@ -429,11 +456,25 @@ def _savings(settings: ModelSettings) -> Iterator[tuple[str, ModelSettings]]:
         ("--quantize 4bit", {"quantize": "4bit"}),
     )
     for name, change in changes:
-        yield name, settings.model_copy(update=change)
+        smaller = settings.model_copy(update=change)
+        dtypes = [models.pick_dtype(each.precision, device).itemsize for each in (settings, smaller)]
+        rounds = smaller.quantize != settings.quantize
+        useless = (
+            (smaller.low_memory != settings.low_memory and device.type not in OWN_MEMORY)
+            or (smaller.precision != settings.precision and dtypes[0] <= dtypes[1])
+            or (rounds and bits[smaller.quantize] > bits[settings.quantize])
+            or (rounds and (model.file is not None or not _works(smaller.quantize, device)))
+        )
+        if smaller != settings and not useless:
+            yield name, smaller
 
 
 def _options(
-    settings: ModelSettings, device: torch.device, needed: Callable[[ModelSettings], float], room: float
+    settings: ModelSettings,
+    model: Model,
+    device: torch.device,
+    needed: Callable[[ModelSettings], float],
+    room: float,
 ) -> tuple[str, ...]:
     """The mildest options that bring what is needed under `room`; none if it is there already, or cannot be."""
     chosen: list[str] = []
@@ -441,8 +482,8 @@ def _options(
         better = next(
             (
                 (name, smaller)
-                for name, smaller in _savings(settings)
-                if needed(smaller) < needed(settings) and _works(smaller.quantize, device)
+                for name, smaller in _savings(settings, model, device)
+                if needed(smaller) < needed(settings)
             ),
             None,
         )

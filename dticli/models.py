@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from dticli import bundled, families, hub, single_file
 from dticli.errors import EnvironmentProblem, ModelError, UsageError
@@ -258,9 +258,18 @@ def _headers(model: Model, components: Mapping[str, Any]) -> Iterator[tuple[str,
     folder = model.folder or Path(_from_hub(model, "model_index.json")).parent
     for path in sorted(folder.glob("*/*.safetensors")):
         if path.parent.name in components and not _other_variant(path.name, model.variant):
-            with safe_open(path, framework="pt") as file:
-                names = file.keys()
-                yield path.parent.name, {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            yield path.parent.name, _shapes_in(path, model)
+
+
+def _shapes_in(path: Path, model: Model) -> Shapes:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{model.name}: {path.parent.name}/{path.name} is damaged ({error}); download the model again"
+        ) from None
 
 
 def _remote_headers(model: Model, components: Mapping[str, Any]) -> Iterator[tuple[str, Shapes]]:

@@ -34,13 +34,27 @@ class Ranks:
         return self.rank == 0
 
     def own(self, device: torch.device) -> torch.device:
-        """The device of its kind that belongs to this process."""
-        return torch.device(device.type, self.local) if device.type == "cuda" else device
+        """The device of its kind that belongs to this process, made the present one.
+
+        Raises:
+            EnvironmentProblem: this machine has fewer devices than processes.
+        """
+        if device.type != "cuda":
+            return device
+        if self.local >= torch.cuda.device_count():
+            raise EnvironmentProblem(
+                f"process {self.local} of this machine has no CUDA device: there are {torch.cuda.device_count()}; "
+                "start as many processes as devices, with --nproc-per-node"
+            )
+        mine = torch.device(device.type, self.local)
+        torch.cuda.set_device(mine)
+        return mine
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over all ranks."""
         for tensor in tensors if self.size > 1 else ():
-            distributed.all_reduce(tensor)
+            with _together():
+                distributed.all_reduce(tensor)
             tensor /= self.size
 
     def mean(self, value: float) -> float:
@@ -54,13 +68,22 @@ class Ranks:
         if self.size == 1:
             return value
         found = torch.tensor(value)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        with _together():
+            distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return int(found)
 
-    def share_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by that of the first rank."""
-        for tensor in tensors if self.size > 1 else ():
-            distributed.broadcast(tensor, src=0)
+    def shared(self, content: bytes) -> bytes:
+        """What the first rank calls this with; what others do is ignored."""
+        if self.size == 1:
+            return content
+        length = torch.tensor(len(content))
+        with _together():
+            distributed.broadcast(length, src=0)
+            sent = torch.zeros(int(length), dtype=torch.uint8)
+            if self.first:
+                sent = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            distributed.broadcast(sent, src=0)
+        return sent.numpy().tobytes()
 
 
 ALONE = Ranks()
@@ -98,17 +121,26 @@ def joined(ranks: Ranks) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(ranks.local)
+    backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        distributed.init_process_group(backends, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise EnvironmentProblem(
             f"the {ranks.size} processes cannot reach each other ({str(error).splitlines()[0]}): expected a launcher; "
             "start them with torchrun"
         ) from None
+    yield
+    # Not after an error: NCCL would wait for the other ranks, and the launcher for this one.
+    distributed.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Say what it means that the ranks cannot finish a common operation."""
     try:
         yield
-    finally:
-        distributed.destroy_process_group()
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            f"another process of this run has ended ({str(error).splitlines()[0][:100]}): expected all to go on; "
+            "see its message, and continue with --resume"
+        ) from None

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load as load_state
+from safetensors.torch import save as save_state
 from torch import Tensor
 
 from dticli import (
@@ -48,6 +50,7 @@ ENOUGH = 50
 """Losses of single steps scatter widely: averages of fewer say nothing."""
 CLEAR = 3.0
 """Standard errors that a difference of averages must exceed to be one."""
+STEP = "step"
 SAMPLE = 16
 """Numbers of each parameter that stand for it in the fingerprint of a model."""
 
@@ -76,7 +79,8 @@ class Run:
         """The word as it is now, with its provenance."""
         rows = {key: each.detach().float().cpu() for key, each in self.learner.word.rows.items()}
         tables = norms.fingerprint(self.tables.values())
-        metadata = provenance.of_training(self.settings, self.model, self.task.family, self.task.pipe, tables)
+        settings = as_alone(self.task)
+        metadata = provenance.of_training(settings, self.model, self.task.family, self.task.pipe, tables)
         return Token(self.settings.token, rows, metadata)
 
 
@@ -132,9 +136,15 @@ def _encoded(loaded: Loaded, settings: TrainSettings, crops: Sequence[Crop]) -> 
     pipe, family, device = loaded.pipe, loaded.family, loaded.device
     if not settings.low_memory:
         return latents.encode(pipe, family, crops, device)
+    memory.set_aside(pipe)
     encoded = memory.encode(pipe, family, crops, device)
     memory.economize(pipe, family, device)
     return encoded
+
+
+def as_alone(task: Task) -> TrainSettings:
+    """The settings with which one process takes the steps of all."""
+    return task.settings.model_copy(update={"batch_size": task.settings.batch_size * task.ranks.size})
 
 
 def _learner(
@@ -155,15 +165,14 @@ def _learner(
 
 
 def _identity(model: Model, task: Task, learner: Learner, album: Album) -> Identity:
-    settings = task.settings
+    settings = as_alone(task)
     return Identity(
         settings={
             name: json.dumps(getattr(settings, name))
             for name in TrainSettings.model_fields
             if name not in INCIDENTAL
         }
-        # One device with the batch of several takes the same steps.
-        | {"batch_size": json.dumps(settings.batch_size * task.ranks.size)},
+        | _tiles(task.latents),
         photos={photo.name: photo.fingerprint for photo in album.photos},
         captions={
             photo.name: _digest(json.dumps(list(task.captions[photo.path])).encode())
@@ -177,6 +186,11 @@ def _identity(model: Model, task: Task, learner: Learner, album: Album) -> Ident
             "first rows": _digest(*(_bytes(each) for each in _start(learner))),
         },
     )
+
+
+def _tiles(encoded: Latents) -> dict[str, str]:
+    """Photos encoded in tiles are nearly the same, and not quite."""
+    return {"photos encoded": "in tiles"} if encoded.tiled else {}
 
 
 def _start(learner: Learner) -> list[Tensor]:
@@ -237,12 +251,12 @@ def resume(run: Run, before: Checkpoint) -> tuple[str, ...]:
 
 def agree(run: Run, step: int) -> int:
     """Bring every rank to the state of the first one; returns the steps that one has done."""
-    ranks, learner = run.task.ranks, run.learner
-    number = torch.tensor(step)
-    state = {name: each.detach().clone() for name, each in learner.state().items()}
-    ranks.share_([number, *state.values()])
-    learner.restore(state)
-    return int(number)
+    # By name: an optimizer that has not stepped yet has less of a state than one that has.
+    state = {name: each.detach().cpu().contiguous() for name, each in run.learner.state().items()}
+    found = load_state(run.task.ranks.shared(save_state({**state, STEP: torch.tensor(step)})))
+    step = int(found.pop(STEP))
+    run.learner.restore(found)
+    return step
 
 
 def assist(run: Run, folder: RunFolder, step: int) -> None:
@@ -269,7 +283,7 @@ def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Pro
         NumericalError: NaN or inf; the last good checkpoint stays.
     """
     settings = run.settings
-    folder.start(to_toml(anchored(settings)), run.machine, step)
+    folder.start(to_toml(anchored(as_alone(run.task))), run.machine, step)
     started = saved = time.monotonic()
     with folder.appending() as log, signals.postponed() as request:
         for report in _explained(run, folder, step):

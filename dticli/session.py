@@ -73,6 +73,16 @@ def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
 
 def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> Loaded:
     """Load the pipeline and match every token to its encoders; warns where the tables are not those it was learned on."""
+    return with_words(pipeline(opened, settings), opened, settings, tokens)
+
+
+def pipeline(opened: Opened, settings: GenerateSettings) -> Any:
+    """Load the pipeline to draw with.
+
+    Raises:
+        UsageError: the size does not suit the model.
+        ModelError, EnvironmentProblem: as `memory.load`, or it does not fit.
+    """
     if settings.deterministic:
         models.make_deterministic()
     if settings.height_width:
@@ -80,6 +90,14 @@ def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) ->
     device = models.pick_device(settings.device)
     with memory.fitting(opened.model, settings, device):
         pipe = memory.load(opened.model, opened.family, settings, device)
+    if settings.low_memory:
+        memory.offload(pipe, device)
+    return pipe
+
+
+def with_words(pipe: Any, opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> Loaded:
+    """Match tokens to a pipeline's encoders, and let it pool as they want it."""
+    device = models.pick_device(settings.device)
     pooling.choose(pipe, opened.family.encoders, _pooling(settings, tokens))
     tables = concept.tables(pipe, opened.family.encoders)
     fingerprint = norms.fingerprint(tables.values())
@@ -91,8 +109,6 @@ def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) ->
             )
     widths = {encoder.key: concept.table(pipe, encoder).shape[1] for encoder in opened.family.encoders}
     words = tuple(_word(token, widths, device) for token in tokens)
-    if settings.low_memory:
-        memory.offload(pipe, device)
     return Loaded(pipe, words, _description(opened, settings, tokens))
 
 

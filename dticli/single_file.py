@@ -346,12 +346,16 @@ def fill(file: SingleFile, pipe: Any, base: Base, dtype: "torch.dtype") -> Any:
     Raises:
         ModelError: the weights do not fit the configs.
     """
+    import torch
+
     filled = [component for component in file.components if base.has(component)]
     rest = {name: part for name, part in pipe.components.items() if name not in filled}
     try:
         pipe = type(pipe).from_single_file(
             str(file.path), config=str(base.folder), dtype=dtype, local_files_only=True, **rest
         )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         # Converters and loaders each raise their own class where a tensor is missing or of another shape.
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__

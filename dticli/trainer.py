@@ -237,11 +237,10 @@ def _cause(task: Task) -> str:
 
 
 def largest_batch(task: Task, learner: Learner) -> int:
-    """The largest batch, of halves of the one asked for, whose gradients fit in memory; 0 if none does."""
-    size = task.settings.batch_size // 2
-    while size and not fits(task, learner, size):
-        size //= 2
-    return size
+    """The largest batch whose gradients fit in memory, of those that go into the one asked for; 0 if none does."""
+    whole = task.settings.batch_size
+    smaller = [size for size in range(whole // 2, 0, -1) if whole % size == 0]
+    return next((size for size in smaller if fits(task, learner, size)), 0)
 
 
 def fits(task: Task, learner: Learner, size: int) -> bool:

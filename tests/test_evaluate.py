@@ -187,9 +187,7 @@ def test_a_word_is_judged(
     assert first["likeness"]["value"] == pytest.approx(
         np.mean([each["likeness"] for each in first["prompts"]])
     )
-    drawn = [
-        Image.open(path).convert("RGB") for path in sorted((tmp_path / "pictures" / "0-dog").glob("*.png"))
-    ]
+    drawn = [Image.open(path).convert("RGB") for path in sorted((tmp_path / "pictures" / "0").glob("*.png"))]
     assert len(drawn) == 4
     eyes, judge = judges.likeness(str(vision), CPU), judges.alignment(str(reader), CPU)
     seen = eyes.features([Image.open(path).convert("RGB") for path in sorted(photos.glob("*.png"))])

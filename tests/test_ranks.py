@@ -98,6 +98,20 @@ def test_two_ranks_take_the_steps_of_one_with_twice_the_batch(tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize("option", ["--method ti", "--train-magnitude", "--optimizer adamw --lr 0.01"])
+def test_two_processes_go_on_from_a_checkpoint(dti: Dti, photos: Path, tmp_path: Path, option: str) -> None:
+    """The second process has no state of its own, and an optimizer that has not stepped yet has less of it."""
+    learn = ["train", photos, "--token", "<dog>", "--init", "dog", *QUICK, *option.split()]
+    file = tmp_path / "dog.safetensors"
+    assert dti(*learn, "--batch-size", 2, "-o", file).code == 0
+    longer = [*learn, "--batch-size", 1, "--steps", 5, "--resume"]
+    both = two([sys.executable, "-m", "dticli", *longer], tmp_path)
+    assert [each.returncode for each in both] == [0, 0], both[0].stderr + both[1].stderr
+    whole = tmp_path / "whole.safetensors"
+    assert dti(*learn, "--batch-size", 2, "--steps", 5, "-o", whole).code == 0
+    assert torch.nn.functional.cosine_similarity(row(file), row(whole)).item() > 1 - 1e-5
+
+
 def row(file: Path) -> Tensor:
     (found,) = load_file(file).values()
     return found
@@ -113,6 +127,8 @@ def test_the_command_on_two_processes(dti: Dti, photos: Path, tmp_path: Path) ->
     assert "model:" in first.stderr
     assert "model:" not in second.stderr
     assert len((tmp_path / "dog.run" / "log.jsonl").read_text().splitlines()) == 3
+    # What one process needs to repeat it.
+    assert "\nbatch_size = 2\n" in (tmp_path / "dog.run" / "run.toml").read_text()
     alone = tmp_path / "alone.safetensors"
     assert dti(*learn, "--batch-size", 2, "-o", alone).code == 0
     assert (

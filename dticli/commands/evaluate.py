@@ -1,6 +1,6 @@
 """`dti evaluate`: token files and photos in, figures out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dticli.evaluation.judges import Alignment, Likeness
     from dticli.evaluation.measure import Mean, PromptScore
-    from dticli.sampler import Picture
+    from dticli.sampler import Picture, Shot
     from dticli.token_file import Token
 
 
@@ -104,7 +104,7 @@ def command(
 
     Example: dti evaluate dog.safetensors --photos ./more-photos --prompt-set complex
     """
-    from dticli import models, sampler, session
+    from dticli import atomic, models, pictures, sampler, session
     from dticli import photos as albums
     from dticli.evaluation import judges, prompts
 
@@ -115,20 +115,26 @@ def command(
     opened = session.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     device = models.pick_device(settings.device)
-    # Before the first picture: a judge that is not there must not cost the drawing.
+    shots = [_shots(token.name, templates, settings.seed, count) for token in tokens]
+    kept = [_files(out, index, each) for index, each in enumerate(shots)]
+    # Before the first picture: a file in the way, or a judge that is not there, must not cost the drawing.
+    atomic.require_writable([file for each in kept for file in each], force=force)
     eyes = judges.likeness(image_judge, device, offline=settings.offline)
     reader = judges.alignment(text_judge, device, offline=settings.offline)
     wanted = eyes.features([albums.whole(photo) for photo in album.photos])
-    loaded = session.load(opened, settings, tokens)
+    pipe = session.pipeline(opened, settings)
     results = []
-    for index, word in enumerate(loaded.words):
-        texts = [template.replace("{}", word.name) for template in templates]
-        shots = sampler.shots(texts, settings.seed, count)
-        sampler.require_words_seen(loaded.pipe, opened.family, [word], texts)
-        drawn = _draw(sampler.sample(loaded.pipe, opened.family, [word], shots, settings), len(shots), quiet)
-        if out:
-            _keep(out / f"{index}-{word.name.strip('<>')}", drawn, loaded.description)
-        results.append(_judged(files[index], word.name, nouns[index], templates, drawn, wanted, eyes, reader))
+    for index, token in enumerate(tokens):
+        # Each by itself: words of different pooling can be compared, and company changes no figure.
+        loaded = session.with_words(pipe, opened, settings, [token])
+        sampler.require_words_seen(pipe, opened.family, loaded.words, [shot.prompt for shot in shots[index]])
+        sampled = sampler.sample(pipe, opened.family, loaded.words, shots[index], settings)
+        drawn = _draw(sampled, len(shots[index]), quiet)
+        for file, picture in zip(kept[index], drawn, strict=False):
+            pictures.save(file, picture, loaded.description)
+        results.append(
+            _judged(files[index], token.name, nouns[index], templates, drawn, wanted, eyes, reader)
+        )
     console.show(
         Evaluation(opened.model.label, image_judge, text_judge, len(album.photos), tuple(results)),
         as_json=json,
@@ -145,6 +151,23 @@ def _noun(source: str, token: "Token") -> str:
     return init
 
 
+def _shots(name: str, templates: Sequence[str], seed: int, count: int) -> "tuple[Shot, ...]":
+    from dticli import sampler
+
+    return sampler.shots([template.replace("{}", name) for template in templates], seed, count)
+
+
+def _files(out: Path | None, index: int, shots: "Sequence[Shot]") -> list[Path]:
+    """Where the pictures of a word are kept; empty if they are not."""
+    from dticli import pictures
+
+    return (
+        [out / str(index) / pictures.file_name(place, shot) for place, shot in enumerate(shots)]
+        if out
+        else []
+    )
+
+
 def _draw(pictures: "Iterator[Picture]", total: int, quiet: bool) -> "list[Picture]":
     """All pictures, under a live line."""
     drawn: list[Picture] = []
@@ -154,13 +177,6 @@ def _draw(pictures: "Iterator[Picture]", total: int, quiet: bool) -> "list[Pictu
             if line:
                 line.update(len(drawn), f"picture {len(drawn)}/{total}")
     return drawn
-
-
-def _keep(folder: Path, drawn: "Sequence[Picture]", description: "Mapping[str, str]") -> None:
-    from dticli import pictures
-
-    for index, picture in enumerate(drawn):
-        pictures.save(folder / pictures.file_name(index, picture.shot), picture, description)
 
 
 def _judged(

@@ -204,7 +204,7 @@ def command(
     from dticli import ranks
 
     team = ranks.launched()
-    if not (team.first or subjects):
+    if not team.first and (check or not subjects):
         console.only_errors()
     jobs = _jobs(given, photos, out, config, subjects, format)
     if check:
@@ -319,13 +319,17 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How) -> TrainedWords:
             raise
         except DtiError as error:
             console.error(f"{job.settings.token}: {error}")
-            failed.append((job.settings.token, error))
+            failed.append((job.settings.token, type(error)))
+            # What was tried to make it fit would stay with the next word.
+            load = _loader(job, Ranks(local=team.local))
     # A launcher ends all processes when one fails: those that still learn are waited for.
     team.largest(len(failed))
     if failed:
-        raise type(failed[0][1])(
-            f"{len(failed)} of {len(trained) + len(failed)} words failed: {', '.join(token for token, _ in failed)}; "
-            "the others are written: correct the cause and give the same command with --resume"
+        names = ", ".join(token for token, _ in failed)
+        others = ", the others are written" if trained else ""
+        raise failed[0][1](
+            f"{len(failed)} of {len(trained) + len(failed)} words failed: {names}{others}; "
+            "correct the cause and give the same command with --resume"
         )
     return TrainedWords(tuple(trained))
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dticli import hub, models
-from dticli.errors import ModelError, UsageError
+from dticli.errors import EnvironmentProblem, ModelError, UsageError
 
 KNOWN = {
     "dinov2": "facebook/dinov2-base",
@@ -27,17 +28,18 @@ AT_ONCE = 8
 class Likeness:
     """A vision model: pictures of the same thing have nearly parallel features."""
 
-    name: str
     model: Any
     processor: Any
+    device: torch.device
 
     @torch.no_grad()
     def features(self, images: Sequence[Image]) -> Tensor:
         """Unit features of pictures, (pictures, width): the class token's after the last norm."""
         parts = []
-        for start in range(0, len(images), AT_ONCE):
-            pixels = _pixels(self.processor, images[start : start + AT_ONCE], self.model)
-            parts.append(self.model(pixel_values=pixels).pooler_output)
+        with _visiting(self.model, self.device):
+            for start in range(0, len(images), AT_ONCE):
+                pixels = _pixels(self.processor, images[start : start + AT_ONCE], self.model)
+                parts.append(self.model(pixel_values=pixels).pooler_output)
         return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
 
@@ -48,29 +50,45 @@ class Alignment:
     SigLIP was trained to say how likely the two belong together; of CLIP, only the angle between them means something.
     """
 
-    name: str
     model: Any
     processor: Any
     tokenizer: Any
+    device: torch.device
 
     @torch.no_grad()
     def scores(self, images: Sequence[Image], text: str) -> Tensor:
         """How well each picture fits a sentence, (pictures,): SigLIP's probability, or CLIP's cosine."""
         ids = self.tokenizer([text], padding="max_length", truncation=True, return_tensors="pt").to(
-            self.model.device
+            self.device
         )
         parts = []
-        for start in range(0, len(images), AT_ONCE):
-            pixels = _pixels(self.processor, images[start : start + AT_ONCE], self.model)
-            logits = self.model(**ids, pixel_values=pixels).logits_per_image[:, 0].float()
-            parts.append(
-                logits.sigmoid() if self.gives_probabilities else logits / self.model.logit_scale.exp()
-            )
+        with _visiting(self.model, self.device):
+            for start in range(0, len(images), AT_ONCE):
+                pixels = _pixels(self.processor, images[start : start + AT_ONCE], self.model)
+                logits = self.model(**ids, pixel_values=pixels).logits_per_image[:, 0].float()
+                parts.append(
+                    logits.sigmoid() if self.gives_probabilities else logits / self.model.logit_scale.exp()
+                )
         return torch.cat(parts).cpu()
 
     @property
     def gives_probabilities(self) -> bool:
         return self.model.config.model_type.startswith("siglip")
+
+
+@contextmanager
+def _visiting(model: Any, device: torch.device) -> Iterator[None]:
+    """Let a judge be on the device only while it looks: the room is the drawing model's."""
+    try:
+        model.to(device)
+        yield
+    except torch.OutOfMemoryError:
+        raise EnvironmentProblem(
+            f"out of memory on {device.type} judging pictures: expected room for a judge beside the model; "
+            "use --low-memory, or a smaller judge"
+        ) from None
+    finally:
+        model.to("cpu")
 
 
 def _pixels(processor: Any, images: Sequence[Image], model: Any) -> Tensor:
@@ -96,7 +114,7 @@ def likeness(name: str, device: torch.device, *, offline: bool = False) -> Liken
         vision = getattr(model, "vision_model", model)
         if vision.main_input_name != "pixel_values":
             raise ValueError("it looks at no pictures")
-    return Likeness(name, _frozen(vision, device), processor)
+    return Likeness(vision.requires_grad_(False).eval(), processor, device)
 
 
 def alignment(name: str, device: torch.device, *, offline: bool = False) -> Alignment:
@@ -109,11 +127,7 @@ def alignment(name: str, device: torch.device, *, offline: bool = False) -> Alig
             raise ValueError("it does not compare pictures with sentences")
         processor = AutoImageProcessor.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Alignment(name, _frozen(model, device), processor, tokenizer)
-
-
-def _frozen(model: Any, device: torch.device) -> Any:
-    return model.requires_grad_(False).eval().to(device)
+    return Alignment(model.requires_grad_(False).eval(), processor, tokenizer, device)
 
 
 @contextmanager
@@ -123,7 +137,7 @@ def _loading(name: str, option: str, offline: bool) -> Iterator[Path]:
     folder = _folder(KNOWN.get(name, name), option, offline)
     try:
         yield folder
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{name} cannot be loaded as a judge: {reason}; choose another {option}") from None
 
