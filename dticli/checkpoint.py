@@ -153,7 +153,9 @@ def require_same(checkpoint: Checkpoint, now: Identity, steps: int) -> None:
 
 def _differences(before: Identity, now: Identity) -> Iterator[str]:
     for name, was, now_is in _changes(before.settings, now.settings):
-        yield f"{name} was {was} and is {now_is}"
+        # What is compared is a step's pictures on all devices; users see the setting of one.
+        of_all = " on all devices together" if name == "batch_size" else ""
+        yield f"{name}{of_all} was {was} and is {now_is}"
     for name, was, now_is in _changes(before.model, now.model):
         yield f"the model's {name} was {was} and is {now_is}"
     for name, was, now_is in _changes(before.photos, now.photos):

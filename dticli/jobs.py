@@ -1,13 +1,13 @@
 """What `dti train` is asked to learn: settings, photos and captions of every word, read and checked before a model is loaded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dticli import atomic, captions, models, photos, token_file
 from dticli.captions import Captions
-from dticli.errors import UsageError
+from dticli.errors import DtiError, UsageError
 from dticli.formats import Target
 from dticli.photos import Album
 from dticli.run_folder import RunFolder
@@ -70,7 +70,9 @@ def one(
     defaults = vars(family.defaults)
     settings = resolve(TrainSettings, model.settings, *layers, model_layer(model.folder, "train"), defaults)
     if settings.photos is None:
-        raise UsageError("no photos: expected a folder; write dti train ./photos --token ... --init ...")
+        raise UsageError(
+            "no photos: expected a folder; write dti train ./photos --token ... --init ..., or photos = in a settings file"
+        )
     token_file.check_name(settings.token)
     models.require_multiple((settings.resolution, settings.resolution), family)
     target = out or Path(_file_name(settings.token))
@@ -153,14 +155,25 @@ def many(
     config: Mapping[str, Any],
     out: Path | None,
     program: Target | None,
-) -> Iterator[Job]:
+) -> tuple[Job, ...]:
     """The jobs of a subjects file, in its order.
+
+    Raises:
+        DtiError: something is wrong with one of them or several; names all, before any is begun.
 
     Args:
         given: settings of the command line, which win.
         config: settings of a config file, which the subjects file overrides.
         out: folder of the token files; default: the present one.
     """
-    for word in subjects.words.values():
+    found, problems = [], []
+    for name, word in subjects.words.items():
         target = (out or Path()) / _file_name(str(word["token"]))
-        yield one(opened, [given, word, subjects.shared, config], target, program)
+        try:
+            found.append(one(opened, [given, word, subjects.shared, config], target, program))
+        except DtiError as error:
+            problems.append((name, error))
+    if problems:
+        first = problems[0][1]
+        raise type(first)("; ".join(f"[{name}] {error}" for name, error in problems))
+    return tuple(found)

@@ -22,7 +22,12 @@ def train(dti: Dti, photos: Path, out: Path, *options: object) -> Outcome:
 
 
 def vocabulary() -> torch.Tensor:
-    """The bundled model's embedding table, read without dti."""
+    """Rows of the bundled model's embedding table, read without dti; rows of zeros belong to no word."""
+    return table()[table().norm(dim=1) > 0]
+
+
+def table() -> torch.Tensor:
+    """All of it."""
     tensors = load_file(bundled.model_folder() / "text_encoder" / "model.safetensors")
     return next(value for name, value in tensors.items() if name.endswith("token_embedding.weight")).float()
 
@@ -32,7 +37,7 @@ def row(word: str) -> torch.Tensor:
     pieces = json.loads((bundled.model_folder() / "tokenizer" / "tokenizer.json").read_text())["model"][
         "vocab"
     ]
-    return vocabulary()[pieces[f"{word}</w>"]]
+    return table()[pieces[f"{word}</w>"]]
 
 
 def test_the_norm_is_the_vocabularys_mean(dti: Dti, photos: Path, tmp_path: Path) -> None:

@@ -193,9 +193,10 @@ def test_a_word_that_fails_does_not_stop_the_others(dti: Dti, tmp_path: Path, mo
     file = subjects(tmp_path, BOTH)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dog.safetensors").write_bytes(b"mine")
-    outcome = dti("train", "--subjects", file, *QUICK)
+    outcome = dti("train", "--subjects", file, *QUICK, "--json")
     assert outcome.code == 2
     assert "1 of 2 words failed: <dog>" in outcome.err.splitlines()[-1]
+    assert [word["token"] for word in outcome.json["words"]] == ["<cat>"]
     assert (tmp_path / "dog.safetensors").read_bytes() == b"mine"
     assert row(tmp_path / "cat.safetensors").shape[0] == 1
 
@@ -219,6 +220,8 @@ WRONG = {
     "a model of its own": ("[dog]\nmodel = 'stickers'", "model in [dog]"),
     "one name twice": ("[dog]\ntoken = '<cat>'\n[cat]\ninit = 'cat'", "two words are called <cat>"),
     "no photos": ("[dog]\ninit = 'dog'", "no photos"),
+    "two words in want": ("[dog]\ninit = 'dog'\n[cat]\nphotos = 'x'", "[dog] no photos"),
+    "a word further down": ("[dog]\ninit = 'dog'\n[cat]\nphotos = 'x'", "[cat] --init is missing"),
     "photos that are not there": ("[dog]\ninit = 'dog'\nphotos = 'nothing'", "nothing"),
 }
 
@@ -231,6 +234,32 @@ def test_wrong_subjects_are_one_line(dti: Dti, tmp_path: Path, case: str) -> Non
     outcome = dti("train", "--subjects", tmp_path / "subjects.toml", *QUICK)
     assert outcome.code in (2, 3)
     assert part in outcome.error
+
+
+def test_paths_are_beside_the_file(dti: Dti, tmp_path: Path, monkeypatch: Any) -> None:
+    """Above the tables too, and where a setting names a file if there is one."""
+    file = subjects(
+        tmp_path, 'photos = "dog"\nbatch_size = 1\n[rex]\ninit = "start.safetensors"\n[tom]\ninit = "cat"\n'
+    )
+    assert (
+        dti(
+            "train",
+            tmp_path / "dog",
+            "--token",
+            "<a>",
+            "--init",
+            "dog",
+            *QUICK,
+            "-o",
+            tmp_path / "start.safetensors",
+        ).code
+        == 0
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outcome = dti("train", "--subjects", file, *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    assert [word["token"] for word in outcome.json["words"]] == ["<rex>", "<tom>"]
 
 
 def test_subjects_bring_their_own_photos(dti: Dti, photos: Path, tmp_path: Path) -> None:

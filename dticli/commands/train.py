@@ -175,12 +175,19 @@ def command(
         Path | None, typer.Argument(help="Folder of photos, or one photo; a config file may name it too.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Token file; default: the token's name.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Token file, or with --subjects the folder for them; default: the token's name.",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file with any of these settings, such as a run's run.toml.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Report on photos and captions and stop.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Report on photos, captions and memory, and stop.")
+    ] = False,
     subjects: Annotated[
         Path | None,
         typer.Option(help="TOML file with a table for each of several words: photos, init, any setting."),
@@ -217,9 +224,10 @@ def command(
         job.require_writable()
     how = How(resume=resume, force=force, quiet=quiet)
     with ranks.joined(team):
-        result = _each(jobs, team, how) if subjects else _together(jobs[0], team, how)
-    if result:
-        console.show(result, as_json=json)
+        if subjects:
+            _each(jobs, team, how, json)
+        elif result := _together(jobs[0], team, how):
+            console.show(result, as_json=json)
 
 
 @dataclass(frozen=True)
@@ -252,7 +260,7 @@ def _jobs(
         )
     words = jobs.read_subjects(subjects)
     opened = session.open_model(first_said([given, words.shared, file_layer]), ())
-    return tuple(jobs.many(opened, given, words, file_layer, out, program))
+    return jobs.many(opened, given, words, file_layer, out, program)
 
 
 # ----------------------------------------------------------------------- looking only
@@ -302,8 +310,8 @@ def _check(job: "Job") -> Checked:
 # ---------------------------------------------------------------------------- learning
 
 
-def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How) -> TrainedWords:
-    """Learn this process's share of the words, one after the other; a word that fails does not stop the others.
+def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How, json: bool) -> None:
+    """Learn and show this process's share of the words; a word that fails does not stop the others.
 
     Raises:
         DtiError: of the class of the first failure, after all words were tried.
@@ -322,6 +330,8 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How) -> TrainedWords:
             failed.append((job.settings.token, type(error)))
             # What was tried to make it fit would stay with the next word.
             load = _loader(job, Ranks(local=team.local))
+    if trained:
+        console.show(TrainedWords(tuple(trained)), as_json=json)
     # A launcher ends all processes when one fails: those that still learn are waited for.
     team.largest(len(failed))
     if failed:
@@ -331,7 +341,6 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How) -> TrainedWords:
             f"{len(failed)} of {len(trained) + len(failed)} words failed: {names}{others}; "
             "correct the cause and give the same command with --resume"
         )
-    return TrainedWords(tuple(trained))
 
 
 def _together(job: "Job", team: "Ranks", how: How) -> Trained | None:
@@ -478,7 +487,7 @@ def _status(run: "Run", progress: "Progress", rate: float) -> str:
     report, steps = progress.report, run.settings.steps
     norms = " ".join(f"{norm:.3f}" for norm in report.norm.values())
     parts = [
-        f"step {report.step}/{steps}",
+        f"{run.settings.token} step {report.step}/{steps}",
         f"loss {progress.loss:.4f}",
         f"angle {math.degrees(report.angle):.1f} deg",
         f"norm {norms}",

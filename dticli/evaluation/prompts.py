@@ -74,8 +74,10 @@ def _lines(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
         raise UsageError(
-            f"no prompt set {path} ({error}): expected {', '.join(SETS)} or a text file with a prompt a line"
+            f"no prompt set {path} ({reason}): expected {', '.join(SETS)} or a text file with a prompt a line; "
+            "check --prompt-set"
         ) from None
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
