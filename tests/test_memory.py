@@ -230,8 +230,10 @@ def test_pictures_that_do_not_fit_are_encoded_in_tiles(monkeypatch: pytest.Monke
         return posterior(pipe, pixels)
 
     monkeypatch.setattr(family.code, "posterior", short)
-    tiled = memory.encode(pipe, family, crops, CPU).mean[0]
-    assert pipe.vae.use_tiling
+    encoded = memory.encode(pipe, family, crops, CPU)
+    tiled = encoded.mean[0]
+    assert encoded.tiled
+    assert not pipe.vae.use_tiling, "the next word's photos would be tiled too"
     assert not torch.equal(whole, tiled)
     assert torch.nn.functional.cosine_similarity(whole.flatten(), tiled.flatten(), dim=0) > 0.95
 
@@ -289,7 +291,7 @@ def test_out_of_memory_finds_out_whether_low_memory_helps(
 
 
 def test_a_model_that_does_not_fit_says_what_takes_less(train: Dti, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At loading too, with the options that are not in use yet."""
+    """At loading too, with the options that are not in use yet and take less on this device: a CPU has nowhere to offload to."""
 
     def full(*arguments: Any, **options: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -297,7 +299,11 @@ def test_a_model_that_does_not_fit_says_what_takes_less(train: Dti, monkeypatch:
     monkeypatch.setattr(models, "load", full)
     outcome = train("dog", "--steps", 1)
     assert outcome.code == 5
-    assert all(each in outcome.error for each in ("--low-memory", "--quantize 8bit", "--precision bf16"))
+    assert all(each in outcome.error for each in ("--quantize 8bit", "--precision bf16"))
+    assert not any(each in outcome.error for each in ("--low-memory", "4bit"))
+    assert "--precision" not in train("dog", "--steps", 1, "--precision", "bf16").error
+    monkeypatch.setattr(memory, "OWN_MEMORY", frozenset({"cpu"}))
+    assert "--low-memory" in train("dog", "--steps", 1).error
     assert "--low-memory" not in train("dog", "--steps", 1, "--low-memory").error
 
 
