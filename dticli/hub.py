@@ -160,6 +160,7 @@ def errors(
     option: str,
     lacks: str,
     instead: str,
+    offline: bool,
 ) -> Iterator[None]:
     """Turn the hub client's errors into ours.
 
@@ -169,10 +170,12 @@ def errors(
         error: raised for what is wrong with the repository.
         option: what to check when there is none of that name.
         lacks: what is missing where a file is.
-        instead: why it cannot be reached and what else to do, where there is no connection.
+        instead: what else to do where there is no connection.
+        offline: none was wanted.
     """
     from huggingface_hub import errors as hub
 
+    why = "--offline was given" if offline else "the hub cannot be reached"
     # The client library behind the hub's has changed its name more than once; its base error has not moved.
     network_error: Any = hub.HfHubHTTPError.__bases__[0]
     try:
@@ -189,7 +192,7 @@ def errors(
         raise error(f"{name} has no revision {revision}: check what follows the @") from None
     except hub.EntryNotFoundError as problem:
         if isinstance(problem, hub.LocalEntryNotFoundError):
-            raise EnvironmentProblem(f"{name} is not on this machine and {instead}") from None
+            raise EnvironmentProblem(f"{name} is not on this machine and {why}: {instead}") from None
         raise error(f"{name} holds no {lacks}") from None
     except hub.HfHubHTTPError as problem:
         status = problem.response.status_code if problem.response is not None else 0
@@ -200,11 +203,10 @@ def errors(
             ) from None
         raise EnvironmentProblem(f"the hub answers {status} for {name}: try again later") from None
     except (network_error, ConnectionError, hub.OfflineModeIsEnabled):
-        raise EnvironmentProblem(f"{name} is not on this machine and {instead}") from None
+        raise EnvironmentProblem(f"{name} is not on this machine and {why}: {instead}") from None
 
 
 def _errors(repository: Repository, offline: bool) -> Any:
-    why = "--offline was given" if offline else "the hub cannot be reached"
     return errors(
         repository.name,
         repository.revision,
@@ -212,7 +214,8 @@ def _errors(repository: Repository, offline: bool) -> Any:
         error=InputError,
         option="the name",
         lacks="such file: expected a token file; check its page",
-        instead=f"{why}: check the network, or pass a file",
+        instead="check the network, or pass a file",
+        offline=offline,
     )
 
 
@@ -252,7 +255,8 @@ def push(name: str, files: Mapping[str, bytes], *, private: bool, message: str, 
         error=UsageError,
         option="the name",
         lacks="such file: push again",
-        instead="the hub cannot be reached: check the network",
+        instead="check the network",
+        offline=False,
     )
     with reached:
         api.create_repo(name, private=private or None, exist_ok=True)

@@ -158,13 +158,13 @@ def many(
 ) -> tuple[Job, ...]:
     """The jobs of a subjects file, in its order.
 
-    Raises:
-        DtiError: something is wrong with one of them or several; names all, before any is begun.
-
     Args:
         given: settings of the command line, which win.
         config: settings of a config file, which the subjects file overrides.
         out: folder of the token files; default: the present one.
+
+    Raises:
+        DtiError: something is wrong with one of them or several; names all, before any is begun.
     """
     found, problems = [], []
     for name, word in subjects.words.items():

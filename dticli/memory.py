@@ -45,16 +45,17 @@ def load(
     """The pipeline as the settings want it: on `device`, or with `low_memory` on the CPU until `economize` or `offload`.
 
     Raises:
-        ModelError, EnvironmentProblem: as `models.load`, or what would quantise is not installed.
+        ModelError, EnvironmentProblem: as `models.load`, or it does not fit, or what would quantise is not installed.
     """
     dtype = models.pick_dtype(settings.precision, device)
-    return models.load(
-        model,
-        CPU if settings.low_memory else device,
-        dtype,
-        safety_checker=safety_checker,
-        quantization=quantization(models.index(model), family, settings.quantize, device, dtype),
-    )
+    with fitting(model, settings, device):
+        return models.load(
+            model,
+            CPU if settings.low_memory else device,
+            dtype,
+            safety_checker=safety_checker,
+            quantization=quantization(models.index(model), family, settings.quantize, device, dtype),
+        )
 
 
 @contextmanager
@@ -85,16 +86,18 @@ def encode(pipe: Any, family: Family, crops: "Sequence[Crop]", device: torch.dev
 
 def tile(vae: Any) -> None:
     """Let an autoencoder work on large pictures piece by piece, and on several one by one, if it can."""
-    for way in ("tiling", "slicing"):
-        if hasattr(vae, f"use_{way}"):
-            getattr(vae, f"enable_{way}")()
+    _switch(vae, "enable")
 
 
 def untile(vae: Any) -> None:
     """Let it see pictures whole again."""
+    _switch(vae, "disable")
+
+
+def _switch(vae: Any, to: str) -> None:
     for way in ("tiling", "slicing"):
         if hasattr(vae, f"use_{way}"):
-            getattr(vae, f"disable_{way}")()
+            getattr(vae, f"{to}_{way}")()
 
 
 def set_aside(pipe: Any) -> None:
@@ -106,11 +109,8 @@ def set_aside(pipe: Any) -> None:
 
 def economize(pipe: Any, family: Family, device: torch.device) -> None:
     """Leave on the device what a training step needs, encoders and denoiser, and let these compute activations twice."""
-    needed = [family.code.denoiser(pipe), *(getattr(pipe, each.component) for each in family.encoders)]
-    for module in pipe.components.values():
-        if isinstance(module, nn.Module) and module not in needed:
-            module.to(CPU)
-    for module in needed:
+    set_aside(pipe)
+    for module in (family.code.denoiser(pipe), *(getattr(pipe, each.component) for each in family.encoders)):
         module.to(device)
         recompute(module)
 
@@ -237,10 +237,10 @@ def rounded(index: Mapping[str, Any], family: Family) -> tuple[str, ...]:
 
 
 def _backend(kind: str, device: torch.device) -> Backend:
-    able = [each for each in BACKENDS if _can(each, kind, device)]
+    able = _able_on(kind, device)
     if not able:
         raise EnvironmentProblem(
-            f"--quantize {kind} does not work on {device.type}: expected {_able(kind)}; leave it out, or use --low-memory"
+            f"--quantize {kind} does not work on {device.type}: expected {_devices(kind)}; leave it out, or use --low-memory"
         )
     found = next((each for each in able if importlib.util.find_spec(each.package)), None)
     if found is None:
@@ -251,15 +251,16 @@ def _backend(kind: str, device: torch.device) -> Backend:
     return found
 
 
-def _able(kind: str) -> str:
+def _devices(kind: str) -> str:
     """Devices on which something can round so."""
     return " or ".join(
         sorted({device for each in BACKENDS if kind in each.configs for device in each.devices})
     )
 
 
-def _can(backend: Backend, kind: str, device: torch.device) -> bool:
-    return kind in backend.configs and device.type in backend.devices
+def _able_on(kind: str, device: torch.device) -> list[Backend]:
+    """The libraries that can round so on a device, installed or not."""
+    return [each for each in BACKENDS if kind in each.configs and device.type in each.devices]
 
 
 def stored(parameter: Tensor) -> list[Tensor]:
@@ -271,6 +272,9 @@ def stored(parameter: Tensor) -> list[Tensor]:
 
 
 # What weights take
+
+BITS = {"none": 16, "8bit": 8, "4bit": 4}
+"""Of a number in a large matrix, at least, by the setting `quantize`."""
 
 OWN_MEMORY = frozenset({"cuda"})
 """Devices on which nothing weighs what waits on the CPU."""
@@ -359,9 +363,13 @@ def estimate(model: Model, family: Family, settings: ModelSettings) -> Memory | 
     )
 
 
-def table(model: Model, family: Family) -> tuple[Weights, ...]:
-    """What a model's weights take in every precision; empty where they are not all safetensors."""
-    index, shapes = models.index(model), models.shapes(model)
+def table(model: Model, family: Family, shapes: Mapping[str, Shapes]) -> tuple[Weights, ...]:
+    """What a model's weights take in every precision; empty where they are not all safetensors.
+
+    Args:
+        shapes: of `models.shapes`.
+    """
+    index = models.index(model)
     if not _complete(shapes, family):
         return ()
     ways = (("fp32", "none"), ("bf16", "none"), ("bf16", "8bit"), ("bf16", "4bit"))
@@ -448,25 +456,17 @@ def _savings(
     settings: ModelSettings, model: Model, device: torch.device
 ) -> Iterator[tuple[str, ModelSettings]]:
     """Options that take less memory and work here, mildest first, each with the settings changed by it alone."""
-    bits = {"none": 16, "8bit": 8, "4bit": 4}
-    changes: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("--low-memory", {"low_memory": True}),
-        ("--precision bf16", {"precision": "bf16"}),
-        ("--quantize 8bit", {"quantize": "8bit"}),
-        ("--quantize 4bit", {"quantize": "4bit"}),
-    )
-    for name, change in changes:
-        smaller = settings.model_copy(update=change)
-        dtypes = [models.pick_dtype(each.precision, device).itemsize for each in (settings, smaller)]
-        rounds = smaller.quantize != settings.quantize
-        useless = (
-            (smaller.low_memory != settings.low_memory and device.type not in OWN_MEMORY)
-            or (smaller.precision != settings.precision and dtypes[0] <= dtypes[1])
-            or (rounds and bits[smaller.quantize] > bits[settings.quantize])
-            or (rounds and (model.file is not None or not _works(smaller.quantize, device)))
-        )
-        if smaller != settings and not useless:
-            yield name, smaller
+    large = models.pick_dtype(settings.precision, device).itemsize > models.DTYPES["bf16"].itemsize
+    ways: list[tuple[str, dict[str, Any], bool]] = [
+        ("--low-memory", {"low_memory": True}, not settings.low_memory and device.type in OWN_MEMORY),
+        ("--precision bf16", {"precision": "bf16"}, large),
+    ]
+    for kind in ("8bit", "4bit"):
+        fewer = BITS[kind] < BITS[settings.quantize] and model.file is None
+        ways.append((f"--quantize {kind}", {"quantize": kind}, fewer and bool(_able_on(kind, device))))
+    for name, change, helps in ways:
+        if helps:
+            yield name, settings.model_copy(update=change)
 
 
 def _options(
@@ -493,7 +493,3 @@ def _options(
         # One amount of rounding takes the place of another.
         chosen = [each for each in chosen if each.split()[0] != name.split()[0]] + [name]
     return tuple(chosen)
-
-
-def _works(quantize: str, device: torch.device) -> bool:
-    return quantize == "none" or any(_can(each, quantize, device) for each in BACKENDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from dticli import bundled, families, hub, single_file
 from dticli.errors import EnvironmentProblem, ModelError, UsageError
@@ -263,9 +263,7 @@ def _headers(model: Model, components: Mapping[str, Any]) -> Iterator[tuple[str,
 
 def _shapes_in(path: Path, model: Model) -> Shapes:
     try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        return single_file.header(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{model.name}: {path.parent.name}/{path.name} is damaged ({error}); download the model again"
@@ -286,11 +284,11 @@ def _remote_headers(model: Model, components: Mapping[str, Any]) -> Iterator[tup
                 yield component, {key: tuple(each.shape) for key, each in header.tensors.items()}
 
 
-def parameter_counts(model: Model) -> dict[str, int]:
-    """How many numbers each component stores; see `shapes`."""
+def parameter_counts(shapes: Mapping[str, Shapes]) -> dict[str, int]:
+    """How many numbers each component stores."""
     return {
         component: sum(math.prod(shape) for shape in tensors.values())
-        for component, tensors in shapes(model).items()
+        for component, tensors in shapes.items()
     }
 
 
@@ -352,7 +350,6 @@ def _from_hub(model: Model, filename: str) -> str:
 
 def _hub_errors(model: Model) -> AbstractContextManager[None]:
     """Turn the hub client's errors into ours."""
-    why = "--offline was given" if model.offline else "the hub cannot be reached"
     return hub.errors(
         model.name,
         model.revision,
@@ -360,7 +357,8 @@ def _hub_errors(model: Model) -> AbstractContextManager[None]:
         error=ModelError,
         option=model.option,
         lacks=f"model_index.json: expected a model in diffusers layout; choose another {model.option}",
-        instead=f"{why}: check the network, pass {model.option} FOLDER, or use --model {bundled.MODEL_NAME}",
+        instead=f"check the network, pass {model.option} FOLDER, or use --model {bundled.MODEL_NAME}",
+        offline=model.offline,
     )
 
 

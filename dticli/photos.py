@@ -378,25 +378,17 @@ def bucket(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
 
 def pixels(crop: Crop) -> Tensor:
     """The crop as (3, height, width) float32 in [-1, 1]; transparency lies on white."""
-    picture = _decoded(crop.photo)
-    if picture.mode == "RGBA":
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    values = np.asarray(_window(picture, crop), dtype=np.float32)
+    values = np.asarray(_window(_on_white(_decoded(crop.photo)), crop), dtype=np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
 def whole(photo: Photo) -> Image.Image:
     """The photo in RGB; what is transparent, or hidden by its mask, is white."""
-    picture = _decoded(photo)
+    picture, mask = _decoded(photo), _mask(photo)
+    if mask is None:
+        return _on_white(picture)
     white = Image.new("RGB", picture.size, "white")
-    mask = _mask(photo)
-    if mask is not None:
-        return Image.composite(picture.convert("RGB"), white, mask.resize(picture.size))
-    return (
-        Image.composite(picture.convert("RGB"), white, picture.getchannel("A"))
-        if picture.mode == "RGBA"
-        else picture
-    )
+    return Image.composite(picture.convert("RGB"), white, mask.resize(picture.size))
 
 
 def weights(crop: Crop) -> Tensor | None:
@@ -406,6 +398,12 @@ def weights(crop: Crop) -> Tensor | None:
         return None
     values = np.asarray(_window(mask, crop), dtype=np.float32) / 255
     return torch.from_numpy(BACKGROUND + (1 - BACKGROUND) * values)
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode != "RGBA":
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _mask(photo: Photo) -> Image.Image | None:

@@ -107,13 +107,12 @@ def load(settings: ModelSettings, model: Model, family: Family, ranks: Ranks = A
     """Load the model.
 
     Raises:
-        ModelError, EnvironmentProblem: as `memory.load`, or it does not fit.
+        ModelError, EnvironmentProblem: as `memory.load`.
     """
     if settings.deterministic:
         models.make_deterministic()
     device = ranks.own(models.pick_device(settings.device))
-    with memory.fitting(model, settings, device):
-        pipe = memory.load(model, family, settings, device, safety_checker=False)
+    pipe = memory.load(model, family, settings, device, safety_checker=False)
     return Loaded(model, family, pipe, device, ranks)
 
 

@@ -1,4 +1,4 @@
-"""What `generate` and `interpolate` share: token files read, a model chosen for them, loaded, and matched to the words."""
+"""What commands that draw share: token files read, a model chosen for them, loaded, matched to the words, and drawn with."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli import concept, console, hub, memory, models, norms, pooling, provenance, token_file
+from dticli import (
+    concept,
+    console,
+    hub,
+    memory,
+    models,
+    norms,
+    pictures,
+    pooling,
+    provenance,
+    sampler,
+    token_file,
+)
 from dticli.concept import FreeWord
 from dticli.errors import UsageError
 from dticli.families import Family
 from dticli.models import Model
 from dticli.pooling import Pooling
+from dticli.sampler import Picture, Shot
 from dticli.settings import GenerateSettings
 from dticli.token_file import Token
 
@@ -81,15 +94,14 @@ def pipeline(opened: Opened, settings: GenerateSettings) -> Any:
 
     Raises:
         UsageError: the size does not suit the model.
-        ModelError, EnvironmentProblem: as `memory.load`, or it does not fit.
+        ModelError, EnvironmentProblem: as `memory.load`.
     """
     if settings.deterministic:
         models.make_deterministic()
     if settings.height_width:
         models.require_multiple(settings.height_width, opened.family)
     device = models.pick_device(settings.device)
-    with memory.fitting(opened.model, settings, device):
-        pipe = memory.load(opened.model, opened.family, settings, device)
+    pipe = memory.load(opened.model, opened.family, settings, device)
     if settings.low_memory:
         memory.offload(pipe, device)
     return pipe
@@ -110,6 +122,35 @@ def with_words(pipe: Any, opened: Opened, settings: GenerateSettings, tokens: Se
     widths = {encoder.key: concept.table(pipe, encoder).shape[1] for encoder in opened.family.encoders}
     words = tuple(_word(token, widths, device) for token in tokens)
     return Loaded(pipe, words, _description(opened, settings, tokens))
+
+
+def draw(
+    loaded: Loaded,
+    opened: Opened,
+    shots: Sequence[Shot],
+    settings: GenerateSettings,
+    *,
+    files: Sequence[Path] = (),
+    what: str = "picture",
+    every: int = 1,
+    quiet: bool = False,
+) -> list[Picture]:
+    """Draw every shot under a live line that counts them.
+
+    Args:
+        files: where each picture is written as soon as it is there; empty for nowhere.
+        what: the line calls a picture.
+        every: as for `console.progress`.
+    """
+    drawn: list[Picture] = []
+    with console.progress(len(shots), every=every, quiet=quiet) as line:
+        for picture in sampler.sample(loaded.pipe, opened.family, loaded.words, shots, settings):
+            if files:
+                pictures.save(files[len(drawn)], picture, loaded.description)
+            drawn.append(picture)
+            if line:
+                line.update(len(drawn), f"{what} {len(drawn)}/{len(shots)}")
+    return drawn
 
 
 def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:

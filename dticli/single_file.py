@@ -219,10 +219,19 @@ def read(path: Path) -> SingleFile:
     return file
 
 
+def header(path: Path) -> Shapes:
+    """Name to shape of every tensor of a safetensors file; no weight is read.
+
+    Raises:
+        OSError, SafetensorError: missing or damaged.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
 def _shapes(path: Path) -> Shapes:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return header(path)
     except FileNotFoundError:
         raise ModelError(f"no file {path}: {EXPECTED}; check --model") from None
     except (OSError, SafetensorError) as error:

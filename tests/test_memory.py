@@ -498,7 +498,9 @@ def test_weights_are_what_is_loaded(name: str, precision: str, tmp_path: Path) -
     model = models.choose(str(tmp_path))
     family = models.family(model)
     weights = next(
-        each for each in memory.table(model, family) if (each.precision, each.quantize) == (precision, "none")
+        each
+        for each in memory.table(model, family, models.shapes(model))
+        if (each.precision, each.quantize) == (precision, "none")
     )
     actual = bytes_of(models.load(model, CPU, models.DTYPES[precision], safety_checker=False))
     # Of small layers that diffusers keeps in float32, headers do not tell. Wan has some, and this one is nothing else.
@@ -531,7 +533,10 @@ def test_options_are_the_mildest_that_help(tmp_path: Path, monkeypatch: pytest.M
     model = models.choose(str(tmp_path))
     matrices = {"vae": {"conv.weight": (8, 8, 3, 3)}, "text_encoder": {"q.weight": (512, 512)}}
     monkeypatch.setattr(models, "shapes", lambda model: matrices | {"transformer": {"q.weight": (1024, 512)}})
-    table = {(each.precision, each.quantize): each for each in memory.table(model, models.family(model))}
+    table = {
+        (each.precision, each.quantize): each
+        for each in memory.table(model, models.family(model), models.shapes(model))
+    }
     whole = table["fp32", "none"]
     for room, expected in (
         (whole.at_once, ()),
@@ -554,7 +559,11 @@ def test_the_cpu_saves_nothing_by_offloading_to_itself(
     """There, low memory is not among the options, and weights take what they take."""
     tiny.build("sd1").save_pretrained(tmp_path)
     model = models.choose(str(tmp_path))
-    half = next(each for each in memory.table(model, models.family(model)) if each.precision == "bf16")
+    half = next(
+        each
+        for each in memory.table(model, models.family(model), models.shapes(model))
+        if each.precision == "bf16"
+    )
     found = estimate(monkeypatch, tmp_path, half.at_once * 1e9, CPU)
     assert found.options == ("--precision bf16",)
     assert estimate(monkeypatch, tmp_path, 0, CPU, low_memory=True).needed == found.needed

@@ -104,7 +104,7 @@ def command(
 
     Example: dti evaluate dog.safetensors --photos ./more-photos --prompt-set complex
     """
-    from dticli import atomic, models, pictures, sampler, session
+    from dticli import atomic, models, sampler, session
     from dticli import photos as albums
     from dticli.evaluation import judges, prompts
 
@@ -128,10 +128,10 @@ def command(
         # Each by itself: words of different pooling can be compared, and company changes no figure.
         loaded = session.with_words(pipe, opened, settings, [token])
         sampler.require_words_seen(pipe, opened.family, loaded.words, [shot.prompt for shot in shots[index]])
-        sampled = sampler.sample(pipe, opened.family, loaded.words, shots[index], settings)
-        drawn = _draw(sampled, len(shots[index]), quiet)
-        for file, picture in zip(kept[index], drawn, strict=False):
-            pictures.save(file, picture, loaded.description)
+        every = max(1, len(shots[index]) // 10)
+        drawn = session.draw(
+            loaded, opened, shots[index], settings, files=kept[index], every=every, quiet=quiet
+        )
         results.append(
             _judged(files[index], token.name, nouns[index], templates, drawn, wanted, eyes, reader)
         )
@@ -166,17 +166,6 @@ def _files(out: Path | None, index: int, shots: "Sequence[Shot]") -> list[Path]:
         if out
         else []
     )
-
-
-def _draw(pictures: "Iterator[Picture]", total: int, quiet: bool) -> "list[Picture]":
-    """All pictures, under a live line."""
-    drawn: list[Picture] = []
-    with console.progress(total, every=max(1, total // 10), quiet=quiet) as line:
-        for picture in pictures:
-            drawn.append(picture)
-            if line:
-                line.update(len(drawn), f"picture {len(drawn)}/{total}")
-    return drawn
 
 
 def _judged(

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,6 @@ from dticli import console
 from dticli.errors import UsageError
 from dticli.options import Debug, Force, Json, Quiet, with_settings
 from dticli.settings import GenerateSettings, model_layer, resolve
-
-if TYPE_CHECKING:
-    from dticli.sampler import Picture
 
 
 @dataclass(frozen=True)
@@ -79,13 +76,7 @@ def command(
     atomic.require_writable([*files, *([grid] if grid else [])], force=force)
     loaded = session.load(opened, settings, tokens)
     sampler.require_words_seen(loaded.pipe, opened.family, loaded.words, texts)
-    drawn: list[Picture] = []
-    with console.progress(len(shots), every=1, quiet=quiet) as line:
-        for picture in sampler.sample(loaded.pipe, opened.family, loaded.words, shots, settings):
-            pictures.save(files[len(drawn)], picture, loaded.description)
-            drawn.append(picture)
-            if line:
-                line.update(len(drawn), f"picture {len(drawn)}/{len(shots)}")
+    drawn = session.draw(loaded, opened, shots, settings, files=files, quiet=quiet)
     if grid:
         pictures.save_image(grid, pictures.grid([picture.image for picture in drawn], columns=count))
     results = [Drawn(file, shot.prompt, shot.seed) for file, shot in zip(files, shots, strict=True)]

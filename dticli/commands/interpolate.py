@@ -1,7 +1,7 @@
 """`dti interpolate`: the way from one learned word to another, as pictures, an animation, or a word of its own."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -98,15 +98,11 @@ def command(
     stops = [word.rows for word in loaded.words]
     way = sampler.way(stops, [index / (frames - 1) for index in range(frames)], path)
     # A word a frame, side by side in one vocabulary: the model is set up once, and frames can share a batch.
-    words = [FreeWord(f"<dti-frame-{index}>", rows) for index, rows in enumerate(way)]
+    words = tuple(FreeWord(f"<dti-frame-{index}>", rows) for index, rows in enumerate(way))
     shots = [sampler.Shot(prompt.replace("{}", word.name), settings.seed) for word in words]
-    images = []
-    with console.progress(frames, every=1, quiet=quiet) as line:
-        for picture in sampler.sample(loaded.pipe, opened.family, words, shots, settings):
-            images.append(picture.image)
-            if line:
-                line.update(len(images), f"frame {len(images)}/{frames}")
-    pictures.save_animation(out, images, seconds)
+    along = replace(loaded, words=words)
+    drawn = session.draw(along, opened, shots, settings, what="frame", quiet=quiet)
+    pictures.save_animation(out, [picture.image for picture in drawn], seconds)
     console.show(Interpolated(out, opened.model.label, frames, sampler.turns(stops)), as_json=json)
 
 

@@ -87,7 +87,10 @@ def _describe(target: str, base: str | None, variant: str | None, offline: bool)
 
     model = models.choose(target, base=base, variant=variant, offline=offline)
     family = models.family(model)
-    return Described(model.label, family, models.parameter_counts(model), memory.table(model, family))
+    shapes = models.shapes(model)
+    return Described(
+        model.label, family, models.parameter_counts(shapes), memory.table(model, family, shapes)
+    )
 
 
 def _lines(family: Family) -> Iterator[str]:

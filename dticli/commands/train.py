@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -267,18 +267,24 @@ def _jobs(
 
 
 def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
-    checked = tuple(_check(job) for job in jobs)
+    from dticli import memory, models
+
+    # All words share the model and its settings.
+    model, family = jobs[0].opened.model, jobs[0].opened.family
+    tokenizers = models.tokenizers(model, family)
+    weights = memory.estimate(model, family, jobs[0].settings)
+    checked = tuple(_check(job, tokenizers, weights) for job in jobs)
     if not many:
         return checked[0]
     return CheckedWords({job.settings.token: each for job, each in zip(jobs, checked, strict=True)})
 
 
-def _check(job: "Job") -> Checked:
-    from dticli import captions, memory, models
+def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Checked:
+    from dticli import captions
     from dticli.photos import crops
 
-    album, settings, family = job.album, job.settings, job.opened.family
-    windows = crops(album.photos, settings, family.multiple)
+    album, settings = job.album, job.settings
+    windows = crops(album.photos, settings, job.opened.family.multiple)
     framed = []
     for photo in album.photos:
         own = [crop for crop in windows if crop.photo is photo]
@@ -302,8 +308,8 @@ def _check(job: "Job") -> Checked:
         crops=len(windows),
         resolution=settings.resolution,
         problems=job.captions.problems,
-        cut=captions.cut(job.captions, models.tokenizers(job.opened.model, family), settings.token),
-        memory=memory.estimate(job.opened.model, family, settings),
+        cut=captions.cut(job.captions, tokenizers, settings.token),
+        memory=memory,
     )
 
 

@@ -153,7 +153,6 @@ def _folder(name: str, option: str, offline: bool) -> Path:
         raise UsageError(
             f"no judge {name}: expected {', '.join(KNOWN)}, a hub id like user/name, or a folder; check {option}"
         )
-    why = "--offline was given" if offline else "the hub cannot be reached"
     with hub.errors(
         repository,
         revision or None,
@@ -161,7 +160,8 @@ def _folder(name: str, option: str, offline: bool) -> Path:
         error=ModelError,
         option=option,
         lacks=f"config.json: expected a model of transformers; choose another {option}",
-        instead=f"{why}: check the network, or pass a folder to {option}",
+        instead=f"check the network, or pass a folder to {option}",
+        offline=offline,
     ):
         return Path(
             snapshot_download(

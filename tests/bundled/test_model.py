@@ -1,5 +1,6 @@
 """The shipped model is an ordinary one."""
 
+import json
 import tomllib
 
 import pytest
@@ -58,3 +59,9 @@ def test_training_defaults_are_stated():
     """The model says at which resolution it was trained."""
     defaults = tomllib.loads((bundled.model_folder() / "dti.toml").read_text())
     assert defaults["train"]["resolution"] == 64
+
+
+def test_no_config_says_where_the_model_was_made() -> None:
+    """diffusers notes the folder each part was loaded from; the shipped model keeps no path of a machine."""
+    for file in bundled.model_folder().rglob("*.json"):
+        assert "_name_or_path" not in json.loads(file.read_text(encoding="utf-8")), file

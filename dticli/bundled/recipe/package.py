@@ -1,5 +1,6 @@
 """Step `package`: put the trained parts together in the diffusers layout, float16, ready to ship."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -40,9 +41,18 @@ def assemble(target: Path) -> None:
 
     def fill(folder: Path) -> None:
         pipeline.save_pretrained(folder)
+        _forget_origins(folder)
         (folder / "dti.toml").write_bytes(defaults)
 
     cache.write_folder(target, fill)
+
+
+def _forget_origins(folder: Path) -> None:
+    """Take out where each part was loaded from, which diffusers notes: a path of the machine that made the model."""
+    for file in folder.glob("*/config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load(model: Path | None = None) -> StableDiffusionPipeline:
