@@ -92,7 +92,8 @@ class _Rows:
         if scale is not None:
             rows = rows * torch.as_tensor(scale).to(rows)
         match = self.seen[..., None] == self.ids.to(self.seen.device)
-        chosen = rows[match.int().argmax(dim=-1)].to(output.dtype)
+        # Not rows[...]: on the CPU, its gradient is summed in the order in which threads happen to finish.
+        chosen = nn.functional.embedding(match.int().argmax(dim=-1), rows).to(output.dtype)
         return torch.where(match.any(dim=-1, keepdim=True), chosen, output)
 
 

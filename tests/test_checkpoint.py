@@ -17,9 +17,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dticli import bundled, checkpoint, run_folder
+from dticli import bundled, checkpoint, families, run_folder
+from dticli.concept import FreeWord, place
 from dticli.errors import InputError
 from dticli.run_folder import Log, RunFolder
+from tests import tiny
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]
@@ -368,3 +370,29 @@ def test_hostile_metadata_is_damage(tmp_path: Path, key: str, value: str) -> Non
     else:
         with pytest.raises(InputError, match="damaged"):
             checkpoint.read(path)
+
+
+def test_gradients_are_the_same_with_several_threads() -> None:
+    """A row stands at many places, and the sum of its gradients must not depend on which thread comes first."""
+    pipe = tiny.build("sd1")
+    family = families.of_index({"_class_name": type(pipe).__name__, **pipe.config}, "sd1")
+    rows = torch.randn(1, pipe.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    leaf = rows.requires_grad_()
+    weights = torch.randn(256, 77, rows.shape[1], generator=torch.Generator().manual_seed(1))
+
+    def gradient() -> torch.Tensor:
+        with place(pipe, family.encoders, [FreeWord("<dog>", {"clip_l": leaf})]):
+            ids = pipe.tokenizer(
+                ["<dog>" * 60] * 256, padding="max_length", max_length=77, return_tensors="pt"
+            )
+            states = pipe.text_encoder.get_input_embeddings()(ids.input_ids)
+        (found,) = torch.autograd.grad((states * weights).sum(), leaf)
+        return found
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = [gradient() for _ in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(first, other) for other in others)
