@@ -36,13 +36,16 @@ def show(result: Result, *, as_json: bool) -> None:
     if not _speaker:
         return
     if as_json:
-        text = json.dumps(_plain(result), ensure_ascii=False, indent=2, allow_nan=False)
-        print(
-            "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
-        )
+        print(to_json(result))
         return
     for line in result.lines():
         _out().print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def to_json(result: Result) -> str:
+    """A result as JSON; control characters are escaped, so that none reaches a terminal."""
+    text = json.dumps(_plain(result), ensure_ascii=False, indent=2, allow_nan=False)
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
 def notice(text: str) -> None:

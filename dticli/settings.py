@@ -263,7 +263,7 @@ def read_config(kind: type[Settings], path: Path) -> dict[str, Any]:
         UsageError: missing, not TOML, or with unknown names, wrong types or values out of range; names all of them.
     """
     layer = read_toml(path)
-    _require_valid(kind, layer, str(path))
+    require_valid(kind, layer, str(path))
     return layer
 
 
@@ -283,7 +283,8 @@ def read_layers(kind: type[Settings], path: Path) -> tuple[dict[str, Any], dict[
     return above, tables
 
 
-def _require_valid(kind: type[Settings], layer: Mapping[str, Any], source: str) -> None:
+def require_valid(kind: type[Settings], layer: Mapping[str, Any], source: str) -> None:
+    """Raise UsageError with everything wrong in a layer; what it leaves out, others may say."""
     problems = _problems(kind, layer)
     if problems:
         raise UsageError(f"{source}: {'; '.join(problems)}; correct it")
@@ -327,7 +328,7 @@ def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict
     if not isinstance(layer, dict):
         raise UsageError(f"{folder / 'dti.toml'}: {verb} is no table: expected [{verb}]; correct it")
     kinds: dict[str, type[Settings]] = {"train": TrainSettings, "generate": GenerateSettings}
-    _require_valid(kinds[verb], layer, str(folder / "dti.toml"))
+    require_valid(kinds[verb], layer, str(folder / "dti.toml"))
     return layer
 
 

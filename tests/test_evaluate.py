@@ -116,14 +116,15 @@ def test_the_sets_keep_their_promise() -> None:
     """Every prompt has one place for the word, none comes twice, and complex ones end with it or nearly so."""
     for name in prompts.SETS:
         assert len(set(prompts.read(name))) == len(prompts.read(name)) == 20
-    assert all(prompt.index("{}") > len(prompt) / 2 for prompt in prompts.read("complex"))
+    for name in ("complex", "stickers-complex"):
+        assert all(prompt.template.index("{}") >= len(prompt.template) / 2 for prompt in prompts.read(name))
 
 
 def test_prompts_from_a_file(tmp_path: Path) -> None:
     """Empty lines do not count; a line without a place for the word, an empty file and no file are errors."""
     file = tmp_path / "prompts.txt"
     file.write_text("{} asleep\n\n{} awake\n")
-    assert prompts.read(str(file)) == ("{} asleep", "{} awake")
+    assert [prompt.of("a cat") for prompt in prompts.read(str(file))] == ["a cat asleep", "a cat awake"]
     for text, part in (("a dog", "exactly one"), ("{} and {}", "exactly one"), ("", "empty")):
         file.write_text(text)
         with pytest.raises(UsageError, match=part):
@@ -197,6 +198,8 @@ def test_a_word_is_judged(
         "prompt": "{} in the snow",
         "likeness": pytest.approx(likeness, abs=1e-5),
         "alignment": pytest.approx(alignment, abs=1e-5),
+        "elements": {},
+        "leakage": None,
     }
 
 

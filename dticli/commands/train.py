@@ -324,18 +324,18 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How, json: bool) -> None:
     """
     from dticli.ranks import Ranks
 
-    load = _loader(jobs[0], Ranks(local=team.local))
+    load = loader(jobs[0], Ranks(local=team.local))
     trained, failed = [], []
     for job in jobs[team.rank :: team.size]:
         try:
-            trained.append(_learn(job, load, how))
+            trained.append(learn(job, load, how))
         except Stopped:
             raise
         except DtiError as error:
             console.error(f"{job.settings.token}: {error}")
             failed.append((job.settings.token, type(error)))
             # What was tried to make it fit would stay with the next word.
-            load = _loader(job, Ranks(local=team.local))
+            load = loader(job, Ranks(local=team.local))
     if trained:
         console.show(TrainedWords(tuple(trained)), as_json=json)
     # A launcher ends all processes when one fails: those that still learn are waited for.
@@ -353,16 +353,20 @@ def _together(job: "Job", team: "Ranks", how: How) -> Trained | None:
     """Learn one word with all processes; the result is the first one's."""
     from dticli import run
 
-    load = _loader(job, team)
+    load = loader(job, team)
     if team.first:
-        return _learn(job, load, how)
+        return learn(job, load, how)
     prepared = _prepare(job, load)
     run.assist(prepared, job.folder, run.agree(prepared, 0))
     return None
 
 
-def _learn(job: "Job", load: "Load", how: How) -> Trained:
-    """Learn a word as the process that writes."""
+def learn(job: "Job", load: "Load", how: How) -> Trained:
+    """Learn a word as the process that writes.
+
+    Args:
+        load: loads the job's model; words of one model may share it.
+    """
     from dticli import atomic
 
     for skipped in job.album.skipped:
@@ -402,7 +406,7 @@ def _before(job: "Job", how: How) -> "Checkpoint | None":
     return None
 
 
-def _loader(job: "Job", ranks: "Ranks") -> "Load":
+def loader(job: "Job", ranks: "Ranks") -> "Load":
     """Loads the job's model when it is first called; words of one file share it."""
     from dticli import run
 

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from dticli import hub, models
 from dticli.errors import EnvironmentProblem, ModelError, UsageError
+from dticli.evaluation import stickers
+from dticli.evaluation.measure import Eyes, Reader
+from dticli.evaluation.prompts import Prompt, Reading
 
 KNOWN = {
     "dinov2": "facebook/dinov2-base",
@@ -55,6 +58,13 @@ class Alignment:
     tokenizer: Any
     device: torch.device
 
+    def require(self, prompts: Sequence[Prompt], noun: str) -> None:
+        """Every prompt and noun can be read."""
+
+    def read(self, images: Sequence[Image], prompt: Prompt, noun: str) -> Reading:
+        """How well each picture fits the prompt with the noun in the word's place."""
+        return Reading(tuple(self.scores(images, prompt.of(noun)).tolist()))
+
     @torch.no_grad()
     def scores(self, images: Sequence[Image], text: str) -> Tensor:
         """How well each picture fits a sentence, (pictures,): SigLIP's probability, or CLIP's cosine."""
@@ -96,11 +106,11 @@ def _pixels(processor: Any, images: Sequence[Image], model: Any) -> Tensor:
     return processor(images=pictures, return_tensors="pt").pixel_values.to(model.device, model.dtype)
 
 
-def likeness(name: str, device: torch.device, *, offline: bool = False) -> Likeness:
-    """Load a vision model.
+def likeness(name: str, device: torch.device, *, offline: bool = False) -> Eyes:
+    """Load a judge of likeness.
 
     Args:
-        name: of `KNOWN`, a hub id, or a folder.
+        name: of `KNOWN`, the hub id or folder of a vision model, or one of the bundled judges.
 
     Raises:
         ModelError: there is none of that name, or it gives no features of a picture.
@@ -108,6 +118,8 @@ def likeness(name: str, device: torch.device, *, offline: bool = False) -> Liken
     """
     from transformers import AutoImageProcessor, AutoModel
 
+    if name in stickers.JUDGES:
+        return stickers.Eyes(stickers.load(name))
     with _loading(name, "--image-judge", offline) as folder:
         model = AutoModel.from_pretrained(folder, use_safetensors=True)
         processor = AutoImageProcessor.from_pretrained(folder)
@@ -117,10 +129,12 @@ def likeness(name: str, device: torch.device, *, offline: bool = False) -> Liken
     return Likeness(vision.requires_grad_(False).eval(), processor, device)
 
 
-def alignment(name: str, device: torch.device, *, offline: bool = False) -> Alignment:
-    """Load a model of pictures and sentences; arguments and errors as for `likeness`."""
+def alignment(name: str, device: torch.device, *, offline: bool = False) -> Reader:
+    """Load a judge of pictures and sentences; arguments and errors as for `likeness`."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+    if name in stickers.JUDGES:
+        return stickers.Reader(stickers.load(name))
     with _loading(name, "--text-judge", offline) as folder:
         model = AutoModel.from_pretrained(folder, use_safetensors=True)
         if not hasattr(model, "logit_scale"):
@@ -151,7 +165,8 @@ def _folder(name: str, option: str, offline: bool) -> Path:
     repository, _, revision = name.partition("@")
     if not hub.ID.fullmatch(repository):
         raise UsageError(
-            f"no judge {name}: expected {', '.join(KNOWN)}, a hub id like user/name, or a folder; check {option}"
+            f"no judge {name}: expected {', '.join([*KNOWN, *stickers.JUDGES])}, a hub id like user/name, or a folder; "
+            f"check {option}"
         )
     with hub.errors(
         repository,

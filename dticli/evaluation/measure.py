@@ -1,15 +1,36 @@
 """Figures of a word: for each prompt and in the mean, with the interval that chance alone leaves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
-from dticli.evaluation.judges import Alignment, Likeness
+from dticli.evaluation.prompts import Prompt, Reading
 
 RESAMPLES = 10_000
+
+
+class Eyes(Protocol):
+    """A judge of likeness."""
+
+    def features(self, images: Sequence[Image]) -> Tensor:
+        """Unit rows whose cosine says how alike two pictures are, (pictures, width)."""
+        ...
+
+
+class Reader(Protocol):
+    """A judge of fit to the prompt."""
+
+    def require(self, prompts: Sequence[Prompt], noun: str) -> None:
+        """Raise UsageError unless it can judge these prompts and this noun."""
+        ...
+
+    def read(self, images: Sequence[Image], prompt: Prompt, noun: str) -> Reading:
+        """How well pictures fit a prompt with the noun in the word's place."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,11 +52,14 @@ class PromptScore:
     Attributes:
         likeness: cosine to the photos, mean over pictures and photos.
         alignment: how well the pictures fit the prompt, with the class noun in the word's place.
+        elements, leakage: as in `Reading`.
     """
 
     prompt: str
     likeness: float
     alignment: float
+    elements: Mapping[str, float]
+    leakage: float | None
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Mean:
@@ -49,18 +73,54 @@ def mean(values: Sequence[float], seed: int = 0) -> Mean:
     return Mean(float(data.mean()), float(low), float(high))
 
 
+def ratio(values: Sequence[float], references: Sequence[float], seed: int = 0) -> Mean | None:
+    """Mean of `values` over mean of `references`, with a percentile bootstrap interval over pairs; None where that can be 0."""
+    pairs = np.asarray([values, references], dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(pairs.shape[1], size=(RESAMPLES, pairs.shape[1]))
+    above, below = pairs[:, picks].mean(axis=2)
+    if not below.all():
+        return None
+    low, high = np.percentile(above / below, (2.5, 97.5))
+    return Mean(float(pairs[0].mean() / pairs[1].mean()), float(low), float(high))
+
+
 def score(
-    prompt: str, images: Sequence[Image], text: str, photos: Tensor, eyes: Likeness, reader: Alignment
+    prompt: Prompt, images: Sequence[Image], noun: str, photos: Tensor, eyes: Eyes, reader: Reader
 ) -> PromptScore:
     """Figures of one prompt.
 
     Args:
         images: what was drawn for it.
-        text: what they should show, in words the judge knows.
+        noun: what the word is, in a word the judge knows.
         photos: unit features of the photos, (photos, width).
     """
+    reading = reader.read(images, prompt, noun)
     return PromptScore(
-        prompt,
+        prompt.template,
         likeness=(eyes.features(images) @ photos.T).mean().item(),
-        alignment=reader.scores(images, text).mean().item(),
+        alignment=float(np.mean(reading.scores)),
+        elements=reading.elements,
+        leakage=reading.leakage,
     )
+
+
+def chance(prompts: Sequence[Prompt], images: Sequence[Sequence[Image]], noun: str, reader: Reader) -> float:
+    """Mean alignment of each prompt's pictures with the prompt after it: what pictures get that were drawn for another."""
+    others = (*prompts[1:], prompts[0])
+    readings = [reader.read(drawn, other, noun) for drawn, other in zip(images, others, strict=True)]
+    return float(np.mean([np.mean(reading.scores) for reading in readings]))
+
+
+def elements(scores: Sequence[PromptScore]) -> dict[str, float]:
+    """Share of pictures that show each element, over the prompts that ask for it."""
+    names = sorted({name for score in scores for name in score.elements})
+    return {
+        name: float(np.mean([score.elements[name] for score in scores if name in score.elements]))
+        for name in names
+    }
+
+
+def leakage(scores: Sequence[PromptScore]) -> float | None:
+    """How often one of two things shows the other's tint; None where no prompt has two."""
+    known = [score.leakage for score in scores if score.leakage is not None]
+    return float(np.mean(known)) if known else None

@@ -4,9 +4,48 @@ The simple ones change one thing beside the word. The complex ones name a contex
 which it must not drown itself.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dticli.errors import UsageError
+
+if TYPE_CHECKING:
+    from dticli.bundled.recipe.scenes import Scene
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to judge by.
+
+    Attributes:
+        template: `{}` is where the word stands.
+        scene: everything it asks for, where that is known.
+    """
+
+    template: str
+    scene: "Scene | None" = None
+
+    def of(self, word: str) -> str:
+        """The prompt with the word, or the noun, in its place."""
+        return self.template.replace("{}", word)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How well the pictures of a prompt fit it.
+
+    Attributes:
+        scores: of each picture.
+        elements: share of pictures that show each element the prompt asks for, the word's own noun among them.
+        leakage: how often one of two things shows the other's tint; None where that cannot be.
+    """
+
+    scores: tuple[float, ...]
+    elements: Mapping[str, float] = field(default_factory=dict)
+    leakage: float | None = None
+
 
 SIMPLE = (
     "a photo of {}",
@@ -52,17 +91,25 @@ COMPLEX = (
     "a birthday table with a green cake and five candles, and behind it {}",
     "seen from above, a stone path through tulips, and at its end {}",
 )
-SETS = {"simple": SIMPLE, "complex": COMPLEX}
+SETS = ("simple", "complex", "stickers", "stickers-complex")
 
 
-def read(name: str) -> tuple[str, ...]:
+def read(name: str) -> tuple[Prompt, ...]:
     """The prompts of a set, or the lines of a file.
 
     Raises:
         UsageError: no such set or file, no prompts in it, or one that has no single place for the word.
     """
-    prompts = SETS.get(name) or _lines(Path(name))
-    wrong = next((prompt for prompt in prompts if prompt.count("{}") != 1), None)
+    match name:
+        case "simple" | "complex":
+            prompts = tuple(map(Prompt, SIMPLE if name == "simple" else COMPLEX))
+        case "stickers" | "stickers-complex":
+            from dticli.evaluation import stickers
+
+            prompts = stickers.simple() if name == "stickers" else stickers.complex()
+        case _:
+            prompts = tuple(map(Prompt, _lines(Path(name))))
+    wrong = next((prompt.template for prompt in prompts if prompt.template.count("{}") != 1), None)
     if wrong:
         raise UsageError(
             f"prompt {wrong[:60]!r}: expected exactly one {{}} where the word stands; correct {name}"

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import binomtest
 
 from dticli.bundled import judge
-from dticli.bundled.recipe import check, gate
+from dticli.bundled.recipe import check, elements, gate
 from dticli.bundled.recipe.elements import CLASSES
 from dticli.bundled.recipe.scenes import Background, Scene, Thing
 
@@ -18,17 +18,15 @@ def test_the_lower_bound_is_wilson_s(right, asked):
 
 
 SCENES = [
-    Scene((Thing("dog"),), Background(place="snow"), "flat", style="sticker"),
-    Scene(
-        (Thing("dog", accessory="hat"), Thing("cat")), Background(colours=("red",)), "flat", relation="right"
-    ),
+    Scene((Thing("dog", accessory="hat"),), Background(place="snow"), "flat", style="sticker"),
+    Scene((Thing("dog"), Thing("cat")), Background(colours=("red",)), "flat", relation="right"),
     Scene((Thing("owl"), Thing("key")), Background(colours=("red",)), "flat", relation="beside"),
 ]
 
 
 def perfect():
     """What a judge would name; `next to` leaves the order open, so it may see either first."""
-    seen = {element: [check.named(scene)[element] for scene in SCENES] for element in CLASSES}
+    seen = {element: [elements.named(scene)[element] for scene in SCENES] for element in CLASSES}
     seen["noun"][2], seen["second noun"][2] = "key", "owl"
     return seen
 

@@ -9,7 +9,7 @@ from random import Random
 from dticli.bundled import judge
 from dticli.bundled.judge import DualEncoder, Observer
 
-from . import autoencoder, cache, elements, grammar, judges, package, sampling, text_encoder, world
+from . import autoencoder, cache, elements, grammar, judges, package, sampling, world
 from .elements import CLASSES
 from .scenes import Scene
 from .training import Log
@@ -58,56 +58,32 @@ def wilson_lower(right: int, asked: int, z: float = 1.959964) -> float:
 
 
 def counts(bar: str, scene: Scene) -> bool:
-    """Whether the scene asks the question of a bar."""
+    """Whether what the scene asks for counts for a bar."""
     first = scene.things[0]
     single = len(scene.things) == 1
     plain_look = scene.style not in ("sketch", "pixel")
     return {
         "noun": single and scene.count == 1 and not first.size and plain_look,
         "background": scene.style != "sketch",
-        "style": bool(scene.style),
-        "second noun": len(scene.things) == 2 and plain_look,
-        "accessory": bool(first.accessory),
+        "style": True,
+        "second noun": plain_look,
+        "accessory": True,
         "relation": len(scene.things) == 2,
     }[bar]
 
 
 def recalls(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Recall]:
-    """Recall by bar: the judged names against what the scenes asked for.
-
-    A second noun counts as seen when either place shows it; `beside` is right in a row.
-    """
+    """Recall by bar: the judged names against what the scenes asked for."""
     table = {}
-    for bar, (least, _) in BARS.items():
-        asked = [place for place, scene in enumerate(scenes) if counts(bar, scene)]
-        right = sum(
-            _right(bar, scenes[place], {element: seen[element][place] for element in CLASSES})
-            for place in asked
-        )
-        table[bar] = Recall(right, len(asked), least)
+    for bar, (least, element) in BARS.items():
+        asked = [
+            found[element]
+            for place, scene in enumerate(scenes)
+            if counts(bar, scene)
+            and element in (found := elements.answers(scene, {name: seen[name][place] for name in CLASSES}))
+        ]
+        table[bar] = Recall(sum(asked), len(asked), least)
     return table
-
-
-def _right(bar: str, scene: Scene, seen: dict[str, str]) -> bool:
-    wanted = named(scene)
-    if bar == "second noun":
-        return scene.things[1].noun in (seen["noun"], seen["second noun"])
-    if bar == "relation":
-        ordered = scene.relation == "beside" or (seen["noun"], seen["second noun"]) == (
-            wanted["noun"],
-            wanted["second noun"],
-        )
-        return seen["layout"] == wanted["layout"] and ordered
-    element = BARS[bar][1]
-    return seen[element] == wanted[element]
-
-
-def named(scene: Scene) -> dict[str, str]:
-    """The scene's elements by name, those left open as empty strings."""
-    return {
-        element: "" if index == elements.UNKNOWN else names[index]
-        for (element, names), index in zip(CLASSES.items(), elements.labels(scene).indices, strict=True)
-    }
 
 
 def unseen(count: int, seed: int) -> tuple[list[Scene], list[str]]:
@@ -119,7 +95,7 @@ def unseen(count: int, seed: int) -> tuple[list[Scene], list[str]]:
 
 def load_judges() -> tuple[DualEncoder, Observer]:
     """Judges A and B of the recipe."""
-    return judge.load_a(text_encoder.judge_file()), judge.load_b(judges.file_b())
+    return judge.load_a(judges.file_a()), judge.load_b(judges.file_b())
 
 
 def run(samples: int, seed: int, model: Path | None, log: Log) -> None:

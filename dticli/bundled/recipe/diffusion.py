@@ -1,5 +1,6 @@
 """Step `diffusion`: the denoiser, on latents and text states that were each computed once.
 
+`torchrun --nproc-per-node 2 -m dticli.bundled.recipe diffusion` puts a process on each of two cores.
 v-prediction (Salimans and Ho, arXiv:2202.00512) on a schedule of zero terminal SNR (Lin et al., arXiv:2305.08891).
 """
 
@@ -15,11 +16,13 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dticli.ranks import ALONE, Ranks
+
 from . import autoencoder, cache, grammar, package, text_encoder, vocabulary, world
 from .training import Average, Log, accelerate, rate, train
 
 BATCH = 16
-PEAK_RATE = 5e-4
+PEAK_RATE = 7e-4
 BRIEF = 0.2
 UNCONDITIONAL = 0.1
 DECAY_FROM = 0.7
@@ -72,12 +75,12 @@ class Encoded:
     states: Tensor
 
 
-def encode(seed: int, log: Log) -> Encoded:
+def encode(seed: int, log: Log, ranks: Ranks) -> Encoded:
     """Latents and states of every drawn picture."""
-    return Encoded(encode_pictures(log), _encode_captions(seed, log))
+    return Encoded(encode_pictures(log, ranks), _encode_captions(seed, log, ranks))
 
 
-def encode_pictures(log: Log) -> Tensor:
+def encode_pictures(log: Log, ranks: Ranks = ALONE) -> Tensor:
     """Scaled latents, a shard at a time; needs no text encoder, so it can run while that one trains."""
     network = accelerate(autoencoder.load())
 
@@ -87,10 +90,10 @@ def encode_pictures(log: Log) -> Tensor:
             means = autoencoder.encode(network, pictures.contiguous(memory_format=torch.channels_last))
         return means.float() * network.config["scaling_factor"]
 
-    return _once("latents", autoencoder.weights(), latents, log)
+    return _once("latents", autoencoder.weights(), latents, log, ranks)
 
 
-def _encode_captions(seed: int, log: Log) -> Tensor:
+def _encode_captions(seed: int, log: Log, ranks: Ranks) -> Tensor:
     tokens, encoder = text_encoder.load()
 
     def states(source: Path) -> Tensor:
@@ -99,20 +102,20 @@ def _encode_captions(seed: int, log: Log) -> Tensor:
         captions = [grammar.caption(scene, random, background=random.random() >= BRIEF) for scene in scenes]
         return text_states(tokens, encoder, captions)
 
-    return _once("states", text_encoder.weights(), states, log)
+    return _once("states", text_encoder.weights(), states, log, ranks)
 
 
-def _once(name: str, weights: Path, compute: Callable[[Path], Tensor], log: Log) -> Tensor:
+def _once(name: str, weights: Path, compute: Callable[[Path], Tensor], log: Log, ranks: Ranks) -> Tensor:
     """`compute` of every shard of pictures in float16; not computed again while the weights it rests on stay the same."""
     mark = cache.fingerprint(weights)
-    parts = []
-    for source in world.shard_files("pictures"):
-        target = folder() / f"{name}-{mark}-{source.stem}.safetensors"
+    sources = world.shard_files("pictures")
+    targets = [folder() / f"{name}-{mark}-{source.stem}.safetensors" for source in sources]
+    for source, target in list(zip(sources, targets, strict=True))[ranks.rank :: ranks.size]:
         if not target.is_file():
             cache.write_bytes(target, save({name: compute(source).half().contiguous()}))
             log(f"diffusion: {name} of {source.stem}")
-        parts.append(load_file(target)[name])
-    return torch.cat(parts)
+    ranks.largest(0)  # wait until every rank has written its shards
+    return torch.cat([load_file(target)[name] for target in targets])
 
 
 @torch.no_grad()
@@ -132,14 +135,14 @@ def text_states(tokens: object, encoder: torch.nn.Module, captions: list[str]) -
 # ------------------------------------------------------------------------------ training
 
 
-def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
+def run(minutes: float, seed: int, log: Log, start: Path | None = None, ranks: Ranks = ALONE) -> None:
     """Train and write the averaged denoiser and, with it, the whole model.
 
     Args:
         start: a diffusers folder with a denoiser of the same shape to go on from, instead of fresh weights.
     """
     torch.manual_seed(seed)
-    encoded = encode(seed, log)
+    encoded = encode(seed, log, ranks)
     empty = text_states(*text_encoder.load(), [""])[0]
     network = UNet2DConditionModel.from_pretrained(start).float() if start else new()
     network.set_attn_processor(AttnProcessor())  # the fused kernel's CPU backward pass is ten times slower
@@ -156,23 +159,40 @@ def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
     def step(index: int, progress: float) -> dict[str, float]:
         for group in optimiser.param_groups:
             group["lr"] = PEAK_RATE * rate(progress, warmup=0.005, decay_from=DECAY_FROM)
-        loss = _loss(network, encoded, empty, signal, seed, index)
+        loss = _loss(network, encoded, empty, signal, (seed, index, ranks.rank))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        _share_gradients(network, ranks)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         average.update(network, index)
         return {"loss": loss.item()}
 
     parts = {"network": network, "optimiser": optimiser, "average": average}
-    train("diffusion", parts, step, minutes, log, lambda: _publish(average))
+    train("diffusion", parts, step, minutes, log, lambda: _publish(average), ranks)
+
+
+def _share_gradients(network: UNet2DConditionModel, ranks: Ranks) -> None:
+    """Replace every gradient by its mean over the ranks, sent as one buffer."""
+    if ranks.size == 1:
+        return
+    gradients = [value.grad for value in network.parameters() if value.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    ranks.mean_([together])
+    parts = together.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))
 
 
 def _loss(
-    network: UNet2DConditionModel, encoded: Encoded, empty: Tensor, signal: Tensor, seed: int, index: int
+    network: UNet2DConditionModel,
+    encoded: Encoded,
+    empty: Tensor,
+    signal: Tensor,
+    place: tuple[int, int, int],
 ) -> Tensor:
-    """Mean squared error of the predicted velocity; every draw depends on (seed, index) alone."""
-    random = np.random.default_rng((seed, index))
+    """Mean squared error of the predicted velocity; every draw depends on `place`, (seed, index, rank), alone."""
+    random = np.random.default_rng(place)
     picks = torch.from_numpy(random.integers(len(encoded.latents), size=BATCH))
     clean, states = encoded.latents[picks].float(), encoded.states[picks].float()
     states[torch.from_numpy(random.random(BATCH) < UNCONDITIONAL)] = empty.float()

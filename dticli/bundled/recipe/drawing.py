@@ -13,8 +13,8 @@ from .scenes import Background, Scene, Thing
 Colour = tuple[int, int, int]
 Pen = ImageDraw.ImageDraw
 
-EXTENTS = {"tiny": (0.24, 0.30), "": (0.50, 0.62), "huge": (0.84, 0.96)}
-PAIRED = {"tiny": (0.20, 0.25), "": (0.38, 0.44), "huge": (0.54, 0.60)}
+EXTENTS = {"tiny": (0.28, 0.34), "": (0.60, 0.70), "huge": (0.88, 0.96)}
+PAIRED = {"tiny": (0.22, 0.27), "": (0.42, 0.48), "huge": (0.56, 0.62)}
 BY_COUNT = {2: (0.38, 0.44), 3: (0.30, 0.34), 4: (0.34, 0.40)}
 WIDEST = 0.98
 

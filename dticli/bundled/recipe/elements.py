@@ -5,6 +5,7 @@ Two things are ordered by place (left before right, upper before lower), not by 
 leaves an element open, its label is UNKNOWN and costs nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import words
@@ -54,6 +55,45 @@ def caption_labels(scene: Scene, background_told: bool) -> Labels:
     return _labels(told)
 
 
+def named(scene: Scene) -> dict[str, str]:
+    """The scene's elements by name, those left open as empty strings."""
+    return {element: name or "" for element, name in _names(scene).items()}
+
+
+def answers(scene: Scene, seen: Mapping[str, str]) -> dict[str, bool]:
+    """Whether each element a scene asks for is seen; what it merely lacks is no question.
+
+    A thing of two counts as seen at either place; their tints, and the relation, only where they belong. A scene without a
+    background asks for none.
+    """
+    wanted, first = named(scene), scene.things[0]
+    found: dict[str, bool] = {}
+    if len(scene.things) == 2:
+        shown = (seen["noun"], seen["second noun"])
+        found["noun"] = first.noun in shown
+        found["second noun"] = scene.things[1].noun in shown
+        ordered = scene.relation == "beside" or shown == (wanted["noun"], wanted["second noun"])
+        found["layout"] = ordered and seen["layout"] == wanted["layout"]
+        asked = ["tint", "second tint"]
+    else:
+        asked = ["noun", "tint", "accessory"] + ["layout"] * (wanted["layout"] != "single")
+    asked += ["setting"] + ["style"] * bool(scene.style)
+    for element in asked:
+        if wanted[element]:
+            found[element] = seen[element] == wanted[element]
+    return found
+
+
+def leaks(scene: Scene, seen: Mapping[str, str]) -> list[bool]:
+    """For each of two things whose tints differ: whether it is seen in the other's tint."""
+    if len(scene.things) < 2:
+        return []
+    wanted = named(scene)
+    first, second = wanted["tint"], wanted["second tint"]
+    others = {"tint": second, "second tint": first}
+    return [seen[place] == other for place, other in others.items() if other and first != second]
+
+
 def _labels(named: dict[str, str | None]) -> Labels:
     return Labels(tuple(_index(element, named[element]) for element in CLASSES))
 
@@ -64,7 +104,8 @@ def _index(element: str, name: str | None) -> int:
 
 def _names(scene: Scene) -> dict[str, str | None]:
     first, second = _by_place(scene)
-    named: dict[str, str | None] = {
+    behind = scene.background
+    names: dict[str, str | None] = {
         "noun": first.noun if first else None,
         "size": first.size if first else None,
         "tint": first.tint if first else None,
@@ -72,15 +113,15 @@ def _names(scene: Scene) -> dict[str, str | None]:
         "second noun": second.noun if second else None,
         "second size": second.size if second else None,
         "second tint": second.tint if second else None,
-        "setting": scene.background.place or scene.background.pattern or scene.background.colours[0],
-        "style": scene.style or LOOKS[scene.art_set],
+        "setting": behind.place or behind.pattern or next(iter(behind.colours), None),
+        "style": scene.style or LOOKS.get(scene.art_set),
         "layout": _layout(scene),
     }
     if scene.style == "sketch":
-        named.update(
-            {"tint": "", "second tint": "", "setting": named["setting"] if _has_shape(scene) else None}
+        names.update(
+            {"tint": "", "second tint": "", "setting": names["setting"] if _has_shape(scene) else None}
         )
-    return named
+    return names
 
 
 def _has_shape(scene: Scene) -> bool:

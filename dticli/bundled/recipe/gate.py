@@ -14,13 +14,12 @@ from diffusers import StableDiffusionPipeline
 
 from dticli.bundled import judge, subjects
 
-from . import cache, check, grammar, package, sampling
+from . import cache, check, elements, grammar, package, sampling
 from .elements import CLASSES
 from .scenes import Scene
 from .training import Log
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-ELEMENTS = ("noun", "setting", "style", "second noun", "accessory", "layout", "tint")
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,6 @@ class Tally:
 
     right: int
     asked: int
-
-
-def asked_of(scene: Scene) -> tuple[str, ...]:
-    """The elements a scene's prompt asks for; what it merely lacks is no evidence."""
-    wanted = check.named(scene) | ({} if scene.style else {"style": ""})
-    return tuple(element for element in ELEMENTS if wanted[element] and wanted[element] != "single")
 
 
 def run(samples: int, seed: int, model: Path | None, log: Log) -> None:
@@ -119,10 +112,10 @@ class _scaled:
 
 
 def _tally(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Tally]:
-    right, asked = dict.fromkeys(ELEMENTS, 0), dict.fromkeys(ELEMENTS, 0)
+    right, asked = dict.fromkeys(CLASSES, 0), dict.fromkeys(CLASSES, 0)
     for place, scene in enumerate(scenes):
-        wanted = check.named(scene)
-        for element in asked_of(scene):
+        found = elements.answers(scene, {name: seen[name][place] for name in CLASSES})
+        for element, answer in found.items():
             asked[element] += 1
-            right[element] += seen[element][place] == wanted[element]
-    return {element: Tally(right[element], asked[element]) for element in ELEMENTS if asked[element]}
+            right[element] += answer
+    return {element: Tally(right[element], asked[element]) for element in CLASSES if asked[element]}

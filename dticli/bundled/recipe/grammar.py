@@ -55,19 +55,23 @@ SIDE_PHRASES = {
 class Mix:
     """How often each kind of scene is drawn: shares of 1.
 
-    `rare` is the chance that a noun is a rare one; `plain` the chance that a scene is one undressed, untinted thing.
+    `rare` is the chance that a noun is a rare one, not of `nouns`; `plain` that a scene is one undressed, untinted thing.
+    `withheld` are the nouns never drawn in the Noto hand.
     """
 
+    nouns: tuple[str, ...] = words.PICTURED
     rare: float = 0.0
-    plain: float = 0.35
-    pair: float = 0.25
-    count: float = 0.08
-    side: float = 0.08
+    plain: float = 0.45
+    pair: float = 0.22
+    count: float = 0.05
+    side: float = 0.06
     styled: float = 0.4
+    withheld: frozenset[str] = SUBJECT_NOUNS
 
 
 PICTURES = Mix()
-READING = Mix(rare=0.3, plain=0.15, pair=0.4)
+JUDGING = Mix(withheld=frozenset())  # a judge must know the look it is to recognise
+READING = Mix(tuple(words.COMMON), rare=0.3, plain=0.15, pair=0.4, count=0.08, side=0.08)
 
 
 # --------------------------------------------------------------------- scenes
@@ -97,15 +101,15 @@ def unseen_scene(random: Random, mix: Mix = PICTURES) -> Scene:
 
 
 def any_scene(random: Random, mix: Mix = PICTURES) -> Scene:
-    """A scene by chance, whatever is held out. Subject nouns never come in the Noto hand."""
+    """A scene by chance, whatever combination is held out."""
     style = random.choice(sorted(words.STYLES)) if random.random() < mix.styled else ""
     kind = _kind(random, mix)
     things = _things(kind, random, mix, style)
     return Scene(
         things=things,
         background=_background(random),
-        art_set=_art_set(style, things, random),
-        style=_style_for(style, things),
+        art_set=_art_set(style, things, mix, random),
+        style=_style_for(style, things, mix),
         relation=random.choice(sorted(words.RELATIONS)) if kind == "pair" else "",
         side=random.choice(words.SIDES) if kind == "side" else "",
         count=random.choice(sorted(words.COUNTS)) if kind == "count" else 1,
@@ -119,7 +123,7 @@ def _kind(random: Random, mix: Mix) -> str:
 
 
 def _noun(random: Random, mix: Mix) -> str:
-    return random.choice(words.RARE if random.random() < mix.rare else tuple(words.COMMON))
+    return random.choice(words.RARE if random.random() < mix.rare else mix.nouns)
 
 
 def _things(kind: str, random: Random, mix: Mix, style: str) -> tuple[Thing, ...]:
@@ -127,7 +131,7 @@ def _things(kind: str, random: Random, mix: Mix, style: str) -> tuple[Thing, ...
     if kind == "plain":
         return (Thing(noun),)
     if kind == "count":
-        return (Thing(random.choice(tuple(words.COMMON)), tint=_tint(random, style)),)
+        return (Thing(random.choice(mix.nouns), tint=_tint(random, style)),)
     if kind == "side":
         return (Thing(noun, size=random.choice(("", "tiny")), tint=_tint(random, style)),)
     if kind == "dressed":
@@ -155,21 +159,21 @@ def _tint(random: Random, style: str) -> str:
     return random.choice(sorted(words.TINTS)) if style != "sketch" and random.random() < 0.45 else ""
 
 
-def _style_for(style: str, things: tuple[Thing, ...]) -> str:
-    """Pixel art swallows what is tiny, and a subject noun has no cartoon the model may see."""
+def _style_for(style: str, things: tuple[Thing, ...], mix: Mix) -> str:
+    """Pixel art swallows what is tiny, and a withheld noun has no cartoon the model may see."""
     swallowed = style == "pixel" and any(thing.size == "tiny" for thing in things)
-    forbidden = style == "cartoon" and _has_subject(things)
+    forbidden = style == "cartoon" and _withheld(things, mix)
     return "" if swallowed or forbidden else style
 
 
-def _has_subject(things: tuple[Thing, ...]) -> bool:
-    return any(thing.noun in SUBJECT_NOUNS for thing in things)
+def _withheld(things: tuple[Thing, ...], mix: Mix) -> bool:
+    return any(thing.noun in mix.withheld for thing in things)
 
 
-def _art_set(style: str, things: tuple[Thing, ...], random: Random) -> str:
-    style = _style_for(style, things)
+def _art_set(style: str, things: tuple[Thing, ...], mix: Mix, random: Random) -> str:
+    style = _style_for(style, things, mix)
     wanted = words.STYLES[style][1] if style else None
-    allowed = [art_set for art_set in words.ART_SETS if art_set != "noto" or not _has_subject(things)]
+    allowed = [art_set for art_set in words.ART_SETS if art_set != "noto" or not _withheld(things, mix)]
     return wanted or random.choice(allowed)
 
 

@@ -1,20 +1,25 @@
-"""Step `judges`: train judge B on renderings alone, and measure both judges where the truth is known.
+"""Step `judges`: train both judges on renderings alone, and measure them where the truth is known.
 
-Half of what B sees went through the autoencoder, because all it will be asked to judge did.
+B names elements and has never seen a caption. A is the image side of the text encoder's pretraining, trained on against the
+encoder that is frozen by then. Half of what they see went through the autoencoder, because all they will be asked to judge did.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dticli.bundled import judge
 from dticli.bundled.judge import DualEncoder, Observer
 
-from . import autoencoder, cache, elements, text_encoder, world
+from . import autoencoder, cache, elements, grammar, text_encoder, world
 from .elements import CLASSES, UNKNOWN
 from .training import Log, channels_last, rate, train
 
@@ -22,6 +27,12 @@ BATCH = 64
 PEAK_RATE = 1.5e-3
 SHIFT = 3  # px
 WATCHED = 1_000
+REBUILT = 10_000
+
+
+def file_a() -> Path:
+    """Where judge A lies."""
+    return cache.folder("judges") / "judge-a.safetensors"
 
 
 def file_b() -> Path:
@@ -29,36 +40,82 @@ def file_b() -> Path:
     return cache.folder("judges") / "judge-b.safetensors"
 
 
+@dataclass(frozen=True)
+class Album:
+    """What judges learn from: drawn pictures first, then as they look after the autoencoder, and what they show.
+
+    `labels` (pictures, elements) and the pooled states of a caption each, (pictures, WIDTH), are those of the drawn ones.
+    """
+
+    drawn: np.ndarray
+    rebuilt: np.ndarray
+    labels: Tensor
+    pooled: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures (BATCH, 3, 64, 64) in [-1, 1] with their labels and captions' pooled states."""
+
+    pictures: Tensor
+    labels: Tensor
+    pooled: Tensor
+
+
 def run(minutes: float, seed: int, log: Log) -> None:
-    """Train B on its own pictures, held-out combinations included, and report both judges' accuracy."""
+    """Train each judge for `minutes` on its own pictures, held-out combinations included, and report their accuracy."""
     torch.manual_seed(seed)
     pictures = world.read("judging")
     labels = torch.tensor([elements.labels(scene).indices for scene in pictures.scenes])
-    seen = [pictures.pixels[WATCHED:], _rebuilt(pictures.pixels[WATCHED:], log)]
-    network = channels_last(Observer()).train()
-    optimiser = torch.optim.AdamW(network.parameters(), PEAK_RATE, weight_decay=0.05)
+    seen = pictures.pixels[WATCHED:]
+    album = Album(seen, _rebuilt(seen, log), labels[WATCHED:], _pooled(pictures, seed, log)[WATCHED:])
+    watched = autoencoder.to_tensor(pictures.pixels[:WATCHED])
+    a, b = judge.load_a(text_encoder.judge_file()), Observer()
+    a.text_namer.requires_grad_(False)  # it belongs to the frozen text encoder
+    for name, file, eyes, loss in (("b", file_b(), b, _naming), ("a", file_a(), a, _matching)):
+        _train(name, file, eyes, loss, album, minutes, seed, log)
+        _report(name, eyes.eval(), watched, labels[:WATCHED], log)
+
+
+def _train(
+    name: str,
+    file: Path,
+    eyes: nn.Module,
+    loss: Callable[[Any, Batch], Tensor],
+    album: Album,
+    minutes: float,
+    seed: int,
+    log: Log,
+) -> None:
+    network = channels_last(eyes).train()
+    optimiser = torch.optim.AdamW(
+        [value for value in network.parameters() if value.requires_grad], PEAK_RATE, weight_decay=0.05
+    )
 
     def step(index: int, progress: float) -> dict[str, float]:
         for group in optimiser.param_groups:
             group["lr"] = PEAK_RATE * rate(progress)
-        random = np.random.default_rng((seed, index))
-        source = seen[index % 2]
-        picks = random.integers(len(source), size=BATCH)
-        loss = _loss(network, _shifted(autoencoder.to_tensor(source[picks]), random), labels[WATCHED + picks])
+        found = loss(network, _batch(album, seed, index))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        found.backward()
         optimiser.step()
-        return {"loss": loss.item()}
+        return {"loss": found.item()}
 
     def publish() -> None:
         state = {key: value.contiguous() for key, value in network.state_dict().items()}
-        cache.write_bytes(file_b(), save(state))
+        cache.write_bytes(file, save(state))
 
-    train("judges", {"network": network, "optimiser": optimiser}, step, minutes, log, publish)
-    network.eval()
-    watched = autoencoder.to_tensor(pictures.pixels[:WATCHED])
-    _report("a", judge.load_a(text_encoder.judge_file()), watched, labels[:WATCHED], log)
-    _report("b", network, watched, labels[:WATCHED], log)
+    train(f"judges/{name}", {"network": network, "optimiser": optimiser}, step, minutes, log, publish)
+
+
+def _batch(album: Album, seed: int, index: int) -> Batch:
+    """The batch of one step, drawn and rebuilt pictures in turn; a pure function of (seed, index)."""
+    random = np.random.default_rng((seed, index))
+    source = (album.drawn, album.rebuilt)[index % 2]
+    picks = random.integers(len(source), size=BATCH)
+    return Batch(
+        _shifted(autoencoder.to_tensor(source[picks]), random), album.labels[picks], album.pooled[picks]
+    )
 
 
 def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
@@ -66,11 +123,26 @@ def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
     file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(autoencoder.weights())}.npz"
     if not file.is_file():
         log("judges: passing pictures through the autoencoder")
-        decoded = autoencoder.rebuild(autoencoder.load(), autoencoder.to_tensor(pixels[:8_000]))
+        decoded = autoencoder.rebuild(autoencoder.load(), autoencoder.to_tensor(pixels[:REBUILT]))
         packed = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         cache.write(file, lambda out: np.savez(out, pixels=packed))
     with np.load(file) as packed:
         return packed["pixels"]
+
+
+@torch.no_grad()
+def _pooled(pictures: world.Pictures, seed: int, log: Log) -> Tensor:
+    """Pooled state of one caption of each picture, (pictures, WIDTH)."""
+    log("judges: reading captions")
+    tokens, encoder = text_encoder.load()
+    random = Random(f"judging captions {seed}")
+    captions = [grammar.caption(scene, random) for scene in pictures.scenes]
+    parts = []
+    for start in range(0, len(captions), 100):
+        ids = text_encoder.token_ids(tokens, captions[start : start + 100])
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(encoder(ids).pooler_output.float())
+    return torch.cat(parts)
 
 
 def _shifted(pictures: Tensor, random: np.random.Generator) -> Tensor:
@@ -80,15 +152,21 @@ def _shifted(pictures: Tensor, random: np.random.Generator) -> Tensor:
     return padded[:, :, y : y + world.SIDE, x : x + world.SIDE].contiguous(memory_format=torch.channels_last)
 
 
-def _loss(network: Observer, pictures: Tensor, labels: Tensor) -> Tensor:
+def _naming(network: Observer, batch: Batch) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
-        features = network.features(pictures)
-    losses = [
-        functional.cross_entropy(logits, wanted, ignore_index=UNKNOWN)
-        for logits, wanted in zip(network.namer(features.float()), labels.T, strict=True)
-        if (wanted != UNKNOWN).any()
-    ]
-    return torch.stack(losses).mean()
+        features = network.features(batch.pictures)
+    return text_encoder.naming(network.namer(features.float()), batch.labels)
+
+
+def _matching(network: DualEncoder, batch: Batch) -> Tensor:
+    """CLIP's loss between pictures and captions, and the naming of elements."""
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = network.image(batch.pictures)
+    seen = seen.float()
+    logits = network.similarity(functional.normalize(network.image_out(seen), dim=-1), batch.pooled)
+    targets = torch.arange(BATCH)
+    contrast = functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)
+    return contrast + text_encoder.naming(network.image_namer(seen), batch.labels)
 
 
 def _report(name: str, eyes: DualEncoder | Observer, pictures: Tensor, labels: Tensor, log: Log) -> None:

@@ -81,7 +81,7 @@ def ship(log: Log) -> None:
 
 
 def _judge_files() -> dict[Literal["a", "b"], Path]:
-    return {"a": text_encoder.judge_file(), "b": judges.file_b()}
+    return {"a": judges.file_a(), "b": judges.file_b()}
 
 
 def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from dticli.errors import DtiError
+from dticli.ranks import joined, launched
 
 from . import cache
 from .training import Log
@@ -12,9 +13,10 @@ from .training import Log
 def run(arguments: argparse.Namespace) -> int:
     """Run one step and return the exit code."""
     name = arguments.step
-    log = Log(cache.folder("logs") / f"{name}.log")
+    log = Log(cache.folder("logs") / f"{name}.log", launched())
     try:
-        _STEPS[name](arguments, log)
+        with joined(log.ranks):
+            _STEPS[name](arguments, log)
     except DtiError as error:
         log(f"error: {error}")
         return error.exit_code
@@ -63,7 +65,7 @@ def _latents(arguments: argparse.Namespace, log: Log) -> None:
 def _diffusion(arguments: argparse.Namespace, log: Log) -> None:
     from . import diffusion
 
-    diffusion.run(_minutes(arguments), arguments.seed, log, arguments.start)
+    diffusion.run(_minutes(arguments), arguments.seed, log, arguments.start, log.ranks)
 
 
 def _judges(arguments: argparse.Namespace, log: Log) -> None:

@@ -82,7 +82,7 @@ def weights() -> Path:
 
 
 def judge_file() -> Path:
-    """Where judge A lies: the image side of the pretraining."""
+    """Where judge A begins: the image side of the pretraining."""
     return folder() / "judge-a.safetensors"
 
 
@@ -178,7 +178,7 @@ def _reading_losses(towers: Towers, tokens: CLIPTokenizer, seed: int, index: int
     with torch.autocast("cpu", torch.bfloat16):
         text = towers.text(token_ids(tokens, captions)).pooler_output
     logits, wanted = towers.judge.text_namer(text.float()), torch.tensor(labels)
-    names = _naming(logits, wanted)
+    names = naming(logits, wanted)
     return {"loss": names, "text names": names, "nouns right": _right(logits[0], wanted[:, 0])}
 
 
@@ -196,8 +196,8 @@ def _losses(towers: Towers, tokens: CLIPTokenizer, batch: Batch) -> dict[str, Te
     )
     own, wrong = logits[:, :BATCH].diagonal()[::2], logits[::2, BATCH:].diagonal()
     ranking = functional.softplus(wrong - own).mean()
-    named_text = _naming(judge.text_namer(text[:BATCH]), batch.caption_labels)
-    named_image = _naming(judge.image_namer(image), batch.picture_labels)
+    named_text = naming(judge.text_namer(text[:BATCH]), batch.caption_labels)
+    named_image = naming(judge.image_namer(image), batch.picture_labels)
     return {
         "loss": contrast + ranking + named_text + named_image,
         "contrast": contrast,
@@ -215,7 +215,7 @@ def _right(logits: Tensor, wanted: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == wanted)[known].float().mean()
 
 
-def _naming(logits: list[Tensor], labels: Tensor) -> Tensor:
+def naming(logits: list[Tensor], labels: Tensor) -> Tensor:
     """Cross entropy summed over elements; an element no row knows costs nothing."""
     losses = [
         functional.cross_entropy(predicted, wanted, ignore_index=UNKNOWN)

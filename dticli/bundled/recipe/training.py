@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dticli.ranks import ALONE, Ranks
+
 from . import cache
 
 CHECKPOINT_SECONDS = 180
@@ -143,12 +145,15 @@ def rate(progress: float, warmup: float = 0.02, decay_from: float = 0.6, floor: 
 
 
 class Log:
-    """Prints lines and appends them to a file."""
+    """Prints lines and appends them to a file; only the first rank speaks."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, ranks: Ranks = ALONE):
         self.file = file
+        self.ranks = ranks
 
     def __call__(self, line: str) -> None:
+        if not self.ranks.first:
+            return
         stamped = f"{time.strftime('%H:%M:%S')} {line}"
         print(stamped, flush=True)
         with self.file.open("a", encoding="utf-8") as out:
@@ -162,6 +167,7 @@ def train(
     minutes: float,
     log: Log,
     publish: Callable[[], None],
+    ranks: Ranks = ALONE,
 ) -> None:
     """Take steps until `minutes` of training have been spent, over however many starts.
 
@@ -170,13 +176,20 @@ def train(
         parts: everything a resumed run needs, by name.
         step: (step index, progress in [0, 1]) -> figures to log; must draw from the index alone.
         publish: called beside every checkpoint, to write usable weights.
+        ranks: the processes that take the steps together; `step` makes their gradients one, and they share a clock.
     """
+
+    def save() -> None:
+        if ranks.first:
+            _save(file, parts, steps, spent)
+            publish()
+
     file = cache.folder(name) / "checkpoint.pt"
     steps, spent = _resume(file, parts, log)
     figures: dict[str, list[float]] = {}
     saved = logged = time.monotonic()
     started = saved - spent
-    while (spent := time.monotonic() - started) < minutes * 60:
+    while (spent := ranks.mean(time.monotonic() - started)) < minutes * 60:
         for key, value in step(steps, spent / (minutes * 60)).items():
             figures.setdefault(key, []).append(value)
         steps += 1
@@ -187,11 +200,9 @@ def train(
             log(f"{name} step {steps}  {spent / 60:.1f} of {minutes:g} min  {means}  {pace:.2f} steps/s")
             figures, logged = {}, now
         if now - saved > CHECKPOINT_SECONDS:
-            _save(file, parts, steps, spent)
-            publish()
+            save()
             saved = time.monotonic()
-    _save(file, parts, steps, spent)
-    publish()
+    save()
     log(f"{name} done: {steps} steps, {spent / 60:.1f} min")
 
 

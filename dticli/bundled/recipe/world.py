@@ -18,7 +18,8 @@ SIDE = 64
 KINDS: dict[str, Callable[[Random], Scene]] = {
     "pictures": grammar.training_scene,
     "reading": lambda random: grammar.training_scene(random, grammar.READING),
-    "judging": grammar.any_scene,  # judges may know every combination: they are asked about what the model makes of it
+    # Judges may know every combination and every hand: they are asked about what the model makes of it.
+    "judging": lambda random: grammar.any_scene(random, grammar.JUDGING),
 }
 
 
