@@ -317,6 +317,8 @@ def _carry_out(given: Mapping[str, Any], name: str, out: Path | None, quiet: boo
     opened = session.open_model(first_said(layers), ())
     settings = resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
     jobs = {trial.name: _job(plan, trial, opened, given, folder) for trial in plan.trials}
+    for place in (folder / "words", folder / "trials"):
+        atomic.make_folder(place)
     atomic.require_writable([folder / "results.md"], force=True)
     _learn(list({job.target: job for job in jobs.values() if job}.values()), quiet)
     outcomes = list(_judge(plan, opened, settings, jobs, folder, quiet))

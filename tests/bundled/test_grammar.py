@@ -125,3 +125,15 @@ def test_attributes_are_swapped_among_the_negatives():
     random = Random(6)
     found = {negatives.almost(pair("beside", RED_DOG, BLUE_CAT), random) for _ in range(40)}
     assert pair("beside", Thing("dog", tint="blue"), Thing("cat", tint="red")) in found
+
+
+def test_judges_know_the_unseen_hand():
+    """Pictures for judges show subject nouns in the Noto hand, and only the pictured nouns, as those for the denoiser do."""
+    random = Random(3)
+    judged = [grammar.any_scene(random, grammar.JUDGING) for _ in range(2_000)]
+    shown = {thing.noun for scene in judged for thing in scene.things}
+    assert shown == set(words.PICTURED)
+    unseen = {scene.things[0].noun for scene in judged if scene.art_set == "noto"}
+    assert unseen >= grammar.SUBJECT_NOUNS
+    painted = {thing.noun for _ in range(2_000) for thing in grammar.training_scene(random).things}
+    assert painted == set(words.PICTURED) >= grammar.SUBJECT_NOUNS

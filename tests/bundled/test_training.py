@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dticli.bundled.recipe import cache, training
+from dticli.bundled.recipe import cache, diffusion, training
+from dticli.ranks import ALONE
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +121,31 @@ def test_a_fingerprint_changes_with_the_file(tmp_path):
     before = cache.fingerprint(file)
     file.write_bytes(b"two")
     assert cache.fingerprint(file) != before
+
+
+class Two:
+    """Two ranks as seen by the first: the other one's tensors are those it was given."""
+
+    size, first, rank = 2, True, 0
+
+    def __init__(self, other):
+        self.other = other
+
+    def mean_(self, tensors):
+        for tensor in tensors:
+            tensor += torch.cat([value.flatten() for value in self.other])
+            tensor /= 2
+
+
+def test_ranks_agree_on_their_mean():
+    """Every weight becomes the mean of both, in its own shape; one rank alone keeps its own."""
+    torch.manual_seed(0)
+    ours, theirs = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
+    training.channels_last(ours)
+    expected = [(a + b) / 2 for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)]
+    diffusion._agree(ours, Two(list(theirs.parameters())))
+    for found, wanted in zip(ours.parameters(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    diffusion._agree(ours, ALONE)
+    for found, wanted in zip(ours.parameters(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)

@@ -176,7 +176,7 @@ def train(
         parts: everything a resumed run needs, by name.
         step: (step index, progress in [0, 1]) -> figures to log; must draw from the index alone.
         publish: called beside every checkpoint, to write usable weights.
-        ranks: the processes that take the steps together; `step` makes their gradients one, and they share a clock.
+        ranks: the processes that train together; `step` keeps their weights one, and they share a clock.
     """
 
     def save() -> None:
