@@ -96,4 +96,4 @@ def test_check_and_gate_measure_both_judges(built):
     assert torch.equal(pipeline.text_encoder.get_input_embeddings().weight, rows)
     gate.run(4, 0, None, log)
     report = json.loads((cache.folder("gate") / "gate.json").read_text())
-    assert set(report["states"]) == set(report["pictures"]) == {"1", "4"}
+    assert set(report["states"]) == set(report["pictures"]) == set(report["encoder"]) == {"1", "4"}

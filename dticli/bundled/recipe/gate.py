@@ -1,20 +1,22 @@
 """Step `gate`: does a longer embedding row cost the rest of the prompt? If not, this model cannot show what DTI is for.
 
-Nothing is learned: the class word's own row is scaled. What the prompt still says is read twice: by the naming heads of
-the pretraining from the pooled text state, which takes seconds, and by judge B from sampled pictures.
+Nothing is learned: the class word's own row is scaled. What becomes of its position and of its turning in the blocks is probed
+in the encoder; what the prompt still says is read by the naming heads of the pretraining from the pooled text state, which
+takes seconds, and by judge B from sampled pictures.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 
 from dticli.bundled import judge, subjects
 
-from . import cache, check, elements, grammar, package, sampling
+from . import cache, check, elements, grammar, package, probes, sampling
 from .elements import CLASSES
 from .scenes import Scene
 from .training import Log
@@ -35,7 +37,7 @@ def run(samples: int, seed: int, model: Path | None, log: Log) -> None:
     pipeline = package.load(model)
     tower, observer = check.load_judges()
     scenes, prompts = prompts_on_subjects(samples, seed)
-    report: dict[str, dict[str, dict[str, dict[str, int]]]] = {"states": {}, "pictures": {}}
+    report: dict[str, dict[str, Any]] = {"encoder": {}, "states": {}, "pictures": {}}
 
     def note(kind: str, scale: float, named: dict[str, list[str]]) -> None:
         tallies = _tally(scenes, named)
@@ -46,12 +48,35 @@ def run(samples: int, seed: int, model: Path | None, log: Log) -> None:
         log(f"gate {kind} x{scale:g} (% right of {samples}): {line}")
         cache.write_bytes(cache.folder("gate") / "gate.json", json.dumps(report, indent=1).encode())
 
+    encoder = pipeline.text_encoder
+    slots = _slots(pipeline, scenes, prompts)
+    trained = probes.train(encoder, slots, _live(pipeline), seed)
+    for scale in SCALES:
+        with _scaled(pipeline, scale):
+            inside = probes.report(encoder, slots, trained)
+            report["encoder"][f"{scale:g}"] = inside
+            log(
+                f"gate encoder x{scale:g}: {'  '.join(f'{name} {value:.2f}' for name, value in inside.items())}"
+            )
     for scale in SCALES:
         with _scaled(pipeline, scale):
             note("states", scale, read_states(pipeline, tower, prompts))
     for scale in SCALES:
         with _scaled(pipeline, scale):
             note("pictures", scale, judge.names(observer, sampling.sample(pipeline, prompts, seed)))
+
+
+def _slots(pipeline: StableDiffusionPipeline, scenes: list[Scene], prompts: list[str]) -> probes.Slots:
+    """Where each prompt's class word stands."""
+    tokens = pipeline.tokenizer
+    ids = tokens(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    nouns = [tokens(scene.things[0].noun, add_special_tokens=False).input_ids[0] for scene in scenes]
+    return probes.Slots(ids, (ids == torch.tensor(nouns)[:, None]).int().argmax(dim=1))
+
+
+def _live(pipeline: StableDiffusionPipeline) -> torch.Tensor:
+    """Ids of rows that captions use."""
+    return pipeline.text_encoder.get_input_embeddings().weight.norm(dim=1).nonzero().flatten()
 
 
 @torch.no_grad()
