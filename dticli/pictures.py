@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dticli import atomic
-from dticli.errors import EnvironmentProblem, UsageError
+from dticli.errors import EnvironmentProblem, InputError, UsageError
 from dticli.sampler import Picture, Shot
 
 GAP = 2
@@ -42,6 +42,21 @@ def save_image(path: Path, image: Image.Image, **options: Any) -> None:
     image.save(buffer, format=kind, **options)
     atomic.make_folder(path.parent)
     atomic.write_bytes(path, buffer.getvalue())
+
+
+def read(path: Path) -> Image.Image:
+    """A picture of ours in RGB.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): expected a picture; delete it and try again"
+        ) from None
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:

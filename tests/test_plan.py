@@ -1,19 +1,24 @@
 """`dti evaluate --plan`: what a plan may say, what is done once, and what the table holds."""
 
 import json
+import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from dticli import bundled
+from dticli import bundled, jobs, session
 from dticli.bundled import judge
 from dticli.errors import InputError, UsageError
+from dticli.evaluation import measure, prompts, trials
 from dticli.evaluation import plan as plans
 from dticli.evaluation.plan import Outcome
+from dticli.settings import GenerateSettings, ModelSettings, TrainSettings
 from tests.conftest import Outcome as Ended
 
 Dti = Callable[..., Ended]
@@ -67,10 +72,9 @@ def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     assert arms["dti"]["norm"] == pytest.approx(1, abs=1e-4)
     assert arms["ti-twice"]["norm"] == pytest.approx(2, abs=1e-4)
     assert arms["dti"]["gain"]["value"] == pytest.approx(1)
-    assert arms["class-word"]["lifted"] in (None, pytest.approx(1))
     assert json.loads((out / "results.json").read_text()) == first.json
     words, trials = sorted(out.glob("words/*.safetensors")), sorted(out.glob("trials/*.json"))
-    assert (len(words), len(trials)) == (2, 4)
+    assert (len(words), len(trials), len(list(out.glob("pictures/*/*.png")))) == (2, 4, 80)
     before = [path.stat().st_mtime_ns for path in (*words, *trials)]
 
     again = dti("evaluate", "--plan", file, "--out", out, "--quiet")
@@ -96,13 +100,16 @@ def test_a_damaged_outcome_is_judged_again(dti: Dti, tmp_path: Path) -> None:
     (kept,) = out.glob("trials/*.json")
     kept.write_text("{")
     assert dti("evaluate", "--plan", file, "--out", out, "--quiet", "--json").json == first.json
-    assert plans.read_outcome(kept) is not None
+    assert plans.read_outcome(kept, plans.read(str(file)).trials[0]) is not None
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         ("subjects = []", "at least one arm"),
+        ('subjects = ["dog", "dog"]', "subjects holds one twice"),
+        ("seeds = [1, 1]", "seeds holds one twice"),
+        ("subjects = 'dog'", "subjects"),
         ('subjects = ["dgo"]', "did you mean 'dog'"),
         ("count = 0", "count = 0"),
         ("sedes = [1]", "did you mean 'seeds'"),
@@ -112,8 +119,12 @@ def test_a_damaged_outcome_is_judged_again(dti: Dti, tmp_path: Path) -> None:
         ('[arms."a b"]', "letters, digits"),
         ("[arms.a]\nlr = -1.0", "[arms.a]"),
         ('[arms.a]\nof = "b"', "expected init, dti"),
-        ('[arms.a]\nof = "init"\nlr = 0.1', "lr beside of"),
-        ("[arms.a]\nof = 1", "of beside of"),
+        ('[arms.a]\nof = "init"\nlr = 0.1', "correct lr"),
+        ("[arms.a]\nof = 1", "as texts"),
+        ('[arms.a]\nof = "init"\nmagnitude = "init"', "at most magnitude"),
+        ("[arms.init]", "not init"),
+        ("[arms.a]\nseed = 1", "[arms.a]: seed: expected in"),
+        ('[train]\nprecision = "bf16"\nphotos = "x"', "photos, precision: expected in"),
     ],
 )
 def test_a_faulty_plan_is_named(change: str, part: str, tmp_path: Path) -> None:
@@ -133,6 +144,7 @@ def test_own_subjects_lie_beside_the_plan(tmp_path: Path) -> None:
     """Photos are found beside the file; a subject without them, or without a noun, is named with all the others."""
     photos = bundled.photos("dog")[0].parent
     (tmp_path / "rex").symlink_to(photos)
+    (tmp_path / "prompts.txt").write_text("{} in the snow")
     file = tmp_path / "plan.toml"
     file.write_text('[arms.dti]\n[subjects.rex]\nphotos = "rex"\ninit = "dog"\n')
     (subject,) = plans.read(str(file)).subjects
@@ -153,11 +165,86 @@ def test_the_plans_that_come_with_dti_can_be_carried_out(name: str) -> None:
     assert plan.arms[0].name == "dti"
 
 
-def test_the_papers_plan_wants_its_photos() -> None:
-    """It is read up to the photos, which it does not come with, and names all thirty subjects."""
+def test_the_papers_plan_finds_its_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thirty subjects lie where its header has them cloned, in the present folder; those that are not there are named."""
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as raised:
         plans.read("paper")
     assert str(raised.value).count("[subjects.") == 30
+    (tmp_path / "dreambooth" / "dataset").mkdir(parents=True)
+    for name in re.findall(r"\[subjects\.(\w+)\]", str(raised.value)):
+        (tmp_path / "dreambooth" / "dataset" / name).symlink_to(bundled.photos("dog")[0].parent)
+    plan = plans.read("paper")
+    assert {subject.noun for subject in plan.subjects} >= {"dog", "cat", "vase", "stuffed animal"}
+    assert len(plan.trials) == 4 * 30
+
+
+@pytest.mark.usefixtures("strangers")
+def test_a_word_that_fails_costs_itself_alone(dti: Dti, tmp_path: Path) -> None:
+    """The others are learned, judged and written; the command says which failed and ends with its code."""
+    file, out = tmp_path / "small.toml", tmp_path / "out"
+    (tmp_path / "rex").mkdir()
+    for photo in bundled.photos("dog"):
+        (tmp_path / "rex" / photo.name).write_bytes(photo.read_bytes())
+    head = PLAN.split("[arms.dti]")[0].replace('subjects = ["dog"]\n', "")
+    arms = '[arms.dti]\n[arms.lost]\ninit = "random"\nprior = "xyzzy7"\n[arms.class-word]\nof = "init"\n'
+    file.write_text(f'{head}{arms}[subjects.rex]\nphotos = "rex"\ninit = "dog"\n')
+    outcome = dti("evaluate", "--plan", file, "--out", out, "--quiet")
+    assert outcome.code == 2, outcome.err
+    assert "lost, rex, seed 0: the model does not know" in outcome.err
+    assert "1 of the words failed" in outcome.err
+    kept = json.loads((out / "results.json").read_text())
+    assert [arm["arm"] for arm in kept["arms"]] == ["dti", "class-word"]
+    assert (kept["done"], kept["trials"], len(kept["failed"])) == (2, 3, 1)
+
+
+def marks(change: str, model: str = "m") -> tuple[str, str]:
+    """Marks of the first trial's word and pictures under a plan."""
+    name, _, text = change.partition("=")
+    lines = [line for line in PLAN.splitlines() if not line.startswith(f"{name.strip()} =")]
+    place = lines.index("[train]") + (1 if name.strip() in TrainSettings.model_fields else 0)
+    lines.insert(place, change if text else "")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.toml"
+        file.write_text("\n".join(lines))
+        plan = plans.read(str(file))
+    opened = session.open_model(dict.fromkeys(ModelSettings.model_fields) | {"model": "stickers"}, ())
+    trial = plan.trials[0]
+    own = {"token": "<dog>", "init": "dog", "seed": trial.seed} | dict(trial.subject.source)
+    job = jobs.one(opened, [trial.arm.train, plan.file.train, own], Path("word.safetensors"), None)
+    settings = GenerateSettings.model_validate(plan.file.generate)
+    return trials.word_mark(job, model), trials.pictures_mark(plan, trial, job, settings, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "word", "pictures"),
+    [
+        ("kappa = 0.5", True, True),
+        ('templates = ["the {}"]', True, True),
+        ("steps = 2", True, True),
+        ("seeds = [3]", True, True),
+        ('subjects = ["cat"]', True, True),
+        ('prompt_set = "stickers-complex"', False, True),
+        ("count = 2", False, True),
+        ('image_judge = "stickers-a"', False, False),
+        ("checkpoint_steps = 7", False, False),
+    ],
+)
+def test_marks_know_what_decides(change: str, word: bool, pictures: bool) -> None:
+    """What decides a word or its pictures gives them another name; what does not, keeps it. Other weights are other words."""
+    before, after = marks(""), marks(change)
+    assert (before[0] != after[0], before[1] != after[1]) == (word, pictures)
+    assert marks("", model="n")[0] != before[0]
+
+
+def test_a_weight_file_is_known_by_its_ends(tmp_path: Path) -> None:
+    """Another value in a file of the same size is another model."""
+    save_file({"a": torch.zeros(100_000)}, tmp_path / "w.safetensors")
+    before = trials.weights_mark(tmp_path)
+    save_file(
+        {"a": torch.zeros(100_000).index_fill(0, torch.tensor([99_999]), 1.0)}, tmp_path / "w.safetensors"
+    )
+    assert trials.weights_mark(tmp_path) != before
 
 
 @pytest.mark.parametrize(
@@ -166,6 +253,7 @@ def test_the_papers_plan_wants_its_photos() -> None:
         (("evaluate",), "expected token files and --photos, or --plan"),
         (("evaluate", "--plan", "stickers", "--count", 2), "--plan beside --count"),
         (("evaluate", "--plan", "none"), "expected paper, stickers, stickers-tuning"),
+        (("evaluate", "--plan", "stickers", "--seed", 2), "--plan beside --seed"),
     ],
 )
 def test_plan_and_files_do_not_mix(dti: Dti, command: tuple[object, ...], part: str) -> None:
@@ -175,6 +263,11 @@ def test_plan_and_files_do_not_mix(dti: Dti, command: tuple[object, ...], part: 
 
 
 BASE = Outcome("dti", "a", 0, 1.0, 0.5, 0.8, 0.2, {"noun": 1.0, "style": 0.5}, 0.5)
+
+
+def planned(*arms: plans.Arm) -> plans.Plan:
+    file = plans.PlanFile(subjects=("a", "b"), arms={}, prompt_set="stickers", count=2)
+    return plans.Plan("p", file, arms, (), prompts.read("stickers"))
 
 
 def test_the_summary_is_over_subjects() -> None:
@@ -188,25 +281,39 @@ def test_the_summary_is_over_subjects() -> None:
         replace(BASE, arm="word", alignment=1.0),
         replace(BASE, arm="word", subject="b", alignment=0.6),
     ]
-    arms = [plans.Arm("dti", {}), plans.Arm("ti", {}), plans.Arm("word", {}, of="init")]
-    file = plans.PlanFile(subjects=("a", "b"), arms={}, prompt_set="stickers", count=2)
-    plan = plans.Plan("p", file, tuple(arms), ())
+    plan = planned(plans.Arm("dti", {}), plans.Arm("ti", {}), plans.Arm("word", {}, of="init"))
     dti, ti, word = plans.summarise(plan, "m", outcomes).arms
     assert dti.alignment.value == pytest.approx((0.7 + 0.5) / 2)
-    assert ti.gain == plans.Mean(*3 * [pytest.approx(0.5)])
+    assert ti.gain == measure.Mean(*3 * [pytest.approx(0.5)])
     assert (dti.trials, ti.norm) == (3, 4.5)
     assert dti.elements == {"noun": 1.0, "style": 0.5}
     assert ti.elements == {"noun": 0.5, "style": 0.5}
-    assert (dti.leakage, word.lifted) == (0.5, pytest.approx(1))
-    assert dti.lifted == pytest.approx((0.6 - 0.2) / (0.8 - 0.2))
-    assert ti.lifted == pytest.approx((0.3 - 0.2) / (0.8 - 0.2))
+    assert dti.leakage == 0.5
+    for arm, lift in ((dti, (0.6 - 0.2) / (0.8 - 0.2)), (ti, (0.3 - 0.2) / (0.8 - 0.2)), (word, 1.0)):
+        assert arm.lifted is not None
+        assert arm.lifted.value == pytest.approx(lift)
 
 
-def test_a_ratio_to_nothing_is_none() -> None:
-    """Where the first arm fits nothing there is no ratio, and the table leaves it empty."""
-    outcomes = [replace(BASE, alignment=0.0), replace(BASE, arm="ti")]
-    file = plans.PlanFile(subjects=("a",), arms={}, prompt_set="stickers")
-    plan = plans.Plan("p", file, (plans.Arm("dti", {}), plans.Arm("ti", {})), ())
-    result = plans.summarise(plan, "m", outcomes)
-    assert result.arms[1].gain is None
+def test_what_cannot_be_said_is_left_empty() -> None:
+    """No ratio to nothing, no interval of one subject, no lift without chance."""
+    outcomes = [replace(BASE, alignment=0.0, chance=None), replace(BASE, arm="word", chance=None)]
+    result = plans.summarise(planned(plans.Arm("dti", {}), plans.Arm("word", {}, of="init")), "m", outcomes)
+    word = result.arms[1]
+    assert (word.gain, word.lifted) == (None, None)
+    assert str(word.alignment) == "0.800"
     assert "None" not in result.markdown()
+
+
+def test_chance_is_what_other_prompts_get() -> None:
+    """A judge that scores by the prompt's number: pictures of each prompt get the mean of the three after it."""
+
+    class Numbers:
+        def require(self, prompts: object, noun: str) -> None: ...
+
+        def read(self, images: object, prompt: prompts.Prompt, noun: str) -> prompts.Reading:
+            return prompts.Reading((float(prompt.template),))
+
+    five = [prompts.Prompt(str(number)) for number in range(5)]
+    expected = np.mean([(place + shift) % 5 for place in range(5) for shift in (1, 2, 3)])
+    assert measure.chance(five, [[]] * 5, "dog", Numbers()) == pytest.approx(expected)
+    assert measure.chance(five[:1], [[]], "dog", Numbers()) is None

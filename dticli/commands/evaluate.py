@@ -1,19 +1,20 @@
 """`dti evaluate`: token files and photos in, figures out; or a whole plan of methods, subjects and seeds."""
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dticli import console
-from dticli.errors import UsageError
+from dticli.errors import DtiError, Stopped, UsageError
 from dticli.options import Debug, Force, Json, Quiet, with_settings
 from dticli.settings import GenerateSettings, ModelSettings, first_said, model_layer, resolve
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from dticli.evaluation.measure import Eyes, Mean, PromptScore, Reader
@@ -104,7 +105,7 @@ def command(
         str | None,
         typer.Option(
             help="Instead of files: a TOML file with arms, subjects and seeds to learn and judge, or one that comes with dti: "
-            "stickers, paper. What is done is not done again."
+            "stickers, stickers-tuning, paper. What is done is not done again."
         ),
     ] = None,
     prompt_set: Annotated[
@@ -156,13 +157,13 @@ def command(
         return
     beside = {
         "FILES": files, "--photos": photos, "--masks": masks, "--noun": noun, "--prompt-set": prompt_set, "--count": count,
-        "--image-judge": image_judge, "--text-judge": text_judge,
+        "--image-judge": image_judge, "--text-judge": text_judge, "--seed": given["seed"],
     }  # fmt: skip
     if misplaced := [name for name, value in beside.items() if value is not None]:
         raise UsageError(
             f"--plan beside {', '.join(misplaced)}: expected these in the plan's file; leave it out"
         )
-    console.show(_carry_out(given, plan, out, quiet), as_json=json)
+    console.show(_carry_out(given, plan, out, force, quiet), as_json=json)
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _words(
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     device = models.pick_device(settings.device)
     shots = [_shots(token.name, asked, settings.seed, how.count) for token in tokens]
-    kept = [_files(out, index, each) for index, each in enumerate(shots)]
+    kept = [_files(out, str(index), each) for index, each in enumerate(shots)]
     # Before the first picture: a file in the way, or a judge that is not there, must not cost the drawing.
     atomic.require_writable([file for each in kept for file in each], force=force)
     eyes = judges.likeness(how.image_judge, device, offline=settings.offline)
@@ -234,15 +235,11 @@ def _shots(name: str, asked: "Sequence[Prompt]", seed: int, count: int) -> "tupl
     return sampler.shots([prompt.of(name) for prompt in asked], seed, count)
 
 
-def _files(out: Path | None, index: int, shots: "Sequence[Shot]") -> list[Path]:
+def _files(out: Path | None, name: str, shots: "Sequence[Shot]") -> list[Path]:
     """Where the pictures of a word are kept; empty if they are not."""
     from dticli import pictures
 
-    return (
-        [out / str(index) / pictures.file_name(place, shot) for place, shot in enumerate(shots)]
-        if out
-        else []
-    )
+    return [out / name / pictures.file_name(place, shot) for place, shot in enumerate(shots)] if out else []
 
 
 def _drawn(
@@ -276,13 +273,13 @@ def _scores(
 
     return tuple(
         measure.score(prompt, images, noun, photos, eyes, reader)
-        for prompt, images in zip(asked, _by_prompt(drawn, len(asked)), strict=True)
+        for prompt, images in zip(asked, _by_prompt([each.image for each in drawn], len(asked)), strict=True)
     )
 
 
-def _by_prompt(drawn: "Sequence[Picture]", prompts: int) -> list[list[Any]]:
-    each = len(drawn) // prompts
-    return [[picture.image for picture in drawn[at : at + each]] for at in range(0, len(drawn), each)]
+def _by_prompt(images: "Sequence[Image]", prompts: int) -> "list[Sequence[Image]]":
+    each = len(images) // prompts
+    return [images[at : at + each] for at in range(0, len(images), each)]
 
 
 def _evaluated(
@@ -306,153 +303,171 @@ def _evaluated(
 # ----------------------------------------------------------------------------- a plan
 
 
-def _carry_out(given: Mapping[str, Any], name: str, out: Path | None, quiet: bool) -> "PlanResult":
-    """Learn and judge whatever of a plan is not done yet, and write results.json and results.md."""
+def _carry_out(
+    given: Mapping[str, Any], name: str, out: Path | None, force: bool, quiet: bool
+) -> "PlanResult":
+    """Learn, draw and judge what is not there yet; results.json and results.md are written after every trial.
+
+    Raises:
+        DtiError: of the class of the first failure, after everything else was done.
+    """
     from dticli import atomic, session
     from dticli.evaluation import plan as plans
 
     plan = plans.read(name)
-    folder = out or Path(plan.name)
+    folder = out or Path(f"{plan.name}-results")
     layers = [given, plan.file.generate, {"model": plan.file.model}]
     opened = session.open_model(first_said(layers), ())
     settings = resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
-    jobs = {trial.name: _job(plan, trial, opened, given, folder) for trial in plan.trials}
-    for place in (folder / "words", folder / "trials"):
-        atomic.make_folder(place)
+    # Before anything is learned: what the judging needs must not be found missing after it.
+    scene = _scene(plan, opened, settings, folder, quiet)
+    for place in ("words", "pictures", "trials"):
+        atomic.make_folder(folder / place)
     atomic.require_writable([folder / "results.md"], force=True)
-    _learn(list({job.target: job for job in jobs.values() if job}.values()), quiet)
-    outcomes = list(_judge(plan, opened, settings, jobs, folder, quiet))
-    result = plans.summarise(plan, opened.model.label, outcomes)
-    atomic.write_bytes(folder / "results.json", console.to_json(result).encode())
-    atomic.write_bytes(folder / "results.md", result.markdown().encode())
+    jobs = {trial: _job(scene, trial, given) for trial in plan.trials}
+    failed = _learn_all(_missing(jobs, force), quiet)
+    reasons = [
+        f"{trial.name}: {failed[job.target]}" for trial, job in jobs.items() if job and job.target in failed
+    ]
+    outcomes: list[Outcome] = []
+    result = plans.summarise(plan, opened.model.label, outcomes, reasons)
+    for trial, job in jobs.items():
+        if job and job.target in failed:
+            continue
+        outcomes.append(_outcome(scene, trial, job, force))
+        result = plans.summarise(plan, opened.model.label, outcomes, reasons)
+        atomic.write_bytes(folder / "results.json", console.to_json(result).encode())
+        atomic.write_bytes(folder / "results.md", result.markdown().encode())
+    if failed:
+        first = next(iter(failed.values()))
+        raise type(first)(
+            f"{len(failed)} of the words failed; the others are in {folder / 'results.md'}: "
+            "correct the plan and give the same command"
+        )
     return result
 
 
-def _job(
-    plan: "Plan", trial: "Trial", opened: "Opened", given: Mapping[str, Any], folder: Path
-) -> "Job | None":
-    """What learns a trial's word; None for the untrained class word. Other settings or photos make another file."""
-    from dticli import jobs
+@dataclass(frozen=True)
+class _Scene:
+    """What all trials of a plan share.
 
-    source = plan.words_of(trial)
-    if source is None:
-        return None
-    own = {"token": f"<{trial.subject.name}>", "init": trial.subject.noun, "seed": trial.seed}
-    machine = {name: given[name] for name in ModelSettings.model_fields if name != "model"}
-    layers = [machine, source.arm.train, plan.file.train, own | dict(trial.subject.source)]
-    job = jobs.one(opened, layers, folder / "words" / "new.safetensors", None)
-    mark = _mark(
-        job.settings.model_dump_json(exclude={"photos", "masks", "device"}),
-        opened.model.label,
-        *(photo.fingerprint for photo in job.album.photos),
-    )
-    return replace(job, target=folder / "words" / f"{source.name}-{mark}.safetensors")
+    Attributes:
+        pipe: loads the pipeline to draw with when it is first called.
+        weights: mark of the model's.
+    """
 
-
-def _mark(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+    plan: "Plan"
+    opened: "Opened"
+    settings: GenerateSettings
+    folder: Path
+    eyes: "Eyes"
+    reader: "Reader"
+    vocabulary: "Mapping[str, Summary]"
+    pipe: "Callable[[], Any]"
+    weights: str
+    quiet: bool
 
 
-def _learn(jobs: "Sequence[Job]", quiet: bool) -> None:
-    """Learn the words that are not there yet, on one loaded model."""
-    from dticli.commands import train
-    from dticli.ranks import ALONE
+def _scene(plan: "Plan", opened: "Opened", settings: GenerateSettings, folder: Path, quiet: bool) -> _Scene:
+    from dticli import models, norms, sampler, session
+    from dticli.evaluation import judges, trials
 
-    missing = [job for job in jobs if not job.target.is_file()]
-    if not missing:
-        return
-    load = train.loader(missing[0], ALONE)
-    for place, job in enumerate(missing):
-        console.notice(f"word {place + 1} of {len(missing)}: {job.target.stem}")
-        train.learn(job, load, train.How(resume=True, force=True, quiet=quiet))
-
-
-def _judge(
-    plan: "Plan",
-    opened: "Opened",
-    settings: GenerateSettings,
-    jobs: "Mapping[str, Job | None]",
-    folder: Path,
-    quiet: bool,
-) -> "Iterator[Outcome]":
-    """The outcome of every trial; those that are kept are not judged again."""
-    from dticli import concept, models, norms, session, token_file
-    from dticli.evaluation import judges, prompts
-    from dticli.evaluation import plan as plans
-
+    if settings.scheduler and settings.scheduler not in sampler.SCHEDULERS:
+        raise UsageError(
+            f"unknown scheduler {settings.scheduler!r}: expected one of {', '.join(sampler.SCHEDULERS)}"
+        )
+    if settings.height_width:
+        models.require_multiple(settings.height_width, opened.family)
     device = models.pick_device(settings.device)
-    asked = prompts.read(plan.file.prompt_set)
     eyes = judges.likeness(plan.file.image_judge, device, offline=settings.offline)
     reader = judges.alignment(plan.file.text_judge, device, offline=settings.offline)
     for subject in plan.subjects:
-        reader.require(asked, subject.noun)
-    pipe = session.pipeline(opened, settings)
-    vocabulary = {
-        key: norms.summary(table) for key, table in concept.tables(pipe, opened.family.encoders).items()
-    }
-    for trial in plan.trials:
-        token = _token(trial, jobs[trial.name], pipe, opened, vocabulary)
-        mark = _mark(
-            *(prompt.template for prompt in asked), str(plan.file.count), plan.file.image_judge, plan.file.text_judge,
-            settings.model_dump_json(exclude={"device", "seed"}), token_file.content_hash(token), opened.model.label,
-            *(photo.fingerprint for photo in trial.subject.album.photos),
-        )  # fmt: skip
-        kept = folder / "trials" / f"{trial.name}-{mark}.json"
-        outcome = plans.read_outcome(kept)
-        if outcome is None:
-            console.notice(f"judging {trial.name}")
-            shots = _shots(token.name, asked, trial.seed * plan.file.count, plan.file.count)
-            drawn = _drawn(pipe, opened, settings, token, shots, [], quiet)
-            outcome = _outcome(trial, token, vocabulary, asked, drawn, eyes, reader)
-            plans.write_outcome(kept, outcome)
-        yield outcome
+        reader.require(plan.prompts, subject.noun)
+    keys = {encoder.component: encoder.key for encoder in opened.family.encoders}
+    tables = models.tables(opened.model)
+    vocabulary = {keys[table.encoder]: norms.summary(table) for table in tables if table.encoder in keys}
+    trials.require_magnitudes(plan.arms, vocabulary)
+    return _Scene(
+        plan, opened, settings, folder, eyes, reader, vocabulary,
+        cache(lambda: session.pipeline(opened, settings)), trials.model_mark(opened.model), quiet,
+    )  # fmt: skip
 
 
-def _token(
-    trial: "Trial", job: "Job | None", pipe: Any, opened: "Opened", vocabulary: "Mapping[str, Summary]"
-) -> "Token":
-    """A trial's word: the one that was learned, or the class word's rows, at the length the arm wants."""
-    from dticli import initial, token_file
+def _job(scene: _Scene, trial: "Trial", given: Mapping[str, Any]) -> "Job | None":
+    """What learns a trial's word; None for the untrained class word."""
+    from dticli import jobs
+    from dticli.evaluation import trials
 
-    if job:
-        token = token_file.read(job.target)
-    else:
-        rows = initial.rows(pipe, opened.family, trial.subject.noun, None, 0)
-        token = token_file.Token(
-            f"<{trial.subject.name}>", {key: each.float().cpu() for key, each in rows.items()}, {}
-        )
-    if trial.arm.magnitude is None:
-        return token
-    lengths = initial.magnitudes(token.vectors, vocabulary, trial.arm.magnitude)
-    directions = initial.directions(token.vectors)
-    return replace(token, vectors={key: lengths[key] * directions[key] for key in directions})
-
-
-def _outcome(
-    trial: "Trial",
-    token: "Token",
-    vocabulary: "Mapping[str, Summary]",
-    asked: "Sequence[Prompt]",
-    drawn: "Sequence[Picture]",
-    eyes: "Eyes",
-    reader: "Reader",
-) -> "Outcome":
-    from dticli import photos as albums
-    from dticli.evaluation import measure
-    from dticli.evaluation.plan import Outcome
-
-    noun = trial.subject.noun
-    photos = eyes.features([albums.whole(photo) for photo in trial.subject.album.photos])
-    scores = _scores(asked, noun, drawn, photos, eyes, reader)
-    lengths = [rows.norm(dim=1).mean().item() / vocabulary[key].mean for key, rows in token.vectors.items()]
-    return Outcome(
-        arm=trial.arm.name,
-        subject=trial.subject.name,
-        seed=trial.seed,
-        norm=sum(lengths) / len(lengths),
-        likeness=measure.mean([score.likeness for score in scores]).value,
-        alignment=measure.mean([score.alignment for score in scores]).value,
-        chance=measure.chance(asked, _by_prompt(drawn, len(asked)), noun, reader),
-        elements=measure.elements(scores),
-        leakage=measure.leakage(scores),
+    arm = scene.plan.source(trial)
+    if arm is None:
+        return None
+    subject = trial.subject
+    own = {"token": subject.token, "init": subject.noun, "seed": trial.seed} | dict(subject.source)
+    machine = {name: given[name] for name in ModelSettings.model_fields if name != "model"}
+    words = scene.folder / "words"
+    job = jobs.one(
+        scene.opened, [machine, arm.train, scene.plan.file.train, own], words / "word.safetensors", None
     )
+    job.captions.require_usable()
+    mark = trials.word_mark(job, scene.weights)
+    return replace(job, target=words / f"{subject.name}-{trial.seed}-{mark}.safetensors")
+
+
+def _missing(jobs: "Mapping[Trial, Job | None]", force: bool) -> "dict[Trial, Job]":
+    """Jobs whose words are not there, each once: arms may share a word."""
+    first: dict[Path, tuple[Trial, Job]] = {}
+    for trial, job in jobs.items():
+        if job:
+            first.setdefault(job.target, (trial, job))
+    return {trial: job for trial, job in first.values() if force or not job.target.is_file()}
+
+
+def _learn_all(jobs: "Mapping[Trial, Job]", quiet: bool) -> "dict[Path, DtiError]":
+    """Learn words on one loaded model; returns why some could not be."""
+    from dticli.commands import train
+    from dticli.ranks import ALONE
+
+    failed: dict[Path, DtiError] = {}
+    load = None
+    for place, (trial, job) in enumerate(jobs.items()):
+        console.notice(f"word {place + 1} of {len(jobs)}: {trial.name}")
+        load = load or train.loader(job, ALONE)
+        try:
+            train.learn(job, load, train.How(resume=True, force=True, quiet=quiet))
+        except Stopped as stopped:
+            raise Stopped("stopped; give the same command to continue", stopped.exit_code - 128) from None
+        except DtiError as error:
+            console.error(f"{trial.name}: {error}")
+            failed[job.target] = error
+            load = None  # what was tried to make it fit would stay with the next word
+    return failed
+
+
+def _outcome(scene: _Scene, trial: "Trial", job: "Job | None", force: bool) -> "Outcome":
+    """What came of a trial: kept, or else judged now, from pictures that are kept, or else drawn now."""
+    from dticli import pictures
+    from dticli.evaluation import plan as plans
+    from dticli.evaluation import trials
+
+    plan = scene.plan
+    drawn = trials.pictures_mark(plan, trial, job, scene.settings, scene.weights)
+    kept = scene.folder / "trials" / f"{trials.outcome_mark(plan, trial, drawn)}.json"
+    outcome = None if force else plans.read_outcome(kept, trial)
+    if outcome:
+        return outcome
+    console.notice(f"judging {trial.name}")
+    token = (
+        trials.learned(job, trial.arm, scene.vocabulary)
+        if job
+        else trials.at_length(
+            trials.untrained(plan, trial, scene.pipe(), scene.opened.family), trial.arm, scene.vocabulary
+        )
+    )
+    shots = _shots(token.name, plan.prompts, trial.seed * plan.file.count, plan.file.count)
+    files = _files(scene.folder / "pictures", drawn, shots)
+    if force or not all(file.is_file() for file in files):
+        _drawn(scene.pipe(), scene.opened, scene.settings, token, shots, files, scene.quiet)
+    images = _by_prompt([pictures.read(file) for file in files], len(plan.prompts))
+    outcome = trials.outcome(plan, trial, token, scene.vocabulary, images, scene.eyes, scene.reader)
+    plans.write_outcome(kept, outcome)
+    return outcome

@@ -11,6 +11,7 @@ from torch import Tensor
 from dticli.evaluation.prompts import Prompt, Reading
 
 RESAMPLES = 10_000
+SHIFTS = 3
 
 
 class Eyes(Protocol):
@@ -35,13 +36,15 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its 95 % bootstrap interval."""
+    """A mean with its 95 % bootstrap interval; one value alone has none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def __str__(self) -> str:
+        if self.low is None:
+            return f"{self.value:.3f}"
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
@@ -68,17 +71,24 @@ def mean(values: Sequence[float], seed: int = 0) -> Mean:
     Source: Efron, "Bootstrap methods: another look at the jackknife", 1979.
     """
     data = np.asarray(values, dtype=np.float64)
+    if len(data) == 1:
+        return Mean(float(data[0]), None, None)
     picks = np.random.default_rng(seed).integers(len(data), size=(RESAMPLES, len(data)))
     low, high = np.percentile(data[picks].mean(axis=1), (2.5, 97.5))
     return Mean(float(data.mean()), float(low), float(high))
 
 
 def ratio(values: Sequence[float], references: Sequence[float], seed: int = 0) -> Mean | None:
-    """Mean of `values` over mean of `references`, with a percentile bootstrap interval over pairs; None where that can be 0."""
+    """Mean of `values` over mean of `references`, with a percentile bootstrap interval over pairs.
+
+    None where the references' mean may not be above 0.
+    """
     pairs = np.asarray([values, references], dtype=np.float64)
+    if pairs.shape[1] == 1 and pairs[1, 0] > 0:
+        return Mean(float(pairs[0, 0] / pairs[1, 0]), None, None)
     picks = np.random.default_rng(seed).integers(pairs.shape[1], size=(RESAMPLES, pairs.shape[1]))
     above, below = pairs[:, picks].mean(axis=2)
-    if not below.all():
+    if not (below > 0).all():
         return None
     low, high = np.percentile(above / below, (2.5, 97.5))
     return Mean(float(pairs[0].mean() / pairs[1].mean()), float(low), float(high))
@@ -104,11 +114,16 @@ def score(
     )
 
 
-def chance(prompts: Sequence[Prompt], images: Sequence[Sequence[Image]], noun: str, reader: Reader) -> float:
-    """Mean alignment of each prompt's pictures with the prompt after it: what pictures get that were drawn for another."""
-    others = (*prompts[1:], prompts[0])
-    readings = [reader.read(drawn, other, noun) for drawn, other in zip(images, others, strict=True)]
-    return float(np.mean([np.mean(reading.scores) for reading in readings]))
+def chance(
+    prompts: Sequence[Prompt], images: Sequence[Sequence[Image]], noun: str, reader: Reader
+) -> float | None:
+    """Mean alignment of pictures with prompts they were not drawn for: the next ones of the set, up to SHIFTS of them."""
+    scores = [
+        np.mean(reader.read(drawn, prompts[(place + shift) % len(prompts)], noun).scores)
+        for shift in range(1, min(SHIFTS + 1, len(prompts)))
+        for place, drawn in enumerate(images)
+    ]
+    return float(np.mean(scores)) if scores else None
 
 
 def elements(scores: Sequence[PromptScore]) -> dict[str, float]:

@@ -1,24 +1,29 @@
 """A comparison written down: methods x subjects x seeds, what came of each trial, and what follows for the methods."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, Strict
 
-from dticli import atomic, bundled, photos, settings
+from dticli import atomic, bundled, photos, settings, token_file
 from dticli.errors import DtiError, InputError, UsageError
 from dticli.evaluation import measure, prompts
 from dticli.evaluation.measure import Mean
+from dticli.evaluation.prompts import Prompt
 from dticli.photos import Album
-from dticli.settings import GenerateSettings, Positive, Seed, Settings, TrainSettings
+from dticli.settings import GenerateSettings, ModelSettings, Positive, Settings, TrainSettings
 
 HERE = Path(__file__).parent / "plans"
 UNTRAINED = "init"
 DERIVED = frozenset({"of", "magnitude"})
+SUBJECT = frozenset({"photos", "init", "masks"})
+OWN = frozenset({"token", "photos", "masks", "seed", *ModelSettings.model_fields})
+"""Training settings that subjects, seeds and the command line decide, for all arms alike."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class PlanFile(Settings):
@@ -67,8 +72,13 @@ class Subject:
     album: Album
     source: Mapping[str, Any]
 
+    @property
+    def token(self) -> str:
+        """The word it is learned as."""
+        return f"<{self.name}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Trial:
     """One arm on one subject with one seed."""
 
@@ -78,8 +88,8 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Stem of its files."""
-        return f"{self.arm.name}-{self.subject.name}-{self.seed}"
+        """What it is called."""
+        return f"{self.arm.name}, {self.subject.name}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Plan:
     file: PlanFile
     arms: tuple[Arm, ...]
     subjects: tuple[Subject, ...]
+    prompts: tuple[Prompt, ...]
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -101,13 +112,11 @@ class Plan:
             for arm in self.arms
         )
 
-    def words_of(self, trial: Trial) -> Trial | None:
-        """The trial that learns a trial's word; None for the untrained class word."""
-        arms = {arm.name: arm for arm in self.arms}
-        arm = trial.arm
-        while arm.of and arm.of != UNTRAINED:
-            arm = arms[arm.of]
-        return None if arm.of else Trial(arm, trial.subject, trial.seed)
+    def source(self, trial: Trial) -> Arm | None:
+        """The arm that learns a trial's word; None for the untrained class word."""
+        if trial.arm.of is None:
+            return trial.arm
+        return next((arm for arm in self.arms if arm.name == trial.arm.of), None)
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ class Outcome:
     Attributes:
         norm: mean length of the word's rows, in vocabulary means.
         likeness, alignment: means over prompts.
-        chance: alignment of the same pictures with other prompts of the set.
+        chance: alignment of the same pictures with other prompts of the set; None where there is one prompt.
         elements, leakage: as in `prompts.Reading`, over all prompts.
     """
 
@@ -127,7 +136,7 @@ class Outcome:
     norm: float
     likeness: float
     alignment: float
-    chance: float
+    chance: float | None
     elements: Mapping[str, float]
     leakage: float | None
 
@@ -146,32 +155,63 @@ def read(name: str) -> Plan:
     if not path.exists():
         known = ", ".join(sorted(each.stem for each in HERE.glob("*.toml")))
         raise UsageError(f"no plan {name}: expected {known} or a TOML file; check --plan")
-    try:
-        file = settings.resolve(PlanFile, settings.read_toml(path))
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+    file = _file(path)
     arms = tuple(_arm(path, each, table) for each, table in file.arms.items())
     if not arms or not file.subjects or not file.seeds:
         raise UsageError(f"{path}: expected at least one arm, subject and seed; add them")
-    settings.require_valid(TrainSettings, file.train, f"{path} [train]")
-    settings.require_valid(GenerateSettings, file.generate, f"{path} [generate]")
-    prompts.read(file.prompt_set)
     _require_sources(path, arms)
-    return Plan(path.stem, file, arms, _subjects(path, file))
+    _require_training(file.train, f"{path} [train]")
+    settings.require_valid(GenerateSettings, file.generate, f"{path} [generate]")
+    return Plan(path.stem, file, arms, _subjects(path, file), prompts.read(file.prompt_set))
+
+
+def _file(path: Path) -> PlanFile:
+    """What the file says, other files it names beside it found there."""
+    content = settings.read_toml(path)
+    if missing := [name for name in ("arms", "subjects") if name not in content]:
+        raise UsageError(f"{path}: expected {' and '.join(missing)}, as in README; add them")
+    try:
+        file = settings.resolve(PlanFile, content)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    for name in ("seeds", "subjects"):
+        values = getattr(file, name)
+        if len(set(values)) != len(values):
+            raise UsageError(f"{path}: {name} holds one twice: expected different ones; leave it out")
+    named = ("model", "prompt_set", "image_judge", "text_judge")
+    found = {name: str(_beside(path) / str(getattr(file, name))) for name in named}
+    return file.model_copy(update={name: place for name, place in found.items() if Path(place).exists()})
+
+
+def _beside(path: Path) -> Path:
+    """What a plan's relative paths start from: its folder, or the present one for a plan of this package."""
+    return Path() if path.parent == HERE else path.parent
 
 
 def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise UsageError(f"{path}: arm {name!r}: expected letters, digits, - and _; choose another name")
-    if "of" not in table:
-        settings.require_valid(TrainSettings, table, f"{path} [arms.{name}]")
-        return Arm(name, table)
-    wrong = [key for key in table if key not in DERIVED or not isinstance(table[key], str)]
-    if wrong:
+    if not name.replace("-", "").replace("_", "").isalnum() or name == UNTRAINED:
         raise UsageError(
-            f"{path} [arms.{name}]: {', '.join(wrong)} beside of: expected magnitude at most, as texts; leave it out"
+            f"{path}: arm {name!r}: expected letters, digits, - and _, and not {UNTRAINED}; choose another name"
+        )
+    if "of" not in table:
+        _require_training(table, f"{path} [arms.{name}]")
+        return Arm(name, table)
+    wrong = [key for key in table if key not in DERIVED]
+    texts = all(isinstance(value, str) for value in table.values())
+    if wrong or not texts or table.get("magnitude") == "init":
+        raise UsageError(
+            f'{path} [arms.{name}]: an arm that takes another\'s words has of and at most magnitude, such as "mean" or '
+            f'"2x", as texts; correct {", ".join(wrong) or "them"}'
         )
     return Arm(name, {}, of=table["of"], magnitude=table.get("magnitude"))
+
+
+def _require_training(table: Mapping[str, Any], source: str) -> None:
+    settings.require_valid(TrainSettings, table, source)
+    if misplaced := sorted(OWN & set(table)):
+        raise UsageError(
+            f"{source}: {', '.join(misplaced)}: expected in the plan's subjects and seeds, or on the command line; move it"
+        )
 
 
 def _require_sources(path: Path, arms: Sequence[Arm]) -> None:
@@ -205,21 +245,17 @@ def _example(name: str) -> Subject:
 
 
 def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:
-    wrong = [
-        key
-        for key, value in table.items()
-        if key not in ("photos", "init", "masks") or not isinstance(value, str)
-    ]
-    if wrong or "photos" not in table or "init" not in table:
+    token_file.check_name(f"<{name}>")
+    wrong = [key for key, value in table.items() if key not in SUBJECT or not isinstance(value, str)]
+    if wrong or not {"photos", "init"} <= set(table):
         raise UsageError(
-            f"expected photos and init, and at most masks, as texts, got {', '.join(table) or 'nothing'}"
+            f"expected photos and init, and at most masks, as texts, got {', '.join(table) or 'nothing'}; correct it"
         )
-    folders = {
-        key: str(path.parent / value)
+    source = {
+        key: value if value == photos.ALPHA else str(_beside(path) / value)
         for key, value in table.items()
-        if key != "init" and value != photos.ALPHA
+        if key != "init"
     }
-    source = {key: value for key, value in table.items() if key != "init"} | folders
     return Subject(name, table["init"], photos.read(Path(source["photos"]), source.get("masks")), source)
 
 
@@ -231,12 +267,14 @@ def write_outcome(path: Path, outcome: Outcome) -> None:
     atomic.write_bytes(path, json.dumps(asdict(outcome), indent=1).encode())
 
 
-def read_outcome(path: Path) -> Outcome | None:
-    """A kept outcome; None if there is none or it is damaged, and the trial is to be done again."""
+def read_outcome(path: Path, trial: Trial) -> Outcome | None:
+    """The kept outcome of a trial; None if there is none or it is damaged, and the trial is to be done again."""
     try:
-        return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+        found = Outcome(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    # Arms that say the same share their files.
+    return replace(found, arm=trial.arm.name, subject=trial.subject.name)
 
 
 # ------------------------------------------------------------------------- summary
@@ -248,7 +286,8 @@ class ArmResult:
 
     Attributes:
         gain: alignment as a multiple of the first arm's, paired over subjects.
-        lifted: (alignment - chance) / (untrained word's alignment - chance); None where the plan has no such arm.
+        lifted: (alignment - chance) / (untrained word's alignment - its chance), paired over subjects; None where the plan has no
+            such arm, or its alignment may be no better than chance.
     """
 
     arm: str
@@ -257,14 +296,19 @@ class ArmResult:
     likeness: Mean
     alignment: Mean
     gain: Mean | None
-    lifted: float | None
+    lifted: Mean | None
     elements: Mapping[str, float]
     leakage: float | None
 
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What came of a plan."""
+    """What came of a plan.
+
+    Attributes:
+        done, trials: how many of its trials.
+        failed: words that could not be learned, with the reason.
+    """
 
     plan: str
     model: str
@@ -274,6 +318,9 @@ class PlanResult:
     subjects: tuple[str, ...]
     seeds: tuple[int, ...]
     pictures: int
+    done: int
+    trials: int
+    failed: tuple[str, ...]
     arms: tuple[ArmResult, ...]
     outcomes: tuple[Outcome, ...]
 
@@ -294,8 +341,10 @@ class PlanResult:
         table = [heads, ["---"] * len(heads)] + [_row(arm, names) for arm in self.arms]
         yield (
             f"{self.plan}: {self.model}, {len(self.subjects)} subjects x {len(self.seeds)} seeds, {self.pictures} pictures a "
-            f"trial, prompts {self.prompt_set}; likeness by {self.image_judge}, alignment by {self.text_judge}"
+            f"trial, prompts {self.prompt_set}; likeness by {self.image_judge}, alignment by {self.text_judge}; "
+            f"{self.done} of {self.trials} trials done"
         )
+        yield from (f"failed: {each}" for each in self.failed)
         yield ""
         yield from (f"| {' | '.join(row)} |" for row in table)
 
@@ -314,9 +363,10 @@ class PlanResult:
 
 NOTE = (
     "Norm: mean row length in vocabulary means. Likeness and alignment: means over subjects of means over seeds, with 95 % "
-    "bootstrap intervals over subjects. x: alignment as a multiple of the first arm's, paired over subjects. Lifted: "
-    "(alignment - chance) / (untrained class word's - chance), chance being the same pictures judged by other prompts of the "
-    "set. Then the share of pictures that show each element asked for, and how often one of two things shows the other's tint."
+    "bootstrap intervals over subjects, which are too narrow where subjects are few; likeness is to the photos that were learned "
+    "from. x: alignment as a multiple of the first arm's, paired over subjects. Lifted: (alignment - chance) / (untrained class "
+    "word's - its chance), chance being the same pictures judged by other prompts of the set. Then the share of pictures that "
+    "show each element asked for, and how often one of two things shows the other's tint."
 )
 
 
@@ -324,7 +374,7 @@ def _row(arm: ArmResult, names: Sequence[str]) -> list[str]:
     shares = [_share(arm.elements.get(name)) for name in names]
     return [
         arm.arm, str(arm.trials), f"{arm.norm:.2f}", str(arm.likeness), str(arm.alignment), str(arm.gain or ""),
-        _share(arm.lifted), *shares, _share(arm.leakage),
+        str(arm.lifted or ""), *shares, _share(arm.leakage),
     ]  # fmt: skip
 
 
@@ -332,10 +382,11 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def summarise(plan: Plan, model: str, outcomes: Sequence[Outcome]) -> PlanResult:
-    """Arms compared over the subjects that all of them have."""
+def summarise(plan: Plan, model: str, outcomes: Sequence[Outcome], failed: Sequence[str] = ()) -> PlanResult:
+    """Arms compared over the subjects that each has with the first one."""
     untrained = next((arm.name for arm in plan.arms if arm.of == UNTRAINED and not arm.magnitude), None)
-    arms = [arm.name for arm in plan.arms if any(each.arm == arm.name for each in outcomes)]
+    by_arm = {arm.name: [each for each in outcomes if each.arm == arm.name] for arm in plan.arms}
+    first, plain = by_arm[plan.arms[0].name], by_arm.get(untrained or "", [])
     return PlanResult(
         plan=plan.name,
         model=model,
@@ -344,47 +395,56 @@ def summarise(plan: Plan, model: str, outcomes: Sequence[Outcome]) -> PlanResult
         prompt_set=plan.file.prompt_set,
         subjects=tuple(subject.name for subject in plan.subjects),
         seeds=plan.file.seeds,
-        pictures=plan.file.count * len(prompts.read(plan.file.prompt_set)),
-        arms=tuple(_arm_result(name, arms[0], untrained, outcomes) for name in arms),
+        pictures=plan.file.count * len(plan.prompts),
+        done=len(outcomes),
+        trials=len(plan.trials),
+        failed=tuple(failed),
+        arms=tuple(_arm_result(name, own, first, plain) for name, own in by_arm.items() if own),
         outcomes=tuple(outcomes),
     )
 
 
-def _arm_result(name: str, first: str, untrained: str | None, outcomes: Sequence[Outcome]) -> ArmResult:
-    own = [each for each in outcomes if each.arm == name]
-    alignment, reference = (
-        _by_subject(own, "alignment"),
-        _by_subject([e for e in outcomes if e.arm == first], "alignment"),
-    )
-    both = [subject for subject in alignment if subject in reference]
-    plain = [each for each in outcomes if each.arm == untrained]
+def _arm_result(
+    name: str, own: Sequence[Outcome], first: Sequence[Outcome], plain: Sequence[Outcome]
+) -> ArmResult:
     known = sorted({element for each in own for element in each.elements})
     leaks = [each.leakage for each in own if each.leakage is not None]
     return ArmResult(
         arm=name,
         trials=len(own),
         norm=float(np.mean([each.norm for each in own])),
-        likeness=measure.mean(list(_by_subject(own, "likeness").values())),
-        alignment=measure.mean(list(alignment.values())),
-        gain=measure.ratio([alignment[s] for s in both], [reference[s] for s in both]),
-        lifted=_lifted(own, plain) if plain else None,
+        likeness=measure.mean(list(_by_subject(own, _likeness).values())),
+        alignment=measure.mean(list(_by_subject(own, _alignment).values())),
+        gain=_paired(_by_subject(own, _alignment), _by_subject(first, _alignment)),
+        lifted=_paired(_by_subject(own, _above_chance), _by_subject(plain, _above_chance)),
         elements={e: float(np.mean([each.elements[e] for each in own if e in each.elements])) for e in known},
         leakage=float(np.mean(leaks)) if leaks else None,
     )
 
 
-def _by_subject(outcomes: Sequence[Outcome], figure: str) -> dict[str, float]:
+def _likeness(outcome: Outcome) -> float:
+    return outcome.likeness
+
+
+def _alignment(outcome: Outcome) -> float:
+    return outcome.alignment
+
+
+def _above_chance(outcome: Outcome) -> float | None:
+    return None if outcome.chance is None else outcome.alignment - outcome.chance
+
+
+def _by_subject(outcomes: Sequence[Outcome], figure: Callable[[Outcome], float | None]) -> dict[str, float]:
     """Mean over seeds, by subject."""
-    subjects = dict.fromkeys(each.subject for each in outcomes)
-    return {
-        subject: float(np.mean([getattr(each, figure) for each in outcomes if each.subject == subject]))
-        for subject in subjects
-    }
+    found: dict[str, list[float]] = {}
+    for each in outcomes:
+        if (value := figure(each)) is not None:
+            found.setdefault(each.subject, []).append(value)
+    return {subject: float(np.mean(values)) for subject, values in found.items()}
 
 
-def _lifted(own: Sequence[Outcome], plain: Sequence[Outcome]) -> float | None:
-    def over(outcomes: Sequence[Outcome], figure: str) -> float:
-        return float(np.mean(list(_by_subject(outcomes, figure).values())))
-
-    room = over(plain, "alignment") - over(plain, "chance")
-    return (over(own, "alignment") - over(own, "chance")) / room if room > 0 else None
+def _paired(values: Mapping[str, float], references: Mapping[str, float]) -> Mean | None:
+    both = [subject for subject in values if subject in references]
+    return (
+        measure.ratio([values[each] for each in both], [references[each] for each in both]) if both else None
+    )

@@ -55,10 +55,10 @@ def complex() -> tuple[Prompt, ...]:
     for index, place in enumerate(2 * tuple(words.PLACES)):
         own, other = random.sample(tuple(words.TINTS), 2)
         behind = Background(place=place)
-        if index % 2:
+        if (index + index // len(words.PLACES)) % 2:  # each place once with two things, once with one
             pair = (Thing(_WORD, tint=own), Thing(random.choice(OTHERS), tint=other))
             scenes.append(Scene(pair, behind, "", relation=next(relations)))
-        elif index % 4:
+        elif index % 4 in (1, 2):
             worn = random.choice(tuple(words.ACCESSORIES))
             scenes.append(Scene((Thing(_WORD, tint=own, accessory=worn),), behind, ""))
         else:
@@ -131,10 +131,9 @@ def _scene(prompt: Prompt, noun: str) -> Scene:
             f"prompt {prompt.template[:60]!r} does not say what a judge of stickers should look for: expected "
             "--prompt-set stickers or stickers-complex; or choose another --text-judge"
         )
-    if noun not in elements.CLASSES["noun"]:
-        raise UsageError(
-            f"a judge of stickers does not know {noun!r}: expected a noun such as dog; name it with --noun"
-        )
+    if noun not in words.PICTURED or noun in OTHERS:
+        known = ", ".join(each for each in words.PICTURED if each not in OTHERS)
+        raise UsageError(f"a judge of stickers cannot tell {noun!r}: expected {known}; name it with --noun")
     first, *others = prompt.scene.things
     return replace(prompt.scene, things=(replace(first, noun=noun), *others))
 

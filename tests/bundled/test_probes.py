@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dticli.bundled.recipe import probes
+from dticli.bundled.recipe import probes, text_encoder
 
 LENGTH, WORDS = 8, 20
 
@@ -60,3 +60,16 @@ def test_degrees_are_those_between_states(encoder, slots):
         angles.append(2 * torch.atan2((unit_a - unit_b).norm(dim=1), (unit_a + unit_b).norm(dim=1)))
     expected = torch.stack(angles).mean().rad2deg().item()
     assert probes.report(encoder, slots, trained)["degrees a block"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_shortening_changes_no_state(encoder, slots):
+    """Rows, positions and all that blocks add are divided alike, and the last norm sees the same direction."""
+    with torch.no_grad():
+        for table in text_encoder._tables(encoder):
+            table.mul_(1000)  # far from the norm's epsilon
+        before, rows = encoder(slots.ids), encoder.get_input_embeddings().weight.clone()
+        text_encoder.shorten(encoder)
+        after = encoder(slots.ids)
+    assert torch.allclose(before.last_hidden_state, after.last_hidden_state, atol=1e-3)
+    assert torch.allclose(before.pooler_output, after.pooler_output, atol=1e-3)
+    assert torch.allclose(encoder.get_input_embeddings().weight * text_encoder.ROW_SCALE, rows)

@@ -73,14 +73,17 @@ def counts(bar: str, scene: Scene) -> bool:
 
 
 def recalls(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Recall]:
-    """Recall by bar: the judged names against what the scenes asked for."""
+    """Recall by bar: the judged names against what the scenes asked for. A relation needs both of its things."""
+    answers = [
+        elements.answers(scene, {name: seen[name][place] for name in CLASSES})
+        for place, scene in enumerate(scenes)
+    ]
     table = {}
     for bar, (least, element) in BARS.items():
         asked = [
-            found[element]
-            for place, scene in enumerate(scenes)
-            if counts(bar, scene)
-            and element in (found := elements.answers(scene, {name: seen[name][place] for name in CLASSES}))
+            found[element] and (bar != "relation" or found["noun"])
+            for scene, found in zip(scenes, answers, strict=True)
+            if counts(bar, scene) and element in found
         ]
         table[bar] = Recall(sum(asked), len(asked), least)
     return table

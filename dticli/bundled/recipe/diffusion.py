@@ -110,7 +110,10 @@ def _once(name: str, weights: Path, compute: Callable[[Path], Tensor], log: Log,
     """`compute` of every shard of pictures in float16; not computed again while the weights it rests on stay the same."""
     mark = cache.fingerprint(weights)
     sources = world.shard_files("pictures")
-    targets = [folder() / f"{name}-{mark}-{source.stem}.safetensors" for source in sources]
+    targets = [
+        folder() / f"{name}-{mark}-{cache.fingerprint(source)}-{source.stem}.safetensors"
+        for source in sources
+    ]
     for source, target in list(zip(sources, targets, strict=True))[ranks.rank :: ranks.size]:
         if not target.is_file():
             cache.write_bytes(target, save({name: compute(source).half().contiguous()}))

@@ -63,35 +63,71 @@ def named(scene: Scene) -> dict[str, str]:
 def answers(scene: Scene, seen: Mapping[str, str]) -> dict[str, bool]:
     """Whether each element a scene asks for is seen; what it merely lacks is no question.
 
-    A thing of two counts as seen at either place; their tints, and the relation, only where they belong. A scene without a
-    background asks for none.
+    Of two things, `noun` and `tint` are those of the first one mentioned, and the tint is looked for where the thing is seen;
+    `layout` is right when the second one stands where it should. A scene without a background asks for none.
     """
-    wanted, first = named(scene), scene.things[0]
-    found: dict[str, bool] = {}
-    if len(scene.things) == 2:
-        shown = (seen["noun"], seen["second noun"])
-        found["noun"] = first.noun in shown
-        found["second noun"] = scene.things[1].noun in shown
-        ordered = scene.relation == "beside" or shown == (wanted["noun"], wanted["second noun"])
-        found["layout"] = ordered and seen["layout"] == wanted["layout"]
-        asked = ["tint", "second tint"]
-    else:
-        asked = ["noun", "tint", "accessory"] + ["layout"] * (wanted["layout"] != "single")
-    asked += ["setting"] + ["style"] * bool(scene.style)
-    for element in asked:
-        if wanted[element]:
-            found[element] = seen[element] == wanted[element]
+    found = _answers_of_two(scene, seen) if len(scene.things) == 2 else _answers_of_one(scene, seen)
+    wanted = named(scene)
+    if wanted["setting"]:
+        found["setting"] = seen["setting"] == wanted["setting"]
+    if scene.style:
+        found["style"] = seen["style"] == wanted["style"]
     return found
+
+
+def _answers_of_one(scene: Scene, seen: Mapping[str, str]) -> dict[str, bool]:
+    wanted = named(scene)
+    asked = [element for element in ("noun", "tint", "accessory") if wanted[element]]
+    if wanted["layout"] != "single":
+        asked.append("layout")
+    return {element: seen[element] == wanted[element] for element in asked}
+
+
+def _answers_of_two(scene: Scene, seen: Mapping[str, str]) -> dict[str, bool]:
+    first, second = scene.things
+    shown = (seen["noun"], seen["second noun"])
+    stands = scene.relation == "beside" or shown[_PLACES[scene.relation][1]] == second.noun
+    found = {
+        "noun": first.noun in shown,
+        "second noun": second.noun in shown,
+        "layout": stands and seen["layout"] == _layout(scene),
+    }
+    if scene.relation != "beside" and scene.style != "sketch":
+        tints = _tints_seen(scene, seen)
+        for element, thing, tint in zip(("tint", "second tint"), scene.things, tints, strict=True):
+            if thing.tint:
+                found[element] = tint == thing.tint
+    return found
+
+
+_PLACES = {"left": (0, 1), "above": (0, 1), "right": (1, 0), "below": (1, 0)}
+"""Place in the order of the eye of the first thing mentioned, and of the second."""
+
+
+def _tints_seen(scene: Scene, seen: Mapping[str, str]) -> tuple[str, str]:
+    """Tint of the first thing mentioned and of the second, read where they are seen: swapped things keep their own."""
+    shown, tints = (seen["noun"], seen["second noun"]), (seen["tint"], seen["second tint"])
+    ahead, behind = _PLACES[scene.relation]
+    first, second = (thing.noun for thing in scene.things)
+    swapped = (
+        shown[ahead] != first
+        and shown[behind] != second
+        and (shown[behind] == first or shown[ahead] == second)
+    )
+    return (tints[behind], tints[ahead]) if swapped else (tints[ahead], tints[behind])
 
 
 def leaks(scene: Scene, seen: Mapping[str, str]) -> list[bool]:
     """For each of two things whose tints differ: whether it is seen in the other's tint."""
-    if len(scene.things) < 2:
+    if len(scene.things) < 2 or scene.relation == "beside" or scene.style == "sketch":
         return []
-    wanted = named(scene)
-    first, second = wanted["tint"], wanted["second tint"]
-    others = {"tint": second, "second tint": first}
-    return [seen[place] == other for place, other in others.items() if other and first != second]
+    own = [thing.tint for thing in scene.things]
+    others = own[::-1]
+    return [
+        tint == other
+        for tint, other in zip(_tints_seen(scene, seen), others, strict=True)
+        if other and own[0] != own[1]
+    ]
 
 
 def _labels(named: dict[str, str | None]) -> Labels:

@@ -45,7 +45,7 @@ def run(samples: int, seed: int, model: Path | None, log: Log) -> None:
         line = "  ".join(
             f"{element} {100 * tally.right / tally.asked:.0f}" for element, tally in tallies.items()
         )
-        log(f"gate {kind} x{scale:g} (% right of {samples}): {line}")
+        log(f"gate {kind} x{scale:g} (% right, of {samples} prompts): {line}")
         cache.write_bytes(cache.folder("gate") / "gate.json", json.dumps(report, indent=1).encode())
 
     encoder = pipeline.text_encoder

@@ -4,6 +4,7 @@ B names elements and has never seen a caption. A is the image side of the text e
 encoder that is frozen by then. Half of what they see went through the autoencoder, because all they will be asked to judge did.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def file_b() -> Path:
 
 
 @dataclass(frozen=True)
-class Album:
+class Shown:
     """What judges learn from: drawn pictures first, then as they look after the autoencoder, and what they show.
 
     `labels` (pictures, elements) and the pooled states of a caption each, (pictures, WIDTH), are those of the drawn ones.
@@ -68,12 +69,12 @@ def run(minutes: float, seed: int, log: Log) -> None:
     pictures = world.read("judging")
     labels = torch.tensor([elements.labels(scene).indices for scene in pictures.scenes])
     seen = pictures.pixels[WATCHED:]
-    album = Album(seen, _rebuilt(seen, log), labels[WATCHED:], _pooled(pictures, seed, log)[WATCHED:])
+    shown = Shown(seen, _rebuilt(seen, log), labels[WATCHED:], _pooled(pictures, seed, log)[WATCHED:])
     watched = autoencoder.to_tensor(pictures.pixels[:WATCHED])
     a, b = judge.load_a(text_encoder.judge_file()), Observer()
     a.text_namer.requires_grad_(False)  # it belongs to the frozen text encoder
     for name, file, eyes, loss in (("b", file_b(), b, _naming), ("a", file_a(), a, _matching)):
-        _train(name, file, eyes, loss, album, minutes, seed, log)
+        _train(name, file, eyes, loss, shown, minutes, seed, log)
         _report(name, eyes.eval(), watched, labels[:WATCHED], log)
 
 
@@ -82,7 +83,7 @@ def _train(
     file: Path,
     eyes: nn.Module,
     loss: Callable[[Any, Batch], Tensor],
-    album: Album,
+    shown: Shown,
     minutes: float,
     seed: int,
     log: Log,
@@ -95,7 +96,7 @@ def _train(
     def step(index: int, progress: float) -> dict[str, float]:
         for group in optimiser.param_groups:
             group["lr"] = PEAK_RATE * rate(progress)
-        found = loss(network, _batch(album, seed, index))
+        found = loss(network, _batch(shown, seed, index))
         optimiser.zero_grad(set_to_none=True)
         found.backward()
         optimiser.step()
@@ -108,19 +109,20 @@ def _train(
     train(f"judges/{name}", {"network": network, "optimiser": optimiser}, step, minutes, log, publish)
 
 
-def _batch(album: Album, seed: int, index: int) -> Batch:
+def _batch(shown: Shown, seed: int, index: int) -> Batch:
     """The batch of one step, drawn and rebuilt pictures in turn; a pure function of (seed, index)."""
     random = np.random.default_rng((seed, index))
-    source = (album.drawn, album.rebuilt)[index % 2]
+    source = (shown.drawn, shown.rebuilt)[index % 2]
     picks = random.integers(len(source), size=BATCH)
     return Batch(
-        _shifted(autoencoder.to_tensor(source[picks]), random), album.labels[picks], album.pooled[picks]
+        _shifted(autoencoder.to_tensor(source[picks]), random), shown.labels[picks], shown.pooled[picks]
     )
 
 
 def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
     """The first pictures after the autoencoder; made once."""
-    file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(autoencoder.weights())}.npz"
+    drawn = hashlib.sha256(pixels[:REBUILT].tobytes()).hexdigest()[:8]
+    file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(autoencoder.weights())}-{drawn}.npz"
     if not file.is_file():
         log("judges: passing pictures through the autoencoder")
         decoded = autoencoder.rebuild(autoencoder.load(), autoencoder.to_tensor(pixels[:REBUILT]))

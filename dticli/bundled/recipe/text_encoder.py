@@ -5,6 +5,7 @@ arXiv:2210.01936) and as a ranking of their own. Both towers also name the scene
 that alone, on captions without pictures: several times as many fit into the time, and binding and order come first.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -30,8 +31,8 @@ READING_BATCH = 32
 READING_SHARE = 0.45  # of the time: captions alone
 PEAK_RATE = 1e-3
 WEIGHT_DECAY = 0.05
-# Rows and positions are so many times as long as usual and learn as many times as fast. Else the first block adds two hundred
-# times their length, and no row, however inflated, could be felt behind it; in CLIP one is.
+# While they are trained, rows and positions are so many times as long as usual and learn as many times as fast. Else the first
+# block adds two hundred times their length, and no row, however inflated, could be felt behind it; in CLIP one is.
 ROW_SCALE = 32.0
 BRIEF = 0.15  # captions that leave the background out
 
@@ -65,7 +66,7 @@ def new_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
     )
     with torch.no_grad():
         for table in _tables(encoder):
-            table *= ROW_SCALE
+            table.mul_(ROW_SCALE)
         encoder.get_input_embeddings().weight[vocabulary.silent_ids(tokens, grammar.every_caption_word())] = 0
     return encoder
 
@@ -166,7 +167,9 @@ def _tokenizer() -> CLIPTokenizer:
 def _groups(towers: Towers) -> list[dict]:
     """Weight decay on matrices and embeddings, none on gains and biases; `pace` multiplies the learning rate."""
     tables = _tables(towers.text)
-    decayed = [value for value in towers.parameters() if value.ndim > 1 and not any(value is t for t in tables)]
+    decayed = [
+        value for value in towers.parameters() if value.ndim > 1 and not any(value is t for t in tables)
+    ]
     free = [value for value in towers.parameters() if value.ndim <= 1]
     return [
         {"params": decayed, "weight_decay": WEIGHT_DECAY, "pace": 1.0},
@@ -243,7 +246,20 @@ def naming(logits: list[Tensor], labels: Tensor) -> Tensor:
 
 
 def _publish(towers: Towers) -> None:
-    cache.write_folder(folder() / "text_encoder", towers.text.save_pretrained)
+    usual = copy.deepcopy(towers.text)
+    shorten(usual)
+    cache.write_folder(folder() / "text_encoder", usual.save_pretrained)
     cache.write_bytes(
         judge_file(), save({key: value.contiguous() for key, value in towers.judge.state_dict().items()})
     )
+
+
+@torch.no_grad()
+def shorten(encoder: CLIPTextModel) -> None:
+    """Divide all that is added to the residual stream by ROW_SCALE: layer norms see the same, and rows get a usual length."""
+    added = _tables(encoder)
+    for block in encoder.encoder.layers:
+        for layer in (block.self_attn.out_proj, block.mlp.fc2):
+            added += [layer.weight, layer.bias]
+    for value in added:
+        value.div_(ROW_SCALE)

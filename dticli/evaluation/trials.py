@@ -1,0 +1,165 @@
+"""One trial of a plan: which files are its word, its pictures and its outcome, and what the figures are.
+
+Each file's name holds a mark, a hash of everything that decides its content: what has changed is done again, the rest is not.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from dticli import initial, norms, photos, token_file
+from dticli.bundled import judge
+from dticli.evaluation import measure, stickers
+from dticli.evaluation.measure import Eyes, Reader
+from dticli.evaluation.plan import Arm, Outcome, Plan, Trial
+from dticli.families import Family
+from dticli.jobs import Job
+from dticli.models import Model
+from dticli.norms import Summary
+from dticli.settings import INCIDENTAL, GenerateSettings
+from dticli.token_file import Token
+
+SCORING = 1
+"""Another number whenever the same pictures would get other figures."""
+SAMPLE = 2**16
+"""Bytes of each weight file's ends that stand for it."""
+EASE = INCIDENTAL - {"steps"} | {"batch_size"}
+"""Settings of drawing that change speed and memory, not pictures."""
+
+
+# --------------------------------------------------------------------------- marks
+
+
+def mark(*parts: object) -> str:
+    """A short hash of parts that have a readable form."""
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:12]
+
+
+def weights_mark(place: Path) -> str:
+    """Hash of names, sizes and both ends of the weight files in a folder, or of one file."""
+    files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + content.read(SAMPLE))
+            content.seek(max(0, file.stat().st_size - SAMPLE))
+            digest.update(content.read())
+    return digest.hexdigest()[:12]
+
+
+def model_mark(model: Model) -> str:
+    """Of a model's weights; a hub model is known by its name and revision."""
+    place = Path(model.location)
+    return weights_mark(place) if place.exists() else mark(model.label)
+
+
+def judge_mark(name: str) -> str:
+    """Of a judge's weights; one of the hub is known by its name."""
+    place = judge.weights(stickers.JUDGES[name]) if name in stickers.JUDGES else Path(name)
+    return weights_mark(place) if place.exists() else mark(name)
+
+
+def word_mark(job: Job, model: str) -> str:
+    """Of all that decides what a word becomes."""
+    settings = job.settings
+    chosen = settings.model_dump(exclude={*INCIDENTAL} - {"steps"})
+    named = [Path(value) for value in (settings.init, settings.prior) if Path(value).is_file()]
+    return mark(
+        model,
+        sorted((name, value) for name, value in chosen.items()),
+        settings.templates,
+        [(photo.name, photo.fingerprint) for photo in job.album.photos],
+        sorted((str(photo), texts) for photo, texts in job.captions.texts.items()),
+        [weights_mark(path) for path in named],
+    )
+
+
+def pictures_mark(plan: Plan, trial: Trial, job: Job | None, settings: GenerateSettings, model: str) -> str:
+    """Of all that decides a trial's pictures."""
+    word = word_mark(job, model) if job else (trial.subject.noun, plan.file.train.get("pooling"))
+    drawing = settings.model_dump(exclude={*EASE, "seed"})
+    return mark(
+        model, word, trial.arm.magnitude, trial.seed, plan.file.count,
+        [prompt.template for prompt in plan.prompts], sorted(drawing.items(), key=str),
+    )  # fmt: skip
+
+
+def outcome_mark(plan: Plan, trial: Trial, drawn: str) -> str:
+    """Of all that decides a trial's figures."""
+    judges = [judge_mark(name) for name in (plan.file.image_judge, plan.file.text_judge)]
+    return mark(
+        SCORING, drawn, judges, trial.subject.noun, [prompt.scene for prompt in plan.prompts],
+        [photo.fingerprint for photo in trial.subject.album.photos],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- words
+
+
+def untrained(plan: Plan, trial: Trial, pipe: Any, family: Family) -> Token:
+    """The class word's rows, under the subject's name, read as the plan's words are."""
+    rows = initial.rows(pipe, family, trial.subject.noun, None, 0)
+    pooling = plan.file.train.get("pooling")
+    return Token(
+        trial.subject.token,
+        {key: each.float().cpu() for key, each in rows.items()},
+        {"dti.pooling": str(pooling)} if pooling else {},
+    )
+
+
+def learned(job: Job, arm: Arm, vocabulary: Mapping[str, Summary]) -> Token:
+    """The word of a job at the length the arm wants."""
+    return at_length(token_file.read(job.target), arm, vocabulary)
+
+
+def at_length(token: Token, arm: Arm, vocabulary: Mapping[str, Summary]) -> Token:
+    """The token with rows as long as the arm says; as they are where it says nothing."""
+    if arm.magnitude is None:
+        return token
+    lengths = initial.magnitudes(token.vectors, vocabulary, arm.magnitude)
+    directions = initial.directions(token.vectors)
+    return replace(token, vectors={key: lengths[key] * directions[key] for key in directions})
+
+
+def require_magnitudes(arms: Sequence[Arm], vocabulary: Mapping[str, Summary]) -> None:
+    """Raise UsageError unless every arm asks for a length that there is."""
+    for arm in arms:
+        for summary in vocabulary.values() if arm.magnitude else ():
+            norms.magnitude(summary, str(arm.magnitude))
+
+
+# -------------------------------------------------------------------------- figures
+
+
+def outcome(
+    plan: Plan,
+    trial: Trial,
+    token: Token,
+    vocabulary: Mapping[str, Summary],
+    images: Sequence[Sequence[Image]],
+    eyes: Eyes,
+    reader: Reader,
+) -> Outcome:
+    """Judge a trial's pictures, as many for each prompt."""
+    noun = trial.subject.noun
+    seen = eyes.features([photos.whole(photo) for photo in trial.subject.album.photos])
+    scores = [
+        measure.score(prompt, drawn, noun, seen, eyes, reader)
+        for prompt, drawn in zip(plan.prompts, images, strict=True)
+    ]
+    lengths = [rows.norm(dim=1).mean().item() / vocabulary[key].mean for key, rows in token.vectors.items()]
+    return Outcome(
+        arm=trial.arm.name,
+        subject=trial.subject.name,
+        seed=trial.seed,
+        norm=sum(lengths) / len(lengths),
+        likeness=measure.mean([score.likeness for score in scores]).value,
+        alignment=measure.mean([score.alignment for score in scores]).value,
+        chance=measure.chance(plan.prompts, images, noun, reader),
+        elements=measure.elements(scores),
+        leakage=measure.leakage(scores),
+    )
