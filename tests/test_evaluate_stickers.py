@@ -85,17 +85,47 @@ def test_a_picture_that_shows_all_has_full_recall(name: str) -> None:
         assert reading.leakage == (0.0 if len(scene.things) == 2 else None)
 
 
-def test_the_words_own_noun_does_not_count_for_the_fit() -> None:
-    """Another noun in an otherwise right picture: the noun's recall falls, the fit stays."""
-    prompt = stickers.simple()[0]
-    _, seen = as_drawn(prompt, "cat")
-    reading = stickers.Reader(told(seen | {"noun": "dog"})).read(images(), prompt, "cat")
-    assert (reading.scores, reading.elements["noun"]) == ((1.0, 1.0), 0.0)
+@pytest.mark.parametrize("name", SETS)
+def test_the_words_own_noun_does_not_count_for_the_fit(name: str) -> None:
+    """Another noun in an otherwise right picture: the noun's recall falls, the fit and everything else stay."""
+    for prompt in prompts.read(name):
+        scene, seen = as_drawn(prompt, "cat")
+        place = next((each for each in ("noun", "second noun") if seen.get(each) == "cat"), "noun")
+        reading = stickers.Reader(told(seen | {place: "dog"})).read(images(), prompt, "cat")
+        assert (reading.scores, reading.elements["noun"]) == ((1.0, 1.0), 0.0)
+        assert reading.leakage == (0.0 if len(scene.things) == 2 else None)
+
+
+def pairs() -> list[Prompt]:
+    return [prompt for prompt in stickers.complex() if prompt.scene and len(prompt.scene.things) == 2]
+
+
+def test_things_on_the_wrong_sides_are_one_mistake() -> None:
+    """Both things in their own tints, swapped: the relation is wrong, nothing else, and nothing leaks."""
+    for prompt in pairs():
+        _, seen = as_drawn(prompt, "cat")
+        twins = {"noun": "second noun", "tint": "second tint"}
+        swapped = seen | {a: seen[b] for a, b in twins.items()} | {b: seen[a] for a, b in twins.items()}
+        reading = stickers.Reader(told(swapped)).read(images(1), prompt, "cat")
+        assert {element for element, share in reading.elements.items() if share < 1} == {"layout"}
+        assert reading.leakage == 0.0
+
+
+def test_tints_are_those_of_the_things_mentioned() -> None:
+    """A word in the wrong tint costs `tint`, whichever side it stands on."""
+    for prompt in pairs():
+        scene, seen = as_drawn(prompt, "cat")
+        third = next(
+            tint for tint in elements.CLASSES["tint"][1:] if tint not in (seen["tint"], seen["second tint"])
+        )
+        place = "tint" if scene.relation in ("left", "above") else "second tint"
+        reading = stickers.Reader(told(seen | {place: third})).read(images(1), prompt, "cat")
+        assert {element for element, share in reading.elements.items() if share < 1} == {"tint"}
 
 
 def test_swapped_tints_leak() -> None:
     """Each of two things in the other's tint is leakage; both in a third tint is only wrong."""
-    prompt = next(prompt for prompt in stickers.complex() if prompt.scene and len(prompt.scene.things) == 2)
+    prompt = pairs()[0]
     _, seen = as_drawn(prompt, "cat")
     swapped = seen | {"tint": seen["second tint"], "second tint": seen["tint"]}
     third = next(
@@ -133,8 +163,10 @@ def test_what_a_judge_of_stickers_cannot_read_is_said() -> None:
     reader = stickers.Reader(told({}))
     with pytest.raises(UsageError, match="--prompt-set stickers"):
         reader.require([Prompt("{} in the snow")], "cat")
-    with pytest.raises(UsageError, match="does not know 'gargoyle'"):
+    with pytest.raises(UsageError, match="cannot tell 'gargoyle'"):
         reader.require(stickers.simple(), "gargoyle")
+    with pytest.raises(UsageError, match="cannot tell 'banana'"):
+        reader.require(stickers.complex(), "banana")
 
 
 def test_a_word_is_judged_without_a_hub(
