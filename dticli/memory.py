@@ -304,9 +304,13 @@ class Weights:
     def __str__(self) -> str:
         bits = "" if self.quantize == "none" else f", large matrices in {self.quantize}"
         return (
-            f"{self.total:.2f} GB in {self.precision}{bits}; on the device at once {self.at_once:.2f} GB, "
-            f"{self.low_memory:.2f} GB with --low-memory"
+            f"{_shown(self.total)} in {self.precision}{bits}; on the device at once {_shown(self.at_once)}, "
+            f"{_shown(self.low_memory)} with --low-memory"
         )
+
+
+def _shown(gigabytes: float) -> str:
+    return f"{gigabytes:.2f} GB" if gigabytes >= 1 else f"{1000 * gigabytes:.0f} MB"
 
 
 @dataclass(frozen=True)
@@ -327,7 +331,7 @@ class Memory:
 
     def lines(self) -> Iterator[str]:
         yield f"weights: {self.weights}"
-        beside = f"{self.needed:.2f} GB of weights, {self.free:.2f} GB free on {self.device}"
+        beside = f"{_shown(self.needed)} of weights, {_shown(self.free)} free on {self.device}"
         if self.needed <= self.free:
             yield f"{beside}: they fit; activations come on top, and are not known before the first step"
         elif self.options:
@@ -340,9 +344,11 @@ def estimate(model: Model, family: Family, settings: ModelSettings) -> Memory | 
     """What the weights of a training take, from the headers of their files; None where these are not safetensors.
 
     Raises:
-        ModelError, EnvironmentProblem: as `models.shapes`, or the device is not there.
+        ModelError, EnvironmentProblem: as `models.shapes`, or the device is not there, or nothing can quantise as asked.
     """
     device = models.pick_device(settings.device)
+    if settings.quantize != "none":
+        _backend(settings.quantize, device)
     index, shapes = models.index(model), models.shapes(model)
     if not _complete(shapes, family):
         return None

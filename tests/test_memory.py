@@ -384,6 +384,8 @@ def test_what_rounds_must_be_installed(monkeypatch: pytest.MonkeyPatch, train: D
     assert memory.quantization({}, family, "none", CPU, torch.float32) is None
     outcome = train("dog", "--steps", 1, "--quantize", "8bit")
     assert (outcome.code, "pip install torchao" in outcome.error) == (5, True)
+    outcome = train("dog", "--check", "--quantize", "8bit")
+    assert (outcome.code, "pip install torchao" in outcome.error) == (5, True)
 
 
 def bytes_of(pipe: Any) -> dict[str, int]:
@@ -599,3 +601,9 @@ def test_the_hub_is_asked_for_headers_only(dti: Dti, hub: Hub, tmp_path: Path) -
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     (offline,) = dti("models", "artist/tiny", "--offline", "--json").json["models"]
     assert (offline["parameters"], offline["weights"]) == ({}, [])
+
+
+@pytest.mark.parametrize(("gigabytes", "shown"), [(0.0163, "16 MB"), (0.999, "999 MB"), (1.0, "1.00 GB")])
+def test_small_models_are_weighed_in_megabytes(gigabytes: float, shown: str) -> None:
+    """Three figures or so, at any size."""
+    assert memory._shown(gigabytes) == shown

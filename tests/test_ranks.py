@@ -189,16 +189,28 @@ def test_words_of_a_file_are_those_learned_one_by_one(dti: Dti, tmp_path: Path, 
 
 
 def test_a_word_that_fails_does_not_stop_the_others(dti: Dti, tmp_path: Path, monkeypatch: Any) -> None:
-    """A file in the way costs its own word alone; the exit code is that of its error."""
-    file = subjects(tmp_path, BOTH)
+    """A start the model does not know costs its own word alone; the exit code is that of its error."""
+    file = subjects(tmp_path, BOTH.replace('init = "dog"', 'init = "xyzzy7"'))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "dog.safetensors").write_bytes(b"mine")
     outcome = dti("train", "--subjects", file, *QUICK, "--json")
     assert outcome.code == 2
     assert "1 of 2 words failed: <dog>" in outcome.err.splitlines()[-1]
     assert [word["token"] for word in outcome.json["words"]] == ["<cat>"]
-    assert (tmp_path / "dog.safetensors").read_bytes() == b"mine"
     assert row(tmp_path / "cat.safetensors").shape[0] == 1
+
+
+def test_a_file_in_the_way_is_found_before_any_word_is_learned(
+    dti: Dti, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The last word's file is there already: nothing is learned, and it is untouched; --force goes on."""
+    file = subjects(tmp_path, BOTH)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat.safetensors").write_bytes(b"mine")
+    outcome = dti("train", "--subjects", file, *QUICK)
+    assert (outcome.code, "cat.safetensors" in outcome.error) == (2, True)
+    assert not (tmp_path / "dog.safetensors").exists()
+    assert (tmp_path / "cat.safetensors").read_bytes() == b"mine"
+    assert dti("train", "--subjects", file, *QUICK, "--force").code == 0
 
 
 def test_all_words_are_checked(dti: Dti, tmp_path: Path) -> None:

@@ -220,9 +220,11 @@ def command(
         job.captions.require_usable()
     if check:
         return
+    how = How(resume=resume, force=force, quiet=quiet)
     for job in jobs:
         job.require_writable()
-    how = How(resume=resume, force=force, quiet=quiet)
+        if not resume:
+            _require_free(job, how)
     with ranks.joined(team):
         if subjects:
             _each(jobs, team, how, json)
@@ -384,25 +386,28 @@ def learn(job: "Job", load: "Load", how: How) -> Trained:
         return _result(job, prepared, loss, time.monotonic() - started, exports)
 
 
+def _require_free(job: "Job", how: How) -> None:
+    """Raise UsageError where an unfinished run or a token file is in the way, and no option says what to do with it."""
+    from dticli import atomic
+
+    if job.folder.checkpoints() and not how.force:
+        raise UsageError(
+            f"{job.folder.path} holds an unfinished run: continue it with --resume, or start again with --force"
+        )
+    atomic.require_writable([job.target], force=how.force)
+
+
 def _before(job: "Job", how: How) -> "Checkpoint | None":
     """The state to continue from, or None to begin.
 
     Raises:
-        UsageError: there is an unfinished run or a token file, and no option says what to do with it.
+        UsageError: as `_require_free`.
     """
-    from dticli import atomic
-
-    folder = job.folder
-    before = folder.newest() if how.resume else None
-    if before:
+    if how.resume and (before := job.folder.newest()):
         return before
     if how.resume:
-        console.notice(f"nothing to continue in {folder.path}: starting afresh")
-    elif folder.checkpoints() and not how.force:
-        raise UsageError(
-            f"{folder.path} holds an unfinished run: continue it with --resume, or start again with --force"
-        )
-    atomic.require_writable([job.target], force=how.force)
+        console.notice(f"nothing to continue in {job.folder.path}: starting afresh")
+    _require_free(job, how)
     return None
 
 
