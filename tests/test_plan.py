@@ -89,6 +89,9 @@ def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     third = dti("evaluate", "--plan", file, "--out", out, "--quiet", "--json")
     assert third.err.count("judging") == 1
     assert {arm["arm"]: arm for arm in third.json["arms"][:4]} == arms
+    forced = dti("evaluate", "--plan", file, "--out", out, "--quiet", "--json", "--force")
+    assert forced.json == third.json
+    assert all(path.stat().st_mtime_ns > time for path, time in zip((*words, *trials), before, strict=True))
 
 
 @pytest.mark.usefixtures("strangers")

@@ -320,12 +320,12 @@ def _carry_out(
     opened = session.open_model(first_said(layers), ())
     settings = resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
     # Before anything is learned: what the judging needs must not be found missing after it.
-    scene = _scene(plan, opened, settings, folder, quiet)
+    stage = _stage(plan, opened, settings, folder, quiet)
     for place in ("words", "pictures", "trials"):
         atomic.make_folder(folder / place)
     atomic.require_writable([folder / "results.md"], force=True)
-    jobs = {trial: _job(scene, trial, given) for trial in plan.trials}
-    failed = _learn_all(_missing(jobs, force), quiet)
+    jobs = {trial: _job(stage, trial, given) for trial in plan.trials}
+    failed = _learn_all(_missing(jobs, force), force, quiet)
     reasons = [
         f"{trial.name}: {failed[job.target]}" for trial, job in jobs.items() if job and job.target in failed
     ]
@@ -334,7 +334,7 @@ def _carry_out(
     for trial, job in jobs.items():
         if job and job.target in failed:
             continue
-        outcomes.append(_outcome(scene, trial, job, force))
+        outcomes.append(_outcome(stage, trial, job, force))
         result = plans.summarise(plan, opened.model.label, outcomes, reasons)
         atomic.write_bytes(folder / "results.json", console.to_json(result).encode())
         atomic.write_bytes(folder / "results.md", result.markdown().encode())
@@ -348,7 +348,7 @@ def _carry_out(
 
 
 @dataclass(frozen=True)
-class _Scene:
+class _Stage:
     """What all trials of a plan share.
 
     Attributes:
@@ -368,7 +368,7 @@ class _Scene:
     quiet: bool
 
 
-def _scene(plan: "Plan", opened: "Opened", settings: GenerateSettings, folder: Path, quiet: bool) -> _Scene:
+def _stage(plan: "Plan", opened: "Opened", settings: GenerateSettings, folder: Path, quiet: bool) -> _Stage:
     from dticli import models, norms, sampler, session
     from dticli.evaluation import judges, trials
 
@@ -387,29 +387,29 @@ def _scene(plan: "Plan", opened: "Opened", settings: GenerateSettings, folder: P
     tables = models.tables(opened.model)
     vocabulary = {keys[table.encoder]: norms.summary(table) for table in tables if table.encoder in keys}
     trials.require_magnitudes(plan.arms, vocabulary)
-    return _Scene(
+    return _Stage(
         plan, opened, settings, folder, eyes, reader, vocabulary,
         cache(lambda: session.pipeline(opened, settings)), trials.model_mark(opened.model), quiet,
     )  # fmt: skip
 
 
-def _job(scene: _Scene, trial: "Trial", given: Mapping[str, Any]) -> "Job | None":
+def _job(stage: _Stage, trial: "Trial", given: Mapping[str, Any]) -> "Job | None":
     """What learns a trial's word; None for the untrained class word."""
     from dticli import jobs
     from dticli.evaluation import trials
 
-    arm = scene.plan.source(trial)
+    arm = stage.plan.source(trial)
     if arm is None:
         return None
     subject = trial.subject
     own = {"token": subject.token, "init": subject.noun, "seed": trial.seed} | dict(subject.source)
     machine = {name: given[name] for name in ModelSettings.model_fields if name != "model"}
-    words = scene.folder / "words"
+    words = stage.folder / "words"
     job = jobs.one(
-        scene.opened, [machine, arm.train, scene.plan.file.train, own], words / "word.safetensors", None
+        stage.opened, [machine, arm.train, stage.plan.file.train, own], words / "word.safetensors", None
     )
     job.captions.require_usable()
-    mark = trials.word_mark(job, scene.weights)
+    mark = trials.word_mark(job, stage.weights)
     return replace(job, target=words / f"{subject.name}-{trial.seed}-{mark}.safetensors")
 
 
@@ -422,7 +422,7 @@ def _missing(jobs: "Mapping[Trial, Job | None]", force: bool) -> "dict[Trial, Jo
     return {trial: job for trial, job in first.values() if force or not job.target.is_file()}
 
 
-def _learn_all(jobs: "Mapping[Trial, Job]", quiet: bool) -> "dict[Path, DtiError]":
+def _learn_all(jobs: "Mapping[Trial, Job]", force: bool, quiet: bool) -> "dict[Path, DtiError]":
     """Learn words on one loaded model; returns why some could not be."""
     from dticli.commands import train
     from dticli.ranks import ALONE
@@ -433,7 +433,7 @@ def _learn_all(jobs: "Mapping[Trial, Job]", quiet: bool) -> "dict[Path, DtiError
         console.notice(f"word {place + 1} of {len(jobs)}: {trial.name}")
         load = load or train.loader(job, ALONE)
         try:
-            train.learn(job, load, train.How(resume=True, force=True, quiet=quiet))
+            train.learn(job, load, train.How(resume=not force, force=True, quiet=quiet))
         except Stopped as stopped:
             raise Stopped("stopped; give the same command to continue", stopped.exit_code - 128) from None
         except DtiError as error:
@@ -443,31 +443,31 @@ def _learn_all(jobs: "Mapping[Trial, Job]", quiet: bool) -> "dict[Path, DtiError
     return failed
 
 
-def _outcome(scene: _Scene, trial: "Trial", job: "Job | None", force: bool) -> "Outcome":
+def _outcome(stage: _Stage, trial: "Trial", job: "Job | None", force: bool) -> "Outcome":
     """What came of a trial: kept, or else judged now, from pictures that are kept, or else drawn now."""
     from dticli import pictures
     from dticli.evaluation import plan as plans
     from dticli.evaluation import trials
 
-    plan = scene.plan
-    drawn = trials.pictures_mark(plan, trial, job, scene.settings, scene.weights)
-    kept = scene.folder / "trials" / f"{trials.outcome_mark(plan, trial, drawn)}.json"
+    plan = stage.plan
+    drawn = trials.pictures_mark(plan, trial, job, stage.settings, stage.weights)
+    kept = stage.folder / "trials" / f"{trials.outcome_mark(plan, trial, drawn)}.json"
     outcome = None if force else plans.read_outcome(kept, trial)
     if outcome:
         return outcome
     console.notice(f"judging {trial.name}")
     token = (
-        trials.learned(job, trial.arm, scene.vocabulary)
+        trials.learned(job, trial.arm, stage.vocabulary)
         if job
         else trials.at_length(
-            trials.untrained(plan, trial, scene.pipe(), scene.opened.family), trial.arm, scene.vocabulary
+            trials.untrained(plan, trial, stage.pipe(), stage.opened.family), trial.arm, stage.vocabulary
         )
     )
     shots = _shots(token.name, plan.prompts, trial.seed * plan.file.count, plan.file.count)
-    files = _files(scene.folder / "pictures", drawn, shots)
+    files = _files(stage.folder / "pictures", drawn, shots)
     if force or not all(file.is_file() for file in files):
-        _drawn(scene.pipe(), scene.opened, scene.settings, token, shots, files, scene.quiet)
+        _drawn(stage.pipe(), stage.opened, stage.settings, token, shots, files, stage.quiet)
     images = _by_prompt([pictures.read(file) for file in files], len(plan.prompts))
-    outcome = trials.outcome(plan, trial, token, scene.vocabulary, images, scene.eyes, scene.reader)
+    outcome = trials.outcome(plan, trial, token, stage.vocabulary, images, stage.eyes, stage.reader)
     plans.write_outcome(kept, outcome)
     return outcome
