@@ -204,3 +204,15 @@ def test_a_word_is_judged_without_a_hub(
     assert "the other's tint" in lines
     failed = dti(*command, *options[2:], *drawing)
     assert (failed.code, "--prompt-set stickers" in failed.error) == (2, True)
+
+
+@pytest.mark.parametrize("name", stickers.JUDGES)
+def test_the_bundled_judges_know_each_subject_from_all_others(name: str) -> None:
+    """Photos of one example subject are more alike than those of any two, on whatever backgrounds."""
+    eyes = stickers.Eyes(stickers.load(name))
+    subjects = [subject.name for subject in bundled.subjects()]
+    features = [eyes.features([Image.open(path) for path in bundled.photos(each)]) for each in subjects]
+    others = ~torch.eye(len(features[0]), dtype=torch.bool)
+    own = [(rows @ rows.T)[others].mean().item() for rows in features]
+    between = [(a @ b.T).mean().item() for a in features for b in features if a is not b]
+    assert min(own) > max(between)
