@@ -103,13 +103,32 @@ def test_alignment_is_what_the_model_was_trained_to_say(reader: Path) -> None:
 
 
 def test_the_interval_is_scipys() -> None:
-    """Mean and percentile bootstrap against SciPy's; one value has no spread."""
+    """Mean and percentile bootstrap against SciPy's; one value has none."""
     values = np.random.default_rng(1).normal(size=40)
     ours = measure.mean(list(values))
     theirs = bootstrap((values,), np.mean, method="percentile", rng=2).confidence_interval
     assert ours.value == pytest.approx(values.mean())
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
-    assert measure.mean([0.5]) == measure.Mean(0.5, 0.5, 0.5)
+    assert measure.mean([0.5]) == measure.Mean(0.5, None, None)
+
+
+def test_the_interval_of_a_ratio_is_scipys() -> None:
+    """Pairs are drawn together; a reference that may be nothing gives none."""
+    generator = np.random.default_rng(1)
+    below = generator.uniform(0.5, 1, 30)
+    above = below * generator.normal(1.2, 0.1, 30)
+    ours = measure.ratio(list(above), list(below))
+    theirs = bootstrap(
+        (above, below),
+        lambda a, b, axis: a.mean(axis) / b.mean(axis),
+        method="percentile",
+        paired=True,
+        rng=2,
+    ).confidence_interval
+    assert ours is not None
+    assert ours.value == pytest.approx(above.mean() / below.mean())
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.005)
+    assert measure.ratio([1.0, 1.0], [0.5, 0.0]) is None
 
 
 def test_the_sets_keep_their_promise() -> None:
