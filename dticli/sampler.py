@@ -157,14 +157,19 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def require_scheduler(name: str) -> None:
+    """Raise UsageError unless there is a scheduler of this name."""
+    if name not in SCHEDULERS:
+        raise UsageError(f"unknown scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
+
+
 @contextlib.contextmanager
 def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
     """Let `pipe` sample with another scheduler while the context is open; None keeps its own."""
     if name is None:
         yield
         return
-    if name not in SCHEDULERS:
-        raise UsageError(f"unknown scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
+    require_scheduler(name)
     own = pipe.scheduler
     kind, options = SCHEDULERS[name]
     flow = own.config._class_name.startswith("FlowMatch") or own.config.get("use_flow_sigmas")

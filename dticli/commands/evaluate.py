@@ -15,7 +15,6 @@ from dticli.settings import GenerateSettings, ModelSettings, first_said, model_l
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
     from dticli.evaluation.measure import Eyes, Mean, PromptScore, Reader
     from dticli.evaluation.plan import Outcome, Plan, PlanResult, Trial
@@ -192,7 +191,7 @@ def _words(
 ) -> Evaluation:
     from dticli import atomic, models, session
     from dticli import photos as albums
-    from dticli.evaluation import judges, prompts
+    from dticli.evaluation import judges, measure, prompts
 
     asked = prompts.read(how.prompt_set)
     tokens = [session.read_token(each, offline=bool(given["offline"])) for each in files]
@@ -214,7 +213,8 @@ def _words(
     results = []
     for index, token in enumerate(tokens):
         drawn = _drawn(pipe, opened, settings, token, shots[index], kept[index], how.quiet)
-        scores = _scores(asked, nouns[index], drawn, wanted, eyes, reader)
+        images = _by_prompt([picture.image for picture in drawn], len(asked))
+        scores = measure.scores(asked, images, nouns[index], wanted, eyes, reader)
         results.append(_evaluated(files[index], token.name, nouns[index], len(drawn), scores))
     return Evaluation(opened.model.label, how.image_judge, how.text_judge, len(album.photos), tuple(results))
 
@@ -260,24 +260,8 @@ def _drawn(
     return session.draw(loaded, opened, shots, settings, files=files, every=every, quiet=quiet)
 
 
-def _scores(
-    asked: "Sequence[Prompt]",
-    noun: str,
-    drawn: "Sequence[Picture]",
-    photos: "Tensor",
-    eyes: "Eyes",
-    reader: "Reader",
-) -> "tuple[PromptScore, ...]":
-    """The figures of each prompt; `drawn` holds as many pictures of each, in order."""
-    from dticli.evaluation import measure
-
-    return tuple(
-        measure.score(prompt, images, noun, photos, eyes, reader)
-        for prompt, images in zip(asked, _by_prompt([each.image for each in drawn], len(asked)), strict=True)
-    )
-
-
 def _by_prompt(images: "Sequence[Image]", prompts: int) -> "list[Sequence[Image]]":
+    """Pictures in the order of prompts, as many for each, prompt by prompt."""
     each = len(images) // prompts
     return [images[at : at + each] for at in range(0, len(images), each)]
 
@@ -372,10 +356,8 @@ def _stage(plan: "Plan", opened: "Opened", settings: GenerateSettings, folder: P
     from dticli import models, norms, sampler, session
     from dticli.evaluation import judges, trials
 
-    if settings.scheduler and settings.scheduler not in sampler.SCHEDULERS:
-        raise UsageError(
-            f"unknown scheduler {settings.scheduler!r}: expected one of {', '.join(sampler.SCHEDULERS)}"
-        )
+    if settings.scheduler:
+        sampler.require_scheduler(settings.scheduler)
     if settings.height_width:
         models.require_multiple(settings.height_width, opened.family)
     device = models.pick_device(settings.device)

@@ -65,6 +65,16 @@ class PromptScore:
     leakage: float | None
 
 
+class Looked(Protocol):
+    """Whatever says which elements were seen, and how often they leaked: a prompt's figures, or a whole trial's."""
+
+    @property
+    def elements(self) -> Mapping[str, float]: ...
+
+    @property
+    def leakage(self) -> float | None: ...
+
+
 def mean(values: Sequence[float], seed: int = 0) -> Mean:
     """Mean of independent values, with a percentile bootstrap interval.
 
@@ -114,6 +124,21 @@ def score(
     )
 
 
+def scores(
+    prompts: Sequence[Prompt],
+    images: Sequence[Sequence[Image]],
+    noun: str,
+    photos: Tensor,
+    eyes: Eyes,
+    reader: Reader,
+) -> tuple[PromptScore, ...]:
+    """Figures of every prompt, from what was drawn for each; see `score`."""
+    return tuple(
+        score(prompt, drawn, noun, photos, eyes, reader)
+        for prompt, drawn in zip(prompts, images, strict=True)
+    )
+
+
 def chance(
     prompts: Sequence[Prompt], images: Sequence[Sequence[Image]], noun: str, reader: Reader
 ) -> float | None:
@@ -126,16 +151,16 @@ def chance(
     return float(np.mean(scores)) if scores else None
 
 
-def elements(scores: Sequence[PromptScore]) -> dict[str, float]:
-    """Share of pictures that show each element, over the prompts that ask for it."""
-    names = sorted({name for score in scores for name in score.elements})
+def elements(parts: Sequence[Looked]) -> dict[str, float]:
+    """Share of pictures that show each element, over the parts that ask for it."""
+    names = sorted({name for part in parts for name in part.elements})
     return {
-        name: float(np.mean([score.elements[name] for score in scores if name in score.elements]))
+        name: float(np.mean([part.elements[name] for part in parts if name in part.elements]))
         for name in names
     }
 
 
-def leakage(scores: Sequence[PromptScore]) -> float | None:
-    """How often one of two things shows the other's tint; None where no prompt has two."""
-    known = [score.leakage for score in scores if score.leakage is not None]
+def leakage(parts: Sequence[Looked]) -> float | None:
+    """How often one of two things shows the other's tint; None where no part has two."""
+    known = [part.leakage for part in parts if part.leakage is not None]
     return float(np.mean(known)) if known else None

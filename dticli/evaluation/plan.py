@@ -407,8 +407,6 @@ def summarise(plan: Plan, model: str, outcomes: Sequence[Outcome], failed: Seque
 def _arm_result(
     name: str, own: Sequence[Outcome], first: Sequence[Outcome], plain: Sequence[Outcome]
 ) -> ArmResult:
-    known = sorted({element for each in own for element in each.elements})
-    leaks = [each.leakage for each in own if each.leakage is not None]
     return ArmResult(
         arm=name,
         trials=len(own),
@@ -417,8 +415,8 @@ def _arm_result(
         alignment=measure.mean(list(_by_subject(own, _alignment).values())),
         gain=_paired(_by_subject(own, _alignment), _by_subject(first, _alignment)),
         lifted=_paired(_by_subject(own, _above_chance), _by_subject(plain, _above_chance)),
-        elements={e: float(np.mean([each.elements[e] for each in own if e in each.elements])) for e in known},
-        leakage=float(np.mean(leaks)) if leaks else None,
+        elements=measure.elements(own),
+        leakage=measure.leakage(own),
     )
 
 

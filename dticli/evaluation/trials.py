@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 
 from dticli import initial, norms, photos, token_file
@@ -147,18 +148,15 @@ def outcome(
     """Judge a trial's pictures, as many for each prompt."""
     noun = trial.subject.noun
     seen = eyes.features([photos.whole(photo) for photo in trial.subject.album.photos])
-    scores = [
-        measure.score(prompt, drawn, noun, seen, eyes, reader)
-        for prompt, drawn in zip(plan.prompts, images, strict=True)
-    ]
+    scores = measure.scores(plan.prompts, images, noun, seen, eyes, reader)
     lengths = [rows.norm(dim=1).mean().item() / vocabulary[key].mean for key, rows in token.vectors.items()]
     return Outcome(
         arm=trial.arm.name,
         subject=trial.subject.name,
         seed=trial.seed,
         norm=sum(lengths) / len(lengths),
-        likeness=measure.mean([score.likeness for score in scores]).value,
-        alignment=measure.mean([score.alignment for score in scores]).value,
+        likeness=float(np.mean([score.likeness for score in scores])),
+        alignment=float(np.mean([score.alignment for score in scores])),
         chance=measure.chance(plan.prompts, images, noun, reader),
         elements=measure.elements(scores),
         leakage=measure.leakage(scores),
