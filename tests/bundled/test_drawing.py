@@ -92,6 +92,48 @@ def test_a_sketch_has_no_colour(shapes):
     assert (picture.max(axis=2) - picture.min(axis=2)).max() <= 12
 
 
+@pytest.mark.parametrize(("style", "ink_of_rim"), [("cartoon", 24), ("sticker", 255)])
+def test_a_rim_runs_around_the_thing_and_nowhere_else(style, ink_of_rim, shapes):
+    """What a cartoon or a sticker changes is of the rim's one colour, and the thing keeps its own."""
+    behind = Background(colours=("teal",))
+    bare, rimmed = (
+        draw(Scene((Thing("dog", tint="red"),), behind, "flat", style=named), shapes) for named in ("", style)
+    )
+    changed = np.abs(bare - rimmed).sum(axis=2) > 0
+    solid = changed & (np.abs(bare - bare[0, 0]).sum(axis=2) == 0)
+    assert 0.02 < solid.mean() < 0.2
+    assert np.median(np.abs(rimmed[solid] - ink_of_rim)) <= 6
+    inside = np.abs(bare - bare[0, 0]).sum(axis=2) > 300
+    assert not changed[inside].any()
+
+
+def test_a_render_is_lit_from_above(shapes):
+    """Lighter than the bare thing in its upper part, darker in its lower part, with a shadow beside it."""
+    bare, lit = (
+        draw(Scene((Thing("dog"),), Background(colours=("grey",)), "flat", style=named), shapes)
+        for named in ("", "render")
+    )
+    rows = np.nonzero((np.abs(bare - bare[0, 0]).sum(axis=2) > 60).any(axis=1))[0]
+    thing = np.abs(bare - bare[0, 0]).sum(axis=2) > 60
+    upper, lower = thing.copy(), thing.copy()
+    upper[rows[0] + len(rows) // 4 :], lower[: rows[-1] - len(rows) // 4] = False, False
+    assert (lit - bare)[upper].mean() > 10
+    assert (lit - bare)[lower].mean() < -10
+    assert (lit[~thing] <= bare[~thing]).all()
+    assert (lit[~thing] < bare[~thing]).any()
+
+
+def test_an_icon_has_round_corners_on_white(shapes):
+    """Corners are white, the middle of an edge is the frame, and nothing within is touched."""
+    bare, tiled = (
+        draw(Scene((Thing("dog"),), Background(colours=("black",)), "flat", style=named), shapes)
+        for named in ("", "icon")
+    )
+    assert (tiled[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
+    assert (np.abs(tiled[0, 32] - (70, 74, 90)) <= 2).all()
+    assert (tiled[16:48, 4:60] == bare[16:48, 4:60]).all()
+
+
 @pytest.mark.parametrize("tint", words.TINTS)
 def test_a_tint_keeps_the_outline(tint):
     """Tinting changes colours, not what is transparent."""

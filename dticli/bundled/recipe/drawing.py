@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
@@ -11,10 +12,11 @@ from .art import Art
 from .scenes import Background, Scene, Thing
 
 Colour = tuple[int, int, int]
+Corner = tuple[int, int]
 Pen = ImageDraw.ImageDraw
 
 EXTENTS = {"tiny": (0.28, 0.34), "": (0.60, 0.70), "huge": (0.88, 0.96)}
-PAIRED = {"tiny": (0.22, 0.27), "": (0.42, 0.48), "huge": (0.56, 0.62)}
+PAIRED = {"tiny": (0.24, 0.28), "": (0.46, 0.50), "huge": (0.56, 0.62)}
 BY_COUNT = {2: (0.38, 0.44), 3: (0.30, 0.34), 4: (0.34, 0.40)}
 WIDEST = 0.98
 
@@ -22,9 +24,11 @@ WIDEST = 0.98
 def draw(scene: Scene, art: Art, random: Random, size: int = 64) -> Image.Image:
     """The scene as an RGB picture of `size` px."""
     picture = background(scene.background, random, size)
+    mount = _MOUNTS.get(scene.style, _bare)
     for thing, centre, extent in _layout(scene, random):
-        _paste(picture, _sticker(thing, scene.art_set, art), centre, extent)
-    return _filter(picture, scene.style)
+        small, corner = _placed(_sticker(thing, scene.art_set, art), centre, extent, size)
+        mount(picture, small, corner)
+    return _FILTERS.get(scene.style, _unfiltered)(picture)
 
 
 # ------------------------------------------------------------------ stickers
@@ -98,7 +102,7 @@ def tint(sprite: Image.Image, colour: Colour) -> Image.Image:
 
 def _dress(sprite: Image.Image, accessory: Image.Image, kind: str) -> Image.Image:
     """Put an accessory on the sprite's head, taken to be the middle of its upper edge (a bow sits lower)."""
-    width = round(sprite.width * 0.52)
+    width = round(sprite.width * 0.6)
     height = max(1, round(accessory.height * width / accessory.width))
     worn = accessory.resize((width, height), Image.Resampling.BILINEAR)
     overlap = {"bow": 0.9, "flower": 0.8}.get(kind, 0.45)
@@ -109,19 +113,60 @@ def _dress(sprite: Image.Image, accessory: Image.Image, kind: str) -> Image.Imag
     return dressed
 
 
-def _paste(picture: Image.Image, sticker: Image.Image, centre: tuple[float, float], extent: float) -> None:
-    side = picture.width
+def _placed(
+    sticker: Image.Image, centre: tuple[float, float], extent: float, side: int
+) -> tuple[Image.Image, Corner]:
+    """The sticker at its size in the picture, and its upper left corner there."""
     scale = min(extent, WIDEST) * side / max(sticker.size)
     size = (max(1, round(sticker.width * scale)), max(1, round(sticker.height * scale)))
     small = sticker.convert("RGBa").resize(
         size, Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BICUBIC
     )
-    small = small.convert("RGBA")
-    corner = [
+    x, y = (
         min(max(round(at * side - length / 2), 0), side - length)
         for at, length in zip(centre, size, strict=True)
-    ]
-    picture.paste(small, (corner[0], corner[1]), small)
+    )
+    return small.convert("RGBA"), (x, y)
+
+
+# -------------------------------------------------------------------- mounts
+# How a named style puts a sticker down. An artist's hand alone is too fine a difference at 64 px for "a cartoon of" to mean much.
+
+
+def _bare(picture: Image.Image, sticker: Image.Image, corner: Corner) -> None:
+    picture.paste(sticker, corner, sticker)
+
+
+def _rimmed(colour: Colour, picture: Image.Image, sticker: Image.Image, corner: Corner) -> None:
+    """With a rim a thirtieth of the picture wide: a cartoon's ink, or the paper a sticker is cut from."""
+    width = max(1, picture.width // 30)
+    padded = ImageOps.expand(sticker.getchannel("A"), width)
+    rim = padded.filter(ImageFilter.MaxFilter(2 * width + 1))
+    picture.paste(colour, (corner[0] - width, corner[1] - width), rim)
+    _bare(picture, sticker, corner)
+
+
+def _lit(picture: Image.Image, sticker: Image.Image, corner: Corner) -> None:
+    """Lit from above, with a soft shadow to the lower right."""
+    reach = picture.width // 12
+    shadow = ImageOps.expand(sticker.getchannel("A"), reach).filter(ImageFilter.GaussianBlur(reach / 3))
+    picture.paste(
+        (16, 16, 24), (corner[0] - reach // 2, corner[1] - reach // 2), shadow.point(lambda level: level * 2 // 3)
+    )
+    ramp = Image.linear_gradient("L").resize(sticker.size)
+    white, black = (Image.new("RGB", sticker.size, shade) for shade in ("white", "black"))
+    colours = sticker.convert("RGB")
+    lighter = Image.composite(colours, white, ramp.point(lambda level: min(255, 120 + level)))
+    lit = Image.composite(black, lighter, ramp.point(lambda level: max(0, level - 110)))
+    lit.putalpha(sticker.getchannel("A"))
+    _bare(picture, lit, corner)
+
+
+_MOUNTS: dict[str, Callable[[Image.Image, Image.Image, Corner], None]] = {
+    "cartoon": partial(_rimmed, (20, 18, 24)),
+    "sticker": partial(_rimmed, (255, 255, 255)),
+    "render": _lit,
+}
 
 
 # --------------------------------------------------------------- backgrounds
@@ -393,12 +438,19 @@ _PLACES: dict[str, Callable[[Pen, int, int, Random], None]] = {
 # ------------------------------------------------------------------- filters
 
 
-def _filter(picture: Image.Image, style: str) -> Image.Image:
-    if style == "sketch":
-        return pencil(picture)
-    if style == "pixel":
-        return pixelate(picture)
+def _unfiltered(picture: Image.Image) -> Image.Image:
     return picture
+
+
+def tile(picture: Image.Image) -> Image.Image:
+    """Framed with round corners, as an icon on a white page."""
+    side = picture.width
+    box, radius, width = (0, 0, side - 1, side - 1), side * 0.22, max(1, side // 30)
+    inside = Image.new("L", picture.size)
+    ImageDraw.Draw(inside).rounded_rectangle(box, radius, fill=255)
+    tiled = Image.composite(picture, Image.new("RGB", picture.size, "white"), inside)
+    ImageDraw.Draw(tiled).rounded_rectangle(box, radius, outline=(70, 74, 90), width=width)
+    return tiled
 
 
 def pencil(picture: Image.Image) -> Image.Image:
@@ -416,3 +468,10 @@ def pixelate(picture: Image.Image) -> Image.Image:
     """Sixteen coarse squares a side, few colours."""
     coarse = picture.resize((16, 16), Image.Resampling.BOX)
     return ImageOps.posterize(coarse, 4).resize(picture.size, Image.Resampling.NEAREST)
+
+
+_FILTERS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "icon": tile,
+    "sketch": pencil,
+    "pixel": pixelate,
+}

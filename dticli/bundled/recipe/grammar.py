@@ -61,10 +61,10 @@ class Mix:
 
     nouns: tuple[str, ...] = words.PICTURED
     rare: float = 0.0
-    plain: float = 0.45
-    pair: float = 0.22
-    count: float = 0.05
-    side: float = 0.06
+    plain: float = 0.25
+    pair: float = 0.38
+    count: float = 0.04
+    side: float = 0.05
     styled: float = 0.4
     withheld: frozenset[str] = SUBJECT_NOUNS
 
@@ -150,13 +150,13 @@ def _dressed(noun: str, random: Random, style: str) -> Thing:
         noun,
         size=random.choice(words.SIZES) if random.random() < 0.35 else "",
         tint=_tint(random, style),
-        accessory=random.choice(sorted(words.ACCESSORIES)) if random.random() < 0.45 else "",
+        accessory=random.choice(sorted(words.ACCESSORIES)) if random.random() < 0.65 else "",
     )
 
 
 def _tint(random: Random, style: str) -> str:
     """No tint in a pencil sketch: it would not be seen."""
-    return random.choice(sorted(words.TINTS)) if style != "sketch" and random.random() < 0.45 else ""
+    return random.choice(sorted(words.TINTS)) if style != "sketch" and random.random() < 0.5 else ""
 
 
 def _style_for(style: str, things: tuple[Thing, ...], mix: Mix) -> str:
