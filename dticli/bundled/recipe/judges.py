@@ -22,7 +22,7 @@ from dticli.bundled.judge import DualEncoder, Observer
 
 from . import autoencoder, cache, elements, grammar, text_encoder, world
 from .elements import CLASSES, UNKNOWN
-from .training import Log, channels_last, rate, train
+from .training import Log, accelerate, channels_last, rate, train
 
 BATCH = 64
 PEAK_RATE = 1.5e-3
@@ -125,7 +125,10 @@ def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
     file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(autoencoder.weights())}-{drawn}.npz"
     if not file.is_file():
         log("judges: passing pictures through the autoencoder")
-        decoded = autoencoder.rebuild(autoencoder.load(), autoencoder.to_tensor(pixels[:REBUILT]))
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = autoencoder.rebuild(
+                accelerate(autoencoder.load()), autoencoder.to_tensor(pixels[:REBUILT])
+            ).float()
         packed = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         cache.write(file, lambda out: np.savez(out, pixels=packed))
     with np.load(file) as packed:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -13,6 +14,7 @@ from .scenes import Background, Scene, Thing
 from .training import Log
 
 SHARD = 5_000
+SAMPLE = 50  # pictures drawn again to tell whether the rules have changed
 SIDE = 64
 
 KINDS: dict[str, Callable[[Random], Scene]] = {
@@ -32,11 +34,15 @@ class Pictures:
 
 
 def make(kind: str, count: int, seed: int, log: Log) -> None:
-    """Draw `count` pictures of a kind, resuming after the last whole shard."""
+    """Draw `count` pictures of a kind; whole shards that lie there as today's rules draw them are kept."""
     icons = art.load()
     for number in range(-(-count // SHARD)):
-        if not _file(kind, number).is_file():
-            _write(_file(kind, number), _draw(Random(f"{kind} {seed} {number}"), KINDS[kind], icons))
+        random = Random(f"{kind} {seed} {number}")
+        scenes = tuple(KINDS[kind](random) for _ in range(SHARD))
+        pixels = _pixels(scenes, icons, random)
+        first = list(islice(pixels, SAMPLE))
+        if not _lies_there(_file(kind, number), scenes, first):
+            _write(_file(kind, number), Pictures(np.stack([*first, *pixels]), scenes))
             log(f"world {kind}: {(number + 1) * SHARD} pictures")
 
 
@@ -58,9 +64,12 @@ def _file(kind: str, number: int) -> Path:
     return cache.folder("world") / f"{kind}-{number:03d}.npz"
 
 
-def _draw(random: Random, scene: Callable[[Random], Scene], icons: art.Art) -> Pictures:
-    scenes = tuple(scene(random) for _ in range(SHARD))
-    return Pictures(np.stack(list(_pixels(scenes, icons, random))), scenes)
+def _lies_there(file: Path, scenes: tuple[Scene, ...], first: list[np.ndarray]) -> bool:
+    """Whether the shard holds these scenes and begins with these pictures."""
+    if not file.is_file():
+        return False
+    kept = read_shard(file)
+    return kept.scenes == scenes and np.array_equal(kept.pixels[: len(first)], np.stack(first))
 
 
 def _pixels(scenes: tuple[Scene, ...], icons: art.Art, random: Random) -> Iterator[np.ndarray]:

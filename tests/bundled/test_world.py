@@ -1,0 +1,48 @@
+"""Drawn shards are kept for as long as the rules that drew them."""
+
+import pytest
+
+from dticli.bundled.recipe import art, cache, drawing, grammar, world
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch, shapes):
+    """Two shards of four pictures in an empty cache; a function that draws them again and names what it drew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(art, "load", lambda: shapes)
+    monkeypatch.setattr(world, "SHARD", 4)
+
+    def draw():
+        lines = []
+        world.make("pictures", 8, 0, lines.append)
+        return lines
+
+    assert len(draw()) == 2
+    return draw
+
+
+def test_whole_shards_are_kept(drawn):
+    """Nothing is drawn twice, and what is read is what was drawn."""
+    assert drawn() == []
+    pictures = world.read("pictures")
+    assert pictures.pixels.shape == (8, 64, 64, 3)
+    assert len(pictures.scenes) == 8
+
+
+def test_a_missing_shard_alone_is_drawn(drawn):
+    """The other one stays, and the drawn one is as before."""
+    before = world.read("pictures")
+    (cache.folder("world") / "pictures-000.npz").unlink()
+    assert drawn() == ["world pictures: 4 pictures"]
+    assert (world.read("pictures").pixels == before.pixels).all()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [(drawing, "EXTENTS", {"tiny": (0.2, 0.3), "": (0.4, 0.5), "huge": (0.6, 0.7)}), (grammar, "_noun", None)],
+)
+def test_changed_rules_draw_anew(drawn, monkeypatch, module, name, value):
+    """Other sizes or other scenes: pictures of before are not mixed with pictures of now."""
+    monkeypatch.setattr(module, name, value or (lambda random, mix: random.choice(("key", "drum"))))
+    assert len(drawn()) == 2
+    assert drawn() == []
