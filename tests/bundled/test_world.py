@@ -39,7 +39,10 @@ def test_a_missing_shard_alone_is_drawn(drawn):
 
 @pytest.mark.parametrize(
     ("module", "name", "value"),
-    [(drawing, "EXTENTS", {"tiny": (0.2, 0.3), "": (0.4, 0.5), "huge": (0.6, 0.7)}), (grammar, "_noun", None)],
+    [
+        (drawing, "EXTENTS", {"tiny": (0.2, 0.3), "": (0.4, 0.5), "huge": (0.6, 0.7)}),
+        (grammar, "_noun", None),
+    ],
 )
 def test_changed_rules_draw_anew(drawn, monkeypatch, module, name, value):
     """Other sizes or other scenes: pictures of before are not mixed with pictures of now."""

@@ -151,7 +151,9 @@ def _lit(picture: Image.Image, sticker: Image.Image, corner: Corner) -> None:
     reach = picture.width // 12
     shadow = ImageOps.expand(sticker.getchannel("A"), reach).filter(ImageFilter.GaussianBlur(reach / 3))
     picture.paste(
-        (16, 16, 24), (corner[0] - reach // 2, corner[1] - reach // 2), shadow.point(lambda level: level * 2 // 3)
+        (16, 16, 24),
+        (corner[0] - reach // 2, corner[1] - reach // 2),
+        shadow.point(lambda level: level * 2 // 3),
     )
     ramp = Image.linear_gradient("L").resize(sticker.size)
     white, black = (Image.new("RGB", sticker.size, shade) for shade in ("white", "black"))
