@@ -159,12 +159,15 @@ def test_own_subjects_lie_beside_the_plan(tmp_path: Path) -> None:
         plans.read(str(file))
 
 
-@pytest.mark.parametrize("name", ["stickers", "stickers-tuning"])
-def test_the_plans_that_come_with_dti_can_be_carried_out(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "role", "count"),
+    [("stickers", "reporting", 12), ("stickers-tuning", "tuning", 4), ("stickers-ablations", "reporting", 3)],
+)
+def test_the_plans_that_come_with_dti_can_be_carried_out(name: str, role: str, count: int) -> None:
     """Tuning and reporting subjects do not mix, and every arm is read."""
     plan = plans.read(name)
-    role = "tuning" if name == "stickers-tuning" else "reporting"
-    assert {s.name for s in plan.subjects} == {s.name for s in bundled.subjects() if s.role == role}
+    assert len(plan.subjects) == count
+    assert {s.name for s in plan.subjects} <= {s.name for s in bundled.subjects() if s.role == role}
     assert plan.arms[0].name == "dti"
 
 
@@ -255,7 +258,7 @@ def test_a_weight_file_is_known_by_its_ends(tmp_path: Path) -> None:
     [
         (("evaluate",), "expected token files and --photos, or --plan"),
         (("evaluate", "--plan", "stickers", "--count", 2), "--plan beside --count"),
-        (("evaluate", "--plan", "none"), "expected paper, stickers, stickers-tuning"),
+        (("evaluate", "--plan", "none"), "expected paper, stickers, stickers-ablations, stickers-tuning"),
         (("evaluate", "--plan", "stickers", "--seed", 2), "--plan beside --seed"),
     ],
 )

@@ -104,7 +104,7 @@ def command(
         str | None,
         typer.Option(
             help="Instead of files: a TOML file with arms, subjects and seeds to learn and judge, or one that comes with dti: "
-            "stickers, stickers-tuning, paper. What is done is not done again."
+            "stickers, stickers-tuning, stickers-ablations, paper. What is done is not done again."
         ),
     ] = None,
     prompt_set: Annotated[

@@ -88,7 +88,7 @@ def test_check_and_gate_measure_both_judges(built):
     log, _ = built
     check.run(4, 0, None, log)
     report = json.loads((cache.folder("check") / "check.json").read_text())
-    assert set(report["judge a"]) == set(report["judge b"]) == set(check.BARS)
+    assert set(report["judged"]["a"]) == set(report["judged"]["b"]) == set(check.BARS)
     pipeline = package.load()
     rows = pipeline.text_encoder.get_input_embeddings().weight.detach().clone()
     with gate._scaled(pipeline, 8.0):
@@ -96,4 +96,4 @@ def test_check_and_gate_measure_both_judges(built):
     assert torch.equal(pipeline.text_encoder.get_input_embeddings().weight, rows)
     gate.run(4, 0, None, log)
     report = json.loads((cache.folder("gate") / "gate.json").read_text())
-    assert set(report["states"]) == set(report["pictures"]) == set(report["encoder"]) == {"1", "4"}
+    assert set(report["states"]) == set(report["pictures"]) == set(report["encoder"]) == {"1.0", "4.0"}

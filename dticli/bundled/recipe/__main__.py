@@ -25,6 +25,7 @@ STEPS = (
     "gate",
     "check",
     "package",
+    "results",
 )
 MINUTES = {"text-encoder": 25.0, "autoencoder": 25.0, "diffusion": 600.0, "judges": 10.0}
 
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="training time of the step over all its starts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=60_000, help="world: pictures to draw of each kind")
-    parser.add_argument("--samples", type=int, default=1_000, help="gate, check: pictures to sample")
+    parser.add_argument("--samples", type=int, default=1_000, help="gate, check, results: pictures to sample")
     parser.add_argument(
         "--start", type=Path, help="autoencoder, diffusion: a folder of weights to go on from"
     )

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
+import numpy as np
+
 from dticli.bundled import judge
 from dticli.bundled.judge import DualEncoder, Observer
 
@@ -45,6 +47,27 @@ class Recall:
     def lower(self) -> float:
         """Lower end of the Wilson 95 % interval."""
         return wilson_lower(self.right, self.asked)
+
+    @property
+    def passed(self) -> bool:
+        """Whether even the lower end is no less than the bar."""
+        return self.lower >= self.bar
+
+    def line(self) -> str:
+        """Share, interval and verdict."""
+        return (
+            f"{100 * self.share:.1f} % of {self.asked}, at least {100 * self.lower:.1f} %, bar {100 * self.bar:.0f}: "
+            f"{verdict(self.passed)}"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `run` measured: the autoencoder's fidelity in dB, and by judge the recall of every bar."""
+
+    samples: int
+    psnr: float
+    judged: dict[str, dict[str, Recall]]
 
 
 def wilson_lower(right: int, asked: int, z: float = 1.959964) -> float:
@@ -96,34 +119,36 @@ def unseen(count: int, seed: int) -> tuple[list[Scene], list[str]]:
     return scenes, [grammar.caption(scene, random) for scene in scenes]
 
 
-def load_judges() -> tuple[DualEncoder, Observer]:
-    """Judges A and B of the recipe."""
-    return judge.load_a(judges.file_a()), judge.load_b(judges.file_b())
+def load_judges(model: Path | None) -> tuple[DualEncoder, Observer]:
+    """Judges A and B: those just trained for the model just trained, those of the package for any other."""
+    files = (None, None) if model else (judges.file_a(), judges.file_b())
+    return judge.load_a(files[0]), judge.load_b(files[1])
 
 
-def run(samples: int, seed: int, model: Path | None, log: Log) -> None:
+def run(samples: int, seed: int, model: Path | None, log: Log) -> Report:
     """Measure every bar, log it, and write `check.json` into the cache folder."""
     pipeline = package.load(model)
-    watched = autoencoder.to_tensor(world.read("judging").pixels[:PSNR_PICTURES])
-    loss = autoencoder.psnr(watched, autoencoder.rebuild(pipeline.vae, watched))
-    log(
-        f"check: autoencoder {loss:.2f} dB on {len(watched)} pictures, bar {PSNR_BAR:g}: {_verdict(loss >= PSNR_BAR)}"
-    )
     scenes, prompts = unseen(samples, seed)
+    drawn = autoencoder.to_tensor(np.stack(world.draw(scenes[:PSNR_PICTURES], seed)))
+    psnr = autoencoder.psnr(drawn, autoencoder.rebuild(pipeline.vae, drawn))
+    log(
+        f"check: autoencoder {psnr:.2f} dB on {len(drawn)} pictures, bar {PSNR_BAR:g}: {verdict(psnr >= PSNR_BAR)}"
+    )
     pictures = sampling.sample(pipeline, prompts, seed)
-    report: dict[str, object] = {"psnr": loss, "samples": samples}
-    tower, observer = load_judges()
-    for name, seen in (("a", judge.names(tower, pictures)), ("b", judge.names(observer, pictures))):
-        table = recalls(scenes, seen)
-        report[f"judge {name}"] = {bar: asdict(recall) for bar, recall in table.items()}
+    tower, observer = load_judges(model)
+    judged = {
+        "a": recalls(scenes, judge.names(tower, pictures)),
+        "b": recalls(scenes, judge.names(observer, pictures)),
+    }
+    for name, table in judged.items():
         for bar, recall in table.items():
-            log(
-                f"check: judge {name}: {bar} {100 * recall.share:.1f} % of {recall.asked}, at least {100 * recall.lower:.1f} %, "
-                f"bar {100 * recall.bar:.0f}: {_verdict(recall.lower >= recall.bar)}"
-            )
-    cache.write_bytes(cache.folder("check") / "check.json", json.dumps(report, indent=1).encode())
+            log(f"check: judge {name}: {bar} {recall.line()}")
+    report = Report(samples, psnr, judged)
+    cache.write_bytes(cache.folder("check") / "check.json", json.dumps(asdict(report), indent=1).encode())
     sampling.save_sheet(pictures[:100], cache.folder("check") / "sheet.png")
+    return report
 
 
-def _verdict(passed: bool) -> str:
+def verdict(passed: bool) -> str:
+    """In a word."""
     return "passed" if passed else "FAILED"

@@ -9,7 +9,6 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -22,6 +21,8 @@ from .scenes import Scene
 from .training import Log
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+WATCHED = (8.0, 16.0)
+LEAST_LOSS = 0.10
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,52 @@ class Tally:
     asked: int
 
 
-def run(samples: int, seed: int, model: Path | None, log: Log) -> None:
+@dataclass(frozen=True)
+class Report:
+    """By scale: the encoder's probes, and what the states and the pictures still tell of each element."""
+
+    samples: int
+    encoder: dict[float, dict[str, float]]
+    states: dict[float, dict[str, Tally]]
+    pictures: dict[float, dict[str, Tally]]
+
+    def others(self, scale: float) -> float:
+        """Share of right answers in pictures over all elements but the subject itself, at a scale."""
+        tallies = [tally for element, tally in self.pictures[scale].items() if element != "noun"]
+        return sum(tally.right for tally in tallies) / sum(tally.asked for tally in tallies)
+
+    @property
+    def passed(self) -> bool:
+        """Whether at one of WATCHED the others lose LEAST_LOSS while the subject is still seen half as often."""
+        seen = {scale: tallies["noun"].right for scale, tallies in self.pictures.items()}
+        return any(
+            self.others(1.0) - self.others(scale) >= LEAST_LOSS and 2 * seen[scale] >= seen[1.0]
+            for scale in WATCHED
+            if scale in seen
+        )
+
+
+def run(samples: int, seed: int, model: Path | None, log: Log) -> Report:
     """Sample the same prompts and noises at every scale; log and write `gate.json`."""
     pipeline = package.load(model)
-    tower, observer = check.load_judges()
+    tower, observer = check.load_judges(model)
     scenes, prompts = prompts_on_subjects(samples, seed)
-    report: dict[str, dict[str, Any]] = {"encoder": {}, "states": {}, "pictures": {}}
+    report = Report(samples, {}, {}, {})
 
     def note(kind: str, scale: float, named: dict[str, list[str]]) -> None:
-        tallies = _tally(scenes, named)
-        report[kind][f"{scale:g}"] = {element: asdict(tally) for element, tally in tallies.items()}
+        tallies = getattr(report, kind)[scale] = _tally(scenes, named)
         line = "  ".join(
             f"{element} {100 * tally.right / tally.asked:.0f}" for element, tally in tallies.items()
         )
         log(f"gate {kind} x{scale:g} (% right, of {samples} prompts): {line}")
-        cache.write_bytes(cache.folder("gate") / "gate.json", json.dumps(report, indent=1).encode())
+        cache.write_bytes(cache.folder("gate") / "gate.json", json.dumps(asdict(report), indent=1).encode())
 
     encoder = pipeline.text_encoder
     slots = _slots(pipeline, scenes, prompts)
     trained = probes.train(encoder, slots, _live(pipeline), seed)
     for scale in SCALES:
         with _scaled(pipeline, scale):
-            inside = probes.report(encoder, slots, trained)
-            report["encoder"][f"{scale:g}"] = inside
+            inside = report.encoder[scale] = probes.report(encoder, slots, trained)
             log(
                 f"gate encoder x{scale:g}: {'  '.join(f'{name} {value:.2f}' for name, value in inside.items())}"
             )
@@ -64,6 +88,8 @@ def run(samples: int, seed: int, model: Path | None, log: Log) -> None:
     for scale in SCALES:
         with _scaled(pipeline, scale):
             note("pictures", scale, judge.names(observer, sampling.sample(pipeline, prompts, seed)))
+    log(f"gate: {check.verdict(report.passed)}")
+    return report
 
 
 def _slots(pipeline: StableDiffusionPipeline, scenes: list[Scene], prompts: list[str]) -> probes.Slots:

@@ -92,6 +92,12 @@ def _package(arguments: argparse.Namespace, log: Log) -> None:
     package.ship(log)
 
 
+def _results(arguments: argparse.Namespace, log: Log) -> None:
+    from . import results
+
+    results.run(arguments.samples, arguments.seed, log)
+
+
 def _minutes(arguments: argparse.Namespace) -> float:
     from .__main__ import MINUTES
 
@@ -110,4 +116,5 @@ _STEPS: dict[str, Callable[[argparse.Namespace, Log], None]] = {
     "gate": _gate,
     "check": _check,
     "package": _package,
+    "results": _results,
 }

@@ -1,7 +1,7 @@
 """Step `world`: draw pictures with their full annotation, in shards, each whole or absent."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -46,6 +46,11 @@ def make(kind: str, count: int, seed: int, log: Log) -> None:
             log(f"world {kind}: {(number + 1) * SHARD} pictures")
 
 
+def draw(scenes: Sequence[Scene], seed: int) -> list[np.ndarray]:
+    """The scenes as (64, 64, 3) uint8 pictures."""
+    return list(_pixels(scenes, art.load(), Random(f"scenes {seed}")))
+
+
 def read(kind: str) -> Pictures:
     """All drawn pictures of a kind."""
     shards = [read_shard(file) for file in shard_files(kind)]
@@ -72,7 +77,7 @@ def _lies_there(file: Path, scenes: tuple[Scene, ...], first: list[np.ndarray]) 
     return kept.scenes == scenes and np.array_equal(kept.pixels[: len(first)], np.stack(first))
 
 
-def _pixels(scenes: tuple[Scene, ...], icons: art.Art, random: Random) -> Iterator[np.ndarray]:
+def _pixels(scenes: Sequence[Scene], icons: art.Art, random: Random) -> Iterator[np.ndarray]:
     for scene in scenes:
         yield np.asarray(drawing.draw(scene, icons, random, SIDE))
 

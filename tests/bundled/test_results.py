@@ -1,0 +1,95 @@
+"""The page of results says what was measured, and the gate opens on harm alone."""
+
+import pytest
+
+from dticli.bundled.recipe import cache, check, gate, results
+from dticli.bundled.recipe.check import Recall
+from dticli.bundled.recipe.gate import Tally
+from dticli.errors import DtiError
+
+
+def gated(nouns, others):
+    """A gate of 100 prompts, right answers by scale 1, 8 and 16."""
+    scales = (1.0, 8.0, 16.0)
+    inside = {"position": 1.0, "position in states": 0.5, "degrees a block": 19.04}
+    pictures = {
+        scale: {"noun": Tally(noun, 100), "setting": Tally(other, 100)}
+        for scale, noun, other in zip(scales, nouns, others, strict=True)
+    }
+    return gate.Report(100, {scale: inside for scale in scales}, {}, pictures)
+
+
+@pytest.mark.parametrize(
+    ("nouns", "others", "passed"),
+    [
+        ((80, 60, 20), (90, 79, 70), True),
+        ((80, 30, 20), (90, 79, 70), False),
+        ((80, 60, 20), (90, 81, 70), False),
+        ((80, 60, 60), (90, 85, 79), True),
+        ((80, 90, 90), (90, 95, 95), False),
+    ],
+)
+def test_the_gate_opens_on_harm_to_others_while_the_noun_is_seen(nouns, others, passed):
+    """Ten points of the other elements must go, at 8x or 16x, where the noun is still seen half as often."""
+    assert gated(nouns, others).passed is passed
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """An empty cache and folder, and measurements that count how often they are made."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    table = {bar: Recall(90, 100, least) for bar, (least, _) in check.BARS.items()}
+
+    def checking(*given):
+        calls.append("check")
+        return check.Report(given[0], 26.4, {"a": table, "b": table})
+
+    def gating(*given):
+        calls.append("gate")
+        return gated((80, 60, 20), (90, 79, 70))
+
+    monkeypatch.setattr(check, "run", checking)
+    monkeypatch.setattr(gate, "run", gating)
+    return calls
+
+
+def carried_out(plan):
+    out = cache.folder("results") / plan
+    out.mkdir()
+    (out / "results.md").write_text(f"table of {plan}\n")
+    return 0
+
+
+def test_the_page_holds_every_measurement_and_none_is_made_twice(measured, monkeypatch, tmp_path):
+    """Bars with verdicts by the lower end, the curve, a section a plan; a second call measures nothing."""
+    ran = []
+
+    def run(command, **_):
+        ran.append(command[command.index("--plan") + 1])
+        code = carried_out(ran[-1]) if len(ran) <= len(results.PLANS) else 0
+        return results.subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(results.subprocess, "run", run)
+    lines = []
+    results.run(300, 0, lines.append)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "| noun | 80% | 90.0% (82.6%) passed | 90.0% (82.6%) passed | 100 |" in page
+    assert "| background | 90% | 90.0% (82.6%) FAILED" in page
+    assert "26.40 dB on 300 such pictures (bar 27: FAILED)" in page
+    assert "| 8x | 79% | 60% | 79% | 100% | 50% | 19.0 |" in page
+    assert all(f"## Plan `{plan}`\n\ntable of {plan}\n" in page for plan in results.PLANS)
+    results.run(300, 0, lines.append)
+    assert (tmp_path / "RESULTS.md").read_text() == page
+    assert measured == ["check", "gate"]
+
+
+def test_a_plan_that_failed_writes_no_page(measured, monkeypatch, tmp_path):
+    """Half a result is none."""
+    monkeypatch.setattr(
+        results.subprocess, "run", lambda command, **_: results.subprocess.CompletedProcess(command, 5)
+    )
+    with pytest.raises(DtiError, match="exit code 5"):
+        results.run(300, 0, print)
+    assert not (tmp_path / "RESULTS.md").exists()
