@@ -80,7 +80,7 @@ def _lines(checked: check.Report, gated: gate.Report, claims: Mapping[str, str])
 def _bars(checked: check.Report) -> Iterator[str]:
     yield (
         f"{checked.samples} prompts, each a combination of noun, style, setting and relation that no training picture shows. "
-        "Share of pictures that show what was asked, in brackets the lower end of its 95 % Wilson interval: a bar passes by that. "
+        "Share of pictures that show what was asked, in brackets the lower end of its 95 % Wilson interval, which passes or not. "
         f"The autoencoder reaches {checked.psnr:.2f} dB on {min(checked.samples, check.PSNR_PICTURES)} such pictures "
         f"(bar {check.PSNR_BAR:g}: {check.verdict(checked.psnr >= check.PSNR_BAR)})."
     )
