@@ -94,7 +94,6 @@ class Program:
         return self.export or self.name
 
 
-_ONE_WORD = {"clip_l": WORD}
 _PARAMS = {"clip_l": "emb_params"}
 _CLIPS = {"clip_l": "clip_l", "clip_g": "clip_g"}
 _SD3 = {**_CLIPS, "t5xxl": "t5xxl"}

@@ -49,10 +49,15 @@ def _rows(pipe: Any, family: Family, encoder: Encoder, init: str, vectors: int, 
         raise UsageError(
             "--init cross names no word: expected the class word after a colon; write --init cross:dog"
         )
-    if Path(init).suffix in token_file.SUFFIXES:
+    if names_file(init):
         widths = {each.key: concept.table(pipe, each).shape[1] for each in family.encoders}
         return token_file.fit(token_file.read(Path(init)), widths)[encoder.key].to(table.device)
     return table[pieces(pipe, encoder, init)].float()
+
+
+def names_file(init: str) -> bool:
+    """Whether an init, or a prior, is a token file and not a word."""
+    return Path(init).suffix in token_file.SUFFIXES
 
 
 def pieces(pipe: Any, encoder: Encoder, phrase: str) -> list[int]:

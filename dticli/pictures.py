@@ -1,5 +1,6 @@
 """Pictures on disk: names that sort, settings as text inside, grids, strips and animations; written whole or not at all."""
 
+import importlib.util
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -31,13 +32,40 @@ def save(path: Path, picture: Picture, description: Mapping[str, str]) -> None:
     save_image(path, picture.image, pnginfo=text)
 
 
-def save_image(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write an image in the format its suffix names."""
+def require_image(path: Path) -> str:
+    """The format an image file's suffix names.
+
+    Raises:
+        UsageError: none that can be written.
+    """
     kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None:
+    if kind not in Image.SAVE:
         raise UsageError(
             f"cannot write {path.name}: expected a name that ends in .png, .jpg or .webp; rename it"
         )
+    return str(kind)
+
+
+def require_animation(path: Path) -> None:
+    """Check that frames can be written to a file of this name.
+
+    Raises:
+        EnvironmentProblem: MP4 without imageio-ffmpeg.
+        UsageError: a suffix of no image, animation or video.
+    """
+    if path.suffix.lower() != ".mp4":
+        require_image(path)
+        return
+    missing = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EnvironmentProblem(
+            "MP4 needs imageio-ffmpeg, which is not installed: pip install 'dticli[video]', or write .gif"
+        )
+
+
+def save_image(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write an image in the format its suffix names."""
+    kind = require_image(path)
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)
     atomic.make_folder(path.parent)
@@ -74,9 +102,9 @@ def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float) ->
     """Write frames as GIF, WebP or MP4, or, as PNG or JPEG, side by side.
 
     Raises:
-        EnvironmentProblem: MP4 without imageio-ffmpeg.
-        UsageError: another suffix.
+        EnvironmentProblem, UsageError: as `require_animation`.
     """
+    require_animation(path)
     match path.suffix.lower():
         case ".gif" | ".webp":
             duration = round(1000 * seconds / len(frames))
@@ -88,15 +116,9 @@ def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float) ->
 
 
 def _save_video(path: Path, frames: Sequence[Image.Image], rate: float) -> None:
+    import imageio.v3 as imageio
     import numpy as np
 
-    try:
-        import imageio.v3 as imageio
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError:
-        raise EnvironmentProblem(
-            "MP4 needs imageio-ffmpeg, which is not installed: pip install 'dticli[video]', or write .gif"
-        ) from None
     atomic.make_folder(path.parent)
     with atomic.staged(path) as staged:
         imageio.imwrite(

@@ -37,19 +37,20 @@ def at_step(learned: Learned, step: int) -> Pooling:
     return "eos" if step % 2 else "stock"
 
 
-def recorded(metadata: Mapping[str, Mapping[str, str]]) -> Pooling:
+def recorded(words: Sequence[tuple[str, Mapping[str, str]]]) -> Pooling:
     """The pooling that words were learned with; `stock` where files do not say, or all words suit both.
 
     Args:
-        metadata: word to what its token file says.
+        words: names, and what the token file of each says.
 
     Raises:
         UsageError: they differ.
     """
-    found = {learned for each in metadata.values() if (learned := said(each)) != "mixed"}
+    found = {learned for _, each in words if (learned := said(each)) != "mixed"}
     if len(found) > 1:
         raise UsageError(
-            f"{' and '.join(metadata)} were learned with different pooling: expected one; choose it with --pooling"
+            f"{' and '.join(name for name, _ in words)} were learned with different pooling: expected one; "
+            "choose it with --pooling"
         )
     return next(iter(found), "stock")
 

@@ -170,6 +170,8 @@ def _identity(model: Model, task: Task, learner: Learner, album: Album) -> Ident
             name: json.dumps(getattr(settings, name))
             for name in TrainSettings.model_fields
             if name not in INCIDENTAL
+            # The rows of a token file are compared, wherever it lies.
+            and not (name in ("init", "prior") and initial.names_file(getattr(settings, name)))
         }
         | _tiles(task.latents),
         photos={photo.name: photo.fingerprint for photo in album.photos},

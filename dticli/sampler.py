@@ -42,10 +42,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and the shot it came from."""
+    """A picture and the shot it came from; `filtered` if the model's safety checker blacked it out."""
 
     shot: Shot
     image: Image
+    filtered: bool = False
 
 
 def shots(prompts: Sequence[str], seed: int, count: int) -> tuple[Shot, ...]:
@@ -59,23 +60,22 @@ def sample(
     """Draw every shot, `settings.batch_size` at a time, and hand each picture over as soon as it is there.
 
     Raises:
-        UsageError: a prompt holds none of the words; names it.
-        InputError: a prompt's word is cut off at the encoder's limit.
         EnvironmentProblem: out of memory; says what to lower.
     """
-    for prompt in dict.fromkeys(shot.prompt for shot in shots):
-        _require_word(prompt, words)
     with place(pipe, family.encoders, words) as placement, scheduler_of(pipe, settings.scheduler):
         for start in range(0, len(shots), settings.batch_size):
             batch = shots[start : start + settings.batch_size]
             prompts = [placement.expand(shot.prompt) for shot in batch]
-            # The prompt last: it is the one whose words are looked for afterwards.
-            images = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch])
-            yield from (Picture(shot, image) for shot, image in zip(batch, images, strict=True))
+            drawn = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch])
+            yield from (Picture(shot, *each) for shot, each in zip(batch, drawn, strict=True))
 
 
 def require_words_seen(pipe: Any, family: Family, words: Sequence[Word], prompts: Sequence[str]) -> None:
-    """Encode every prompt once and raise InputError where one of its words is cut off."""
+    """Encode every prompt once.
+
+    Raises:
+        InputError: a word is cut off at the encoder's limit.
+    """
     side = (family.multiple, family.multiple)
     frame = Frame(side, (0, 0), side)
     with torch.no_grad(), place(pipe, family.encoders, words) as placement:
@@ -89,17 +89,19 @@ def require_words_seen(pipe: Any, family: Family, words: Sequence[Word], prompts
                     )
 
 
-def _require_word(prompt: str, words: Sequence[Word]) -> None:
-    if words and not any(word.name in prompt for word in words):
-        names = " or ".join(word.name for word in words)
-        raise UsageError(
-            f"the prompt {prompt[:60]!r} lacks {names}: write the word where the subject should appear"
-        )
+def require_words(names: Sequence[str], prompts: Sequence[str]) -> None:
+    """Raise UsageError where a prompt holds none of the words; names it."""
+    for prompt in prompts:
+        if names and not any(name in prompt for name in names):
+            raise UsageError(
+                f"the prompt {prompt[:60]!r} lacks {' or '.join(names)}: write the word where the subject should appear"
+            )
 
 
 def _call(
     pipe: Any, settings: GenerateSettings, prompts: list[str], generators: list[torch.Generator]
-) -> list[Image]:
+) -> list[tuple[Image, bool]]:
+    """Images, and whether each was filtered."""
     options = _options(pipe, settings, len(prompts))
     try:
         output = pipe(prompt=prompts, generator=generators, **options)
@@ -109,7 +111,9 @@ def _call(
             "or use --precision fp16"
         ) from None
     # A model of videos draws one frame.
-    return output.images if "images" in output else [frames[0] for frames in output.frames]
+    images = output.images if "images" in output else [frames[0] for frames in output.frames]
+    filtered = output.get("nsfw_content_detected") or [False] * len(images)
+    return list(zip(images, filtered, strict=True))
 
 
 def _options(pipe: Any, settings: GenerateSettings, count: int) -> dict[str, Any]:

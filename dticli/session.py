@@ -89,19 +89,24 @@ def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) ->
     return with_words(pipeline(opened, settings), opened, settings, tokens)
 
 
-def pipeline(opened: Opened, settings: GenerateSettings) -> Any:
+def pipeline(opened: Opened, settings: GenerateSettings, *, safety_checker: bool = True) -> Any:
     """Load the pipeline to draw with.
 
+    Args:
+        safety_checker: False leaves out the picture filter of models that ship one: black pictures cannot be judged.
+
     Raises:
-        UsageError: the size does not suit the model.
+        UsageError: the size does not suit the model, or there is no such scheduler.
         ModelError, EnvironmentProblem: as `memory.load`.
     """
     if settings.deterministic:
         models.make_deterministic()
+    if settings.scheduler:
+        sampler.require_scheduler(settings.scheduler)
     if settings.height_width:
         models.require_multiple(settings.height_width, opened.family)
     device = models.pick_device(settings.device)
-    pipe = memory.load(opened.model, opened.family, settings, device)
+    pipe = memory.load(opened.model, opened.family, settings, device, safety_checker=safety_checker)
     if settings.low_memory:
         memory.offload(pipe, device)
     return pipe
@@ -150,13 +155,18 @@ def draw(
             drawn.append(picture)
             if line:
                 line.update(len(drawn), f"{what} {len(drawn)}/{len(shots)}")
+    if filtered := sum(picture.filtered for picture in drawn):
+        console.warn(
+            f"{filtered} of {len(drawn)} pictures are black: the model's safety checker took them for indecent; "
+            "try another --seed"
+        )
     return drawn
 
 
 def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:
     """The pooling asked for, or that of the words; warns where a word was learned with the other."""
     if settings.pooling is None:
-        return pooling.recorded({token.name: token.metadata for token in tokens})
+        return pooling.recorded([(token.name, token.metadata) for token in tokens])
     for token in tokens:
         if pooling.said(token.metadata) not in (settings.pooling, "mixed"):
             console.warn(

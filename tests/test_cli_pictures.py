@@ -1,7 +1,9 @@
 """`dti generate` and `dti interpolate` as a user runs them, on the bundled model."""
 
 import io
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import BatchFeature
 
-from dticli import bundled
+from dticli import bundled, memory, session, token_file
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]
@@ -225,8 +228,79 @@ def test_bad_interpolations(dti: Dti, dog: Path, cat: Path, photos: Path, tmp_pa
     assert dti("train", photos, "--token", "<two>", *options).code == 0
     outcome = dti("interpolate", dog, two, "-o", tmp_path / "strip.png", *QUICK)
     assert (outcome.code, "--vectors" in outcome.error) == (3, True)
-    outcome = dti("interpolate", dog, cat, "--frames", 2, "-o", tmp_path / "strip.xyz", *QUICK)
-    assert (outcome.code, ".gif" in outcome.error or ".png" in outcome.error) == (2, True)
+    cut = dti("interpolate", dog, cat, "--prompt", "grass " * 60 + "{}", "-o", tmp_path / "s.png", *QUICK)
+    assert (cut.code, "shorten" in cut.error) == (3, True)
+
+
+def test_names_that_cannot_be_written_cost_no_drawing(
+    dti: Dti, dog: Path, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unknown formats, and MP4 where its writer is missing, are found before a model is chosen."""
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setattr(session, "open_model", lambda *_: pytest.fail("a model was chosen"))
+    for command, code, part in (
+        (("interpolate", dog, cat, "-o", tmp_path / "strip.xyz"), 2, ".png"),
+        (("interpolate", dog, cat, "-o", tmp_path / "morph.mp4"), 5, "dticli[video]"),
+        (("generate", "a dog", "-t", dog, "-o", tmp_path), 2, "lacks <dog>"),
+    ):
+        outcome = dti(*command, *QUICK)
+        assert (outcome.code, part in outcome.error) == (code, True), outcome.err
+    monkeypatch.undo()
+    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--grid", tmp_path / "grid.xyz", *QUICK)
+    assert (outcome.code, list(tmp_path.glob("*.png"))) == (2, [])
+
+
+def test_words_of_two_kinds_do_not_mix_unsaid(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
+    """Between words of different pooling one must be chosen, which is recorded; of different vocabularies, there is a warning."""
+    other = tmp_path / "cat.safetensors"
+    read = token_file.read(cat)
+    strange = read.metadata | {"dti.pooling": "eos", "dti.tables": "other"}
+    token_file.write(other, replace(read, name="<dog>", metadata=strange))
+    mix = tmp_path / "mix.safetensors"
+    outcome = dti("interpolate", dog, other, "--save", mix)
+    assert (outcome.code, "--pooling" in outcome.error) == (2, True)
+    outcome = dti("interpolate", dog, other, "-o", tmp_path / "strip.png", *QUICK)
+    assert (outcome.code, "--pooling" in outcome.error) == (2, True)
+    outcome = dti("interpolate", dog, other, "--save", mix, "--pooling", "eos")
+    assert outcome.code == 0, outcome.err
+    assert "vocabularies differ" in outcome.err
+    assert token_file.read(mix).metadata["dti.pooling"] == "eos"
+
+
+def test_pictures_that_the_safety_checker_blacked_out_are_told(
+    dti: Dti, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many, and that it was the model's filter; a judge gets them as they were drawn."""
+
+    def check(images: torch.Tensor, clip_input: object) -> tuple[torch.Tensor, list[bool]]:
+        return torch.cat([images[:1] * 0, images[1:]]), [True] + [False] * (len(images) - 1)
+
+    pipe = StableDiffusionPipeline.from_pretrained(bundled.model_folder(), dtype=torch.float32)
+    pipe.feature_extractor = lambda images, return_tensors: BatchFeature({"pixel_values": torch.zeros(1)})
+    asked = []
+
+    def load(*_: object, safety_checker: bool) -> StableDiffusionPipeline:
+        asked.append(safety_checker)
+        pipe.safety_checker = check if safety_checker else None
+        return pipe
+
+    monkeypatch.setattr(memory, "load", load)
+    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--count", 2, "--batch-size", 2, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "1 of 2 pictures are black" in outcome.err
+    judging = (
+        "--image-judge",
+        "stickers-b",
+        "--text-judge",
+        "stickers-b",
+        "--prompt-set",
+        "stickers",
+        "-n",
+        1,
+    )
+    outcome = dti("evaluate", dog, "--photos", bundled.photos("dog")[0].parent, *judging, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert asked == [True, False]
 
 
 @pytest.mark.filterwarnings(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import bootstrap
 from transformers import (
     CLIPConfig,
@@ -20,10 +20,12 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
+    ViTConfig,
+    ViTModel,
 )
 
 from dticli import bundled, photos
-from dticli.errors import UsageError
+from dticli.errors import ModelError, UsageError
 from dticli.evaluation import judges, measure, prompts
 from tests import tiny
 from tests.conftest import Outcome
@@ -85,6 +87,37 @@ def test_likeness_is_the_cosine_of_features(vision: Path) -> None:
     pixels = eyes.processor(images=pictures(), return_tensors="pt").pixel_values
     states = model(pixels).last_hidden_state[:, 0]
     assert torch.allclose(together, states / states.norm(dim=1, keepdim=True), atol=1e-6)
+
+
+def test_no_weight_of_a_judge_is_made_up(tmp_path: Path) -> None:
+    """A transformer saved without its pooling layer is read at the class token; with another weight missing, not at all."""
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=28,
+        patch_size=14,
+    )
+    model = ViTModel(config, add_pooling_layer=False).eval()
+    model.save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
+        tmp_path
+    )
+    eyes = judges.likeness(str(tmp_path), CPU)
+    pixels = eyes.processor(images=pictures(), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        states = model(pixels).last_hidden_state[:, 0]
+    assert torch.allclose(eyes.features(pictures()), states / states.norm(dim=1, keepdim=True), atol=1e-6)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in weights if name.endswith("layernorm_after.weight"))
+    save_file(
+        {name: value for name, value in weights.items() if name != gone},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ModelError, match=r"lack .*layernorm_after\.weight"):
+        judges.likeness(str(tmp_path), CPU)
 
 
 def test_alignment_is_what_the_model_was_trained_to_say(reader: Path) -> None:

@@ -18,6 +18,7 @@ from dticli.errors import InputError, UsageError
 from dticli.evaluation import measure, prompts, trials
 from dticli.evaluation import plan as plans
 from dticli.evaluation.plan import Outcome
+from dticli.models import Model
 from dticli.settings import GenerateSettings, ModelSettings, TrainSettings
 from tests.conftest import Outcome as Ended
 
@@ -241,6 +242,37 @@ def test_marks_know_what_decides(change: str, word: bool, pictures: bool) -> Non
     before, after = marks(""), marks(change)
     assert (before[0] != after[0], before[1] != after[1]) == (word, pictures)
     assert marks("", model="n")[0] != before[0]
+
+
+def test_a_plan_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos and token files are known by what they hold, not by the way the plan was named."""
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    (folder / "rex").symlink_to(bundled.photos("dog")[0].parent)
+    (folder / "plan.toml").write_text('[arms.dti]\nlr = 0.01\n[subjects.rex]\nphotos = "rex"\ninit = "dog"\n')
+    opened = session.open_model(dict.fromkeys(ModelSettings.model_fields) | {"model": "stickers"}, ())
+    found = set()
+    for place, name in (
+        (tmp_path, "plans/plan.toml"),
+        (folder, "plan.toml"),
+        (folder, str(folder / "plan.toml")),
+    ):
+        monkeypatch.chdir(place)
+        trial = plans.read(name).trials[0]
+        own = {"token": "<rex>", "init": "dog", "seed": 0} | dict(trial.subject.source)
+        job = jobs.one(opened, [trial.arm.train, own], Path("word.safetensors"), None)
+        found.add(trials.word_mark(job, "m"))
+    assert len(found) == 1
+
+
+def test_what_a_single_file_borrows_makes_another_model(tmp_path: Path) -> None:
+    """The same file with another base, and the same folder in another variant."""
+    for name in ("own", "base", "other"):
+        (tmp_path / name).mkdir()
+        save_file({"a": torch.full((4,), float(len(name)))}, tmp_path / name / "w.safetensors")
+    own, base, other = (Model(name, "folder", str(tmp_path / name), "") for name in ("own", "base", "other"))
+    kinds = [own, replace(own, variant="fp16"), replace(own, base=base), replace(own, base=other)]
+    assert len({trials.model_mark(kind) for kind in kinds}) == 4
 
 
 def test_a_weight_file_is_known_by_its_ends(tmp_path: Path) -> None:

@@ -102,17 +102,19 @@ def test_pooling_can_be_taken_back() -> None:
 def test_a_word_of_mixed_pooling_suits_both() -> None:
     """It goes with words of either kind; alone it is drawn as stock diffusers draws it."""
     mixed = {"dti.pooling": "mixed"}
-    assert pooling.recorded({"<a>": mixed}) == "stock"
-    assert pooling.recorded({"<a>": mixed, "<b>": {"dti.pooling": "eos"}}) == "eos"
-    assert pooling.recorded({"<a>": mixed, "<b>": {}}) == "stock"
+    assert pooling.recorded([("<a>", mixed)]) == "stock"
+    assert pooling.recorded([("<a>", mixed), ("<b>", {"dti.pooling": "eos"})]) == "eos"
+    assert pooling.recorded([("<a>", mixed), ("<b>", {})]) == "stock"
 
 
 def test_words_of_different_pooling_need_a_choice() -> None:
     """Files that do not say were learned with stock pooling; one pooling must serve a whole prompt."""
-    assert pooling.recorded({}) == "stock"
-    assert pooling.recorded({"<a>": {"dti.pooling": "eos"}, "<b>": {"dti.pooling": "eos"}}) == "eos"
+    assert pooling.recorded([]) == "stock"
+    assert pooling.recorded([("<a>", {"dti.pooling": "eos"}), ("<b>", {"dti.pooling": "eos"})]) == "eos"
     with pytest.raises(UsageError, match="--pooling"):
-        pooling.recorded({"<a>": {"dti.pooling": "eos"}, "<b>": {}})
+        pooling.recorded([("<a>", {"dti.pooling": "eos"}), ("<b>", {})])
+    with pytest.raises(UsageError, match="<dog> and <dog>"):  # two versions of one word
+        pooling.recorded([("<dog>", {"dti.pooling": "eos"}), ("<dog>", {})])
 
 
 @pytest.mark.filterwarnings(*tiny.FAMILIES["sdxl"].warnings)

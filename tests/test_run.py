@@ -174,3 +174,21 @@ def test_a_still_direction_is_warned_of_on_the_screen(train: Train) -> None:
     outcome = train("--lr", 1e-9)
     assert outcome.code == 0
     assert "warning: the direction did not move" in outcome.err
+
+
+def test_a_run_from_a_token_file_continues_from_its_record(
+    train: Train, dti: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run.toml` holds the file's whole path; the same rows by another path are the same run, other rows are not."""
+    monkeypatch.chdir(tmp_path)
+    first = train("--steps", 1, "--out", "start.safetensors")
+    assert first.code == 0, first.err
+    begun = train("--init", "start.safetensors", "--steps", 2)
+    assert begun.code == 0, begun.err
+    record = next(tmp_path.glob("dog*/run.toml"))
+    said = ("--config", record, "--model", "stickers", "--out", "dog.safetensors", "--resume", "--quiet")
+    outcome = dti("train", photos, *said, "--steps", 4)
+    assert outcome.code == 0, outcome.err
+    assert train("--steps", 1, "--seed", 3, "--out", "start.safetensors", "--force").code == 0
+    outcome = dti("train", photos, *said, "--steps", 6)
+    assert (outcome.code, "first rows" in outcome.error) == (2, True)

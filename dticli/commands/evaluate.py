@@ -209,7 +209,7 @@ def _words(
     for each in nouns:
         reader.require(asked, each)
     wanted = eyes.features([albums.whole(photo) for photo in album.photos])
-    pipe = session.pipeline(opened, settings)
+    pipe = session.pipeline(opened, settings, safety_checker=False)
     results = []
     for index, token in enumerate(tokens):
         drawn = _drawn(pipe, opened, settings, token, shots[index], kept[index], how.quiet)
@@ -324,9 +324,9 @@ def _carry_out(
         atomic.write_bytes(folder / "results.md", result.markdown().encode())
     if failed:
         first = next(iter(failed.values()))
+        others = f"; the others are in {folder / 'results.md'}" if outcomes else ""
         raise type(first)(
-            f"{len(failed)} of the words failed; the others are in {folder / 'results.md'}: "
-            "correct the plan and give the same command"
+            f"{len(failed)} of the words failed{others}: correct the plan and give the same command"
         )
     return result
 
@@ -371,7 +371,7 @@ def _stage(plan: "Plan", opened: "Opened", settings: GenerateSettings, folder: P
     trials.require_magnitudes(plan.arms, vocabulary)
     return _Stage(
         plan, opened, settings, folder, eyes, reader, vocabulary,
-        cache(lambda: session.pipeline(opened, settings)), trials.model_mark(opened.model), quiet,
+        cache(lambda: session.pipeline(opened, settings, safety_checker=False)), trials.model_mark(opened.model), quiet,
     )  # fmt: skip
 
 

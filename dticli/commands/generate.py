@@ -69,9 +69,12 @@ def command(
 
     texts = _prompts(prompt or [], prompts)
     tokens = [session.read_token(each, offline=bool(given["offline"])) for each in token or []]
+    sampler.require_words([each.name for each in tokens], texts)
     opened = session.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     shots = sampler.shots(texts, settings.seed, count)
+    if grid:
+        pictures.require_image(grid)
     files = [out / pictures.file_name(index, shot) for index, shot in enumerate(shots)]
     atomic.require_writable([*files, *([grid] if grid else [])], force=force)
     loaded = session.load(opened, settings, tokens)

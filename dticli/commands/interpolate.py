@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # What a word between two words still shares with the first: its model, not how it was learned.
 KEPT = frozenset(
-    {"dti.model", "dti.model_kind", "dti.family", "dti.tables", "dti.lstrip", "dti.pooling", "dti.magnitude"}
+    {"dti.model", "dti.model_kind", "dti.family", "dti.tables", "dti.lstrip", "dti.magnitude"}
     | {f"modelspec.{name}" for name in ("sai_model_spec", "architecture", "implementation", "resolution")}
 )
 
@@ -85,12 +85,13 @@ def command(
         raise UsageError("one token file: expected two or more to go between; name another")
     read = [session.read_token(each, offline=bool(given["offline"])) for each in tokens]
     if save:
-        console.show(_save(save, read, at, path, token, force), as_json=json)
+        console.show(_save(save, read, at, path, token, given["pooling"], force), as_json=json)
         return
     if "{}" not in prompt:
         raise UsageError(
             f"the prompt {prompt!r} has no {{}}: expected it where the word goes; write 'a photo of {{}}'"
         )
+    pictures.require_animation(out)
     atomic.require_writable([out], force=force)
     opened = session.open_model(given, read)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
@@ -101,16 +102,24 @@ def command(
     words = tuple(FreeWord(f"<dti-frame-{index}>", rows) for index, rows in enumerate(way))
     shots = [sampler.Shot(prompt.replace("{}", word.name), settings.seed) for word in words]
     along = replace(loaded, words=words)
+    # One stands for all: frames differ in direction, not in how many pieces they take.
+    sampler.require_words_seen(along.pipe, opened.family, words[:1], [shots[0].prompt])
     drawn = session.draw(along, opened, shots, settings, what="frame", quiet=quiet)
     pictures.save_animation(out, [picture.image for picture in drawn], seconds)
     console.show(Interpolated(out, opened.model.label, frames, sampler.turns(stops)), as_json=json)
 
 
 def _save(
-    target: Path, tokens: "Sequence[Token]", at: float, path: str, name: str, force: bool
+    target: Path, tokens: "Sequence[Token]", at: float, path: str, name: str, pooled: str | None, force: bool
 ) -> Interpolated:
-    """Write the word at `at` as a token file that remembers where it came from."""
-    from dticli import sampler, token_file
+    """Write the word at `at` as a token file that remembers where it came from; warns where words are of several models."""
+    from dticli import pooling, sampler, token_file
+
+    if len({token.metadata.get("dti.tables") for token in tokens} - {None}) > 1:
+        console.warn(
+            "the words were learned on models whose vocabularies differ: what lies between them may mean nothing"
+        )
+    pooled = pooled or pooling.recorded([(token.name, token.metadata) for token in tokens])
 
     stops = [token.vectors for token in tokens]
     (rows,) = sampler.way(stops, [at], path)
@@ -119,6 +128,7 @@ def _save(
         "dti.token": name,
         "dti.method": path,
         "dti.at": str(at),
+        "dti.pooling": pooled,
         "dti.between": ", ".join(
             f"{token.name} sha256:{token_file.content_hash(token)[:16]}" for token in tokens
         ),

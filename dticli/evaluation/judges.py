@@ -37,12 +37,14 @@ class Likeness:
 
     @torch.no_grad()
     def features(self, images: Sequence[Image]) -> Tensor:
-        """Unit features of pictures, (pictures, width): the class token's after the last norm."""
+        """Unit features of pictures, (pictures, width): the model's own pooling, or the class token's last state without one."""
         parts = []
         with _visiting(self.model, self.device):
             for start in range(0, len(images), AT_ONCE):
                 pixels = _pixels(self.processor, images[start : start + AT_ONCE], self.model)
-                parts.append(self.model(pixel_values=pixels).pooler_output)
+                seen = self.model(pixel_values=pixels)
+                pooled = seen.get("pooler_output")
+                parts.append(seen.last_hidden_state[:, 0] if pooled is None else pooled)
         return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
 
@@ -116,12 +118,12 @@ def likeness(name: str, device: torch.device, *, offline: bool = False) -> Eyes:
         ModelError: there is none of that name, or it gives no features of a picture.
         EnvironmentProblem: the hub cannot be reached.
     """
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoImageProcessor
 
     if name in stickers.JUDGES:
         return stickers.Eyes(stickers.load(name))
     with _loading(name, "--image-judge", offline) as folder:
-        model = AutoModel.from_pretrained(folder, use_safetensors=True)
+        model = _model(folder)
         processor = AutoImageProcessor.from_pretrained(folder)
         vision = getattr(model, "vision_model", model)
         if vision.main_input_name != "pixel_values":
@@ -131,17 +133,33 @@ def likeness(name: str, device: torch.device, *, offline: bool = False) -> Eyes:
 
 def alignment(name: str, device: torch.device, *, offline: bool = False) -> Reader:
     """Load a judge of pictures and sentences; arguments and errors as for `likeness`."""
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoImageProcessor, AutoTokenizer
 
     if name in stickers.JUDGES:
         return stickers.Reader(stickers.load(name))
     with _loading(name, "--text-judge", offline) as folder:
-        model = AutoModel.from_pretrained(folder, use_safetensors=True)
+        model = _model(folder)
         if not hasattr(model, "logit_scale"):
             raise ValueError("it does not compare pictures with sentences")
         processor = AutoImageProcessor.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     return Alignment(model.requires_grad_(False).eval(), processor, tokenizer, device)
+
+
+def _model(folder: Path) -> Any:
+    """The model of a folder, every weight from its files: transformers would fill in missing ones by chance.
+
+    A pooling layer that was never trained (DINO's vision transformers) is left out.
+    """
+    from transformers import AutoModel
+
+    model, info = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    missing = sorted(info["missing_keys"])
+    if missing and all(name.startswith("pooler.") for name in missing):
+        return AutoModel.from_pretrained(folder, use_safetensors=True, add_pooling_layer=False)
+    if missing:
+        raise ValueError(f"its files lack {missing[0]} and {len(missing) - 1} others")
+    return model
 
 
 @contextmanager

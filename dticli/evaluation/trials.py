@@ -24,7 +24,7 @@ from dticli.norms import Summary
 from dticli.settings import INCIDENTAL, GenerateSettings
 from dticli.token_file import Token
 
-SCORING = 1
+SCORING = 2
 """Another number whenever the same pictures would get other figures."""
 SAMPLE = 2**16
 """Bytes of each weight file's ends that stand for it."""
@@ -53,9 +53,10 @@ def weights_mark(place: Path) -> str:
 
 
 def model_mark(model: Model) -> str:
-    """Of a model's weights; a hub model is known by its name and revision."""
+    """Of a model's weights, and of those a single file borrows; a hub model is known by its name and revision."""
     place = Path(model.location)
-    return weights_mark(place) if place.exists() else mark(model.label)
+    own = weights_mark(place) if place.exists() else model.label
+    return mark(own, model.variant, model.base and model_mark(model.base))
 
 
 def judge_mark(name: str) -> str:
@@ -68,14 +69,17 @@ def word_mark(job: Job, model: str) -> str:
     """Of all that decides what a word becomes."""
     settings = job.settings
     chosen = settings.model_dump(exclude={*INCIDENTAL} - {"steps"})
-    named = [Path(value) for value in (settings.init, settings.prior) if Path(value).is_file()]
+    # Files by content: the same plan means the same from any folder.
+    named = {
+        name: weights_mark(Path(chosen[name]))
+        for name in ("init", "prior")
+        if initial.names_file(chosen[name])
+    }
     return mark(
         model,
-        sorted((name, value) for name, value in chosen.items()),
+        sorted((chosen | named).items()),
         settings.templates,
-        [(photo.name, photo.fingerprint) for photo in job.album.photos],
-        sorted((str(photo), texts) for photo, texts in job.captions.texts.items()),
-        [weights_mark(path) for path in named],
+        [(photo.name, photo.fingerprint, job.captions.texts[photo.path]) for photo in job.album.photos],
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from dticli.bundled import judge
+from dticli.bundled import judge, subjects
 from dticli.bundled.recipe import check, elements, gate
 from dticli.bundled.recipe.elements import CLASSES
 from dticli.bundled.recipe.scenes import Background, Scene, Thing
@@ -49,6 +49,14 @@ def test_swapped_things_fail_the_relation():
     assert table["second noun"].right == 2
 
 
+def test_next_to_nothing_is_no_relation():
+    """`an owl next to a key` wants both: where the second thing is another one, it is not there."""
+    seen = perfect()
+    seen["noun"][2] = "drum"
+    table = check.recalls(SCENES, seen)
+    assert (table["relation"].right, table["second noun"].right) == (1, 1)
+
+
 def test_unseen_prompts_hold_only_unseen_combinations():
     """What is checked was never trained on, and every prompt tells its background."""
     scenes, prompts = check.unseen(50, seed=1)
@@ -57,8 +65,13 @@ def test_unseen_prompts_hold_only_unseen_combinations():
 
 
 def test_gate_prompts_name_an_example_subject():
-    """The scaled word is in every prompt."""
+    """The scaled word is in every prompt, and nothing else is scaled: what the others lose is not their own length."""
     scenes, prompts = gate.prompts_on_subjects(20, seed=1)
+    classes = {subject.class_word for subject in subjects()}
+    assert all(
+        [thing.noun in classes for thing in scene.things] in ([True], [True, False]) for scene in scenes
+    )
+    assert any(len(scene.things) == 2 for scene in scenes)
     assert all(scene.things[0].noun in prompt for scene, prompt in zip(scenes, prompts, strict=True))
 
 

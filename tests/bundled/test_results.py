@@ -5,7 +5,7 @@ import pytest
 from dticli.bundled.recipe import cache, check, gate, results
 from dticli.bundled.recipe.check import Recall
 from dticli.bundled.recipe.gate import Tally
-from dticli.errors import DtiError
+from dticli.errors import ModelError
 
 
 def gated(nouns, others):
@@ -40,7 +40,7 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     calls = []
-    table = {bar: Recall(90, 100, least) for bar, (least, _) in check.BARS.items()}
+    table = dict.fromkeys(check.BARS, Recall(90, 100))
 
     def checking(*given):
         calls.append("check")
@@ -90,6 +90,6 @@ def test_a_plan_that_failed_writes_no_page(measured, monkeypatch, tmp_path):
     monkeypatch.setattr(
         results.subprocess, "run", lambda command, **_: results.subprocess.CompletedProcess(command, 5)
     )
-    with pytest.raises(DtiError, match="exit code 5"):
+    with pytest.raises(ModelError, match="exit code 5"):
         results.run(300, 0, print)
     assert not (tmp_path / "RESULTS.md").exists()

@@ -37,6 +37,12 @@ def test_a_missing_shard_alone_is_drawn(drawn):
     assert (world.read("pictures").pixels == before.pixels).all()
 
 
+def test_a_smaller_world_forgets_the_rest(drawn):
+    """Shards beyond those asked for would be trained on, by whatever rules they were drawn."""
+    world.make("pictures", 4, 0, print)
+    assert len(world.read("pictures").scenes) == 4
+
+
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [

@@ -86,11 +86,11 @@ def _answers_of_one(scene: Scene, seen: Mapping[str, str]) -> dict[str, bool]:
 def _answers_of_two(scene: Scene, seen: Mapping[str, str]) -> dict[str, bool]:
     first, second = scene.things
     shown = (seen["noun"], seen["second noun"])
-    stands = scene.relation == "beside" or shown[_PLACES[scene.relation][1]] == second.noun
+    places = shown if scene.relation == "beside" else (shown[_PLACES[scene.relation][1]],)
     found = {
         "noun": first.noun in shown,
         "second noun": second.noun in shown,
-        "layout": stands and seen["layout"] == _layout(scene),
+        "layout": second.noun in places and seen["layout"] == _layout(scene),
     }
     if scene.relation != "beside" and scene.style != "sketch":
         tints = _tints_seen(scene, seen)

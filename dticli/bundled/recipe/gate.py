@@ -123,7 +123,7 @@ def read_states(
 
 
 def prompts_on_subjects(count: int, seed: int) -> tuple[list[Scene], list[str]]:
-    """Unseen scenes whose first thing is an example subject, named by its class word."""
+    """Unseen scenes whose first thing, and no other, is an example subject, named by its class word."""
     random = Random(f"gate {seed}")
     classes = {subject.class_word for subject in subjects()}
     scenes: list[Scene] = []
@@ -131,9 +131,9 @@ def prompts_on_subjects(count: int, seed: int) -> tuple[list[Scene], list[str]]:
     while len(scenes) < count:
         scene = grammar.unseen_scene(random)
         prompt = grammar.caption(scene, random)
-        if scene.things[0].noun in classes and f" {scene.things[0].noun} " in f" {prompt} ".replace(
-            ",", " ,"
-        ):
+        subject, *others = (thing.noun for thing in scene.things)
+        said = f" {subject} " in f" {prompt} ".replace(",", " ,")
+        if said and subject in classes and not classes.intersection(others):
             scenes.append(scene)
             prompts.append(prompt)
     return scenes, prompts

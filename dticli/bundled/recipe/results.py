@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 
 from dticli import atomic
 from dticli.bundled import judge, model_folder
-from dticli.errors import DtiError
-from dticli.evaluation.trials import weights_mark
+from dticli.errors import ModelError
+from dticli.evaluation.trials import SCORING, weights_mark
 
 from . import cache, check, gate
 from .training import Log
@@ -27,7 +27,7 @@ Report = TypeVar("Report")
 
 def run(samples: int, seed: int, log: Log) -> None:
     """Measure whatever has not been measured on these weights, and write RESULTS.md into the present folder."""
-    mark = f"{weights_mark(model_folder())}-{weights_mark(judge.weights('a').parent)}-{seed}"
+    mark = f"{weights_mark(model_folder())}-{weights_mark(judge.weights('a').parent)}-{SCORING}-{seed}"
     model = model_folder()
     checked = _once(f"check-{mark}-{samples}", check.Report, lambda: check.run(samples, seed, model, log))
     gated = _once(
@@ -50,7 +50,7 @@ def _carried_out(plan: str) -> str:
     """The report of a plan, as `dti evaluate` writes it.
 
     Raises:
-        DtiError: some of its words could not be learned.
+        ModelError: it was not carried out to its end.
     """
     out = cache.folder("results") / plan
     done = subprocess.run(
@@ -58,7 +58,7 @@ def _carried_out(plan: str) -> str:
         stdout=subprocess.DEVNULL,
     )
     if done.returncode:
-        raise DtiError(f"plan {plan} ended with exit code {done.returncode}: expected 0; see above")
+        raise ModelError(f"plan {plan} ended with exit code {done.returncode}: expected 0; see above")
     return (out / "results.md").read_text(encoding="utf-8")
 
 
@@ -92,7 +92,7 @@ def _bars(checked: check.Report) -> Iterator[str]:
                 bar,
                 f"{least:.0%}",
                 *(
-                    f"{table[bar].share:.1%} ({table[bar].lower:.1%}) {check.verdict(table[bar].passed)}"
+                    f"{table[bar].share:.1%} ({table[bar].lower:.1%}) {check.verdict(table[bar].passes(bar))}"
                     for table in checked.judged.values()
                 ),
                 str(next(iter(checked.judged.values()))[bar].asked),

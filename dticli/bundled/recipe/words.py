@@ -151,14 +151,6 @@ PLACES: dict[str, tuple[str, ...]] = {
 }
 
 ART_SETS = ("fluent", "flat", "noto", "twemoji")
-PHOTO_PREFIXES = (
-    "a photo of",
-    "a picture of",
-    "a close-up of",
-    "an image of",
-    "a rendering of",
-    "a good photo of",
-)
 
 # style -> (phrases, art set it picks; None: any, filtered over the whole picture)
 STYLES: dict[str, tuple[tuple[str, ...], str | None]] = {

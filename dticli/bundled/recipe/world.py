@@ -44,6 +44,8 @@ def make(kind: str, count: int, seed: int, log: Log) -> None:
         if not _lies_there(_file(kind, number), scenes, first):
             _write(_file(kind, number), Pictures(np.stack([*first, *pixels]), scenes))
             log(f"world {kind}: {(number + 1) * SHARD} pictures")
+    for left in shard_files(kind)[-(-count // SHARD) :]:
+        left.unlink()  # of a larger world, and perhaps of other rules
 
 
 def draw(scenes: Sequence[Scene], seed: int) -> list[np.ndarray]:
