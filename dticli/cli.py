@@ -4,6 +4,7 @@
 or its own help is asked for.
 """
 
+import difflib
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -51,12 +52,14 @@ class _Group(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS and (near := difflib.get_close_matches(cmd_name, COMMANDS, n=1)):
+            ctx.fail(f"no command {cmd_name!r}: did you mean {near[0]}?")
         return _Lazy(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
 
 app = typer.Typer(
     cls=_Group,
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -71,11 +74,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def dti(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Show the version."
     ),
 ) -> None:
     """Teach a text-to-image model a new word from a handful of photos, by Directional Textual Inversion."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +101,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Typer's usage errors come from its own copy of click: known by what they can do, not by class.
         if not hasattr(error, "format_message") or console.tracebacks_shown():
             raise
-        console.error(f"{error.format_message()}; see {_help_of(error)}")
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        console.error(f"{message}; see {_help_of(error)}")
         return 2
 
 

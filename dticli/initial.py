@@ -1,16 +1,19 @@
 """Where a word starts: rows from a phrase, a token file, the vocabulary's mean, chance, or an encoder's output."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dticli import concept, draws, norms, sphere, token_file
+from dticli import concept, draws, models, norms, sphere, token_file
 from dticli.draws import Key
 from dticli.errors import UsageError
 from dticli.families import Encoder, Family
+from dticli.models import Model
 from dticli.norms import Summary
 
 CROSS = "cross:"
@@ -52,7 +55,9 @@ def _rows(pipe: Any, family: Family, encoder: Encoder, init: str, vectors: int, 
     if names_file(init):
         widths = {each.key: concept.table(pipe, each).shape[1] for each in family.encoders}
         return token_file.fit(token_file.read(Path(init)), widths)[encoder.key].to(table.device)
-    return table[pieces(pipe, encoder, init)].float()
+    ids = pieces(pipe, encoder, init)
+    _require_live(init, getattr(pipe, encoder.tokenizer), table, ids)
+    return table[ids].float()
 
 
 def names_file(init: str) -> bool:
@@ -60,8 +65,48 @@ def names_file(init: str) -> bool:
     return Path(init).suffix in token_file.SUFFIXES
 
 
+def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
+    """Check what words are to start from against a model's tokenizers and tables, before it is loaded.
+
+    Args:
+        texts: as `init` and `prior` take them; those that are no phrases are passed over.
+
+    Raises:
+        UsageError: a phrase is empty, or the model does not know it.
+    """
+    names = dict.fromkeys(encoder.tokenizer for encoder in family.encoders)
+    tokenizers = SimpleNamespace(**dict(zip(names, models.tokenizers(model, family), strict=True)))
+    tables = {table.encoder: table.rows for table in models.tables(model)}
+    for text in dict.fromkeys(texts):
+        if text in ("random", "mean", "init", "none") or text.startswith(CROSS) or names_file(text):
+            continue
+        for encoder in family.encoders:
+            ids = pieces(tokenizers, encoder, text)
+            _require_live(text, getattr(tokenizers, encoder.tokenizer), tables[encoder.component], ids)
+
+
+def _require_live(phrase: str, tokenizer: Any, table: Tensor, ids: list[int]) -> None:
+    """Raise UsageError for rows of zeros: only a model of a small world has them, for what its captions never say."""
+    if table[ids].any(dim=-1).all():
+        return
+    live = table.any(dim=-1).tolist()
+    words = [text.removesuffix("</w>") for text, index in tokenizer.get_vocab().items() if live[index]]
+    near = difflib.get_close_matches(phrase, [word for word in words if len(word) > 2], n=3)
+    raise UsageError(
+        f"the model was never told of {phrase!r}: expected words it knows; "
+        + (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "choose another class word, such as dog, car or house"
+        )
+    )
+
+
 def pieces(pipe: Any, encoder: Encoder, phrase: str) -> list[int]:
     """Token ids of a phrase as they occur inside a prompt.
+
+    Args:
+        pipe: whatever has the encoder's tokenizer.
 
     Raises:
         UsageError: there are none, or the tokenizer does not know a part of it.

@@ -201,7 +201,7 @@ def magnitude(norms: Summary | Tensor, rule: str) -> float:
     number = float(match["number"]) if match else 0.0
     if match is None or not 0 < number < math.inf:
         raise UsageError(
-            f"--magnitude {rule!r}: expected mean, median, min, max, a length above 0 such as 0.4, "
+            f"magnitude {rule!r}: expected mean, median, min, max, a length above 0 such as 0.4, "
             "or a multiple of the mean such as 2x"
         )
     return number * _statistic(norms, "mean") if match["times"] else number

@@ -20,7 +20,6 @@ RECORDED = (
     "lr",
     "beta",
     "kappa",
-    "magnitude",
     "seed",
 )
 
@@ -34,6 +33,7 @@ def of_training(
         tables: fingerprint of the embedding tables it was learned beside.
     """
     made = {f"dti.{name}": str(getattr(settings, name)) for name in RECORDED}
+    made["dti.magnitude"] = settings.magnitude_rule
     # The prior and the initialiser may be files: their names say enough, and say nothing about the machine.
     sources = {"dti.init": _name(settings.init), "dti.prior": _name(settings.prior)}
     lstrip = any(encoder.lstrip for encoder in family.encoders)

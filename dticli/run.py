@@ -288,7 +288,7 @@ def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Pro
     started = saved = time.monotonic()
     with folder.appending() as log, signals.postponed() as request:
         for report in _explained(run, folder, step):
-            loss = report.loss if math.isnan(loss) else SMOOTHING * loss + (1 - SMOOTHING) * report.loss
+            loss = _smoothed(loss, report)
             log.append(_entry(report, loss, run.learner, time.monotonic() - started))
             asked = run.task.ranks.largest(request.number or 0)
             if (
@@ -301,6 +301,13 @@ def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Pro
                 saved = time.monotonic()
             _stop_if(run, folder, report.step, asked)
             yield Progress(report, loss)
+
+
+def _smoothed(before: float, report: StepReport) -> float:
+    """The mean of all steps at first, then their moving average: one noisy step must not look like a trend."""
+    if math.isnan(before):
+        return report.loss
+    return before + (report.loss - before) * max(1 - SMOOTHING, 1 / report.step)
 
 
 def _stop_if(run: Run, folder: RunFolder, step: int, asked: int) -> None:

@@ -93,8 +93,9 @@ def require_words(names: Sequence[str], prompts: Sequence[str]) -> None:
     """Raise UsageError where a prompt holds none of the words; names it."""
     for prompt in prompts:
         if names and not any(name in prompt for name in names):
+            quotes = "; a sentence goes into quotes" if len(prompts) > 1 and " " not in prompt else ""
             raise UsageError(
-                f"the prompt {prompt[:60]!r} lacks {' or '.join(names)}: write the word where the subject should appear"
+                f"the prompt {prompt[:60]!r} lacks {' or '.join(names)}: write the word where the subject should appear{quotes}"
             )
 
 

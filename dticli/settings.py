@@ -173,7 +173,9 @@ class GenerateSettings(ModelSettings):
         None, description="ddim, euler, euler-a, dpm++, unipc, ...; default: the model's."
     )
     size: Annotated[str, Field(pattern=r"^\d+(x\d+)?$")] | None = Field(
-        None, description="HEIGHTxWIDTH or SIDE in pixels; default: the model's."
+        None,
+        description="HEIGHTxWIDTH or SIDE in pixels; default: the model's.",
+        examples=["512", "768x512"],
     )
     seed: Seed = Field(0, description="Picture i starts from noise of seed + i.")
     batch_size: Positive = Field(1, description="Pictures drawn at once.")
@@ -207,7 +209,7 @@ def resolve(kind: type[S], *layers: Mapping[str, Any]) -> S:
         return kind.model_validate(merged)
     except ValidationError as error:
         problems = "; ".join(_describe(kind, problem) for problem in error.errors())
-        raise UsageError(f"{problems}; see dti --help") from None
+        raise UsageError(f"{problems}; see --help") from None
 
 
 def first_said(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -227,6 +229,9 @@ def _describe(kind: type[Settings], problem: Any) -> str:
             return f"unknown setting {_shown(name)}" + (f", did you mean {near!r}?" if near else "")
         case "missing":
             return f"--{name.replace('_', '-')} is missing"
+        case "string_pattern_mismatch":
+            examples = " or ".join(kind.model_fields[name].examples or ())
+            return f"{name} = {_shown(problem['input'])}: expected a value such as {examples}"
         case "literal_error":
             options = _choices(kind.model_fields[name].annotation)
             near = _nearest(problem["input"], options)

@@ -147,3 +147,29 @@ class Said:
 
     def lines(self) -> Iterator[str]:
         yield self.text
+
+
+def test_the_bare_command_shows_its_help(dti: Dti) -> None:
+    """All of it, on the screen, as `--help` does."""
+    bare, asked = dti(), dti("--help")
+    assert (bare.code, bare.err) == (0, "")
+    assert bare.out == asked.out
+    assert "inspect-norms" in bare.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("tarin",), "did you mean train?"),
+        (("zzz",), "zzz"),
+        (("generate", "<dog>", "--size", "100x"), "expected a value such as 512 or 768x512"),
+        (("generate", "<dog>", "--method"), "see dti generate --help"),
+        (("convert", "x.safetensors", "--to", "a11"), "'a11' is not one of"),
+    ],
+)
+def test_slips_are_named_without_library_words(dti: Dti, arguments: tuple[str, ...], part: str) -> None:
+    """One line, of ours."""
+    outcome = dti(*arguments)
+    assert (outcome.code, part in outcome.error) == (2, True), outcome.err
+    assert "Value error" not in outcome.error
+    assert ".;" not in outcome.error

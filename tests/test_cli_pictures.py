@@ -250,6 +250,16 @@ def test_names_that_cannot_be_written_cost_no_drawing(
     assert (outcome.code, list(tmp_path.glob("*.png"))) == (2, [])
 
 
+def test_a_word_that_no_file_brings_is_told(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """`<cat>` without its file is drawn as text, with a warning; the words that were loaded are not warned of."""
+    outcome = dti("generate", "<dog> and <cat>", "-t", dog, "-o", tmp_path / "a", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "<cat> is drawn as if it were any text" in outcome.err
+    assert "<dog> is drawn" not in outcome.err
+    outcome = dti("generate", "a", "photo", "of", "<dog>", "-t", dog, "-o", tmp_path / "b", *QUICK)
+    assert (outcome.code, "quotes" in outcome.error) == (2, True)
+
+
 def test_words_of_two_kinds_do_not_mix_unsaid(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
     """Between words of different pooling one must be chosen, which is recorded; of different vocabularies, there is a warning."""
     other = tmp_path / "cat.safetensors"

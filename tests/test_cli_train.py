@@ -322,3 +322,21 @@ def test_check_reports_and_stops(dti: Dti, photos: Path, tmp_path: Path) -> None
     assert outcome.code == 0
     assert "5 photos" in outcome.out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--init", "vase", "--check"), "never told of 'vase': expected words it knows"),
+        (("--init", "dgo"), "dragon or dog?"),
+        (("--init", "dog", "--prior", "pupy"), "did you mean puppy"),
+    ],
+)
+def test_a_word_the_model_was_never_told_is_found_before_it_is_loaded(
+    dti: Callable[..., Outcome], photos: Path, tmp_path: Path, options: tuple[str, ...], part: str
+) -> None:
+    """Letters of the bundled vocabulary have rows of zeros, which point nowhere; `--check` says so too."""
+    out = tmp_path / "v.safetensors"
+    outcome = dti("train", photos, "--token", "<v>", "--model", "stickers", "-o", out, *options)
+    assert (outcome.code, part in outcome.error) == (2, True), outcome.err
+    assert not out.with_suffix(".run").exists()

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from dticli import bundled, families, run, trainer
-from dticli.run_folder import RunFolder
+from dticli.run_folder import RunFolder, read_log
 from dticli.settings import TrainSettings, resolve
 from tests.conftest import Outcome
 
@@ -192,3 +192,12 @@ def test_a_run_from_a_token_file_continues_from_its_record(
     assert train("--steps", 1, "--seed", 3, "--out", "start.safetensors", "--force").code == 0
     outcome = dti("train", photos, *said, "--steps", 6)
     assert (outcome.code, "first rows" in outcome.error) == (2, True)
+
+
+def test_the_shown_loss_begins_as_the_mean_of_its_steps(train: Train, tmp_path: Path) -> None:
+    """One noisy first step is not dragged along for a hundred: that looks like a loss that climbs."""
+    assert train().code == 0
+    entries = read_log(tmp_path / "dog.run")
+    losses = [entry["loss"] for entry in entries]
+    means = [sum(losses[: place + 1]) / (place + 1) for place in range(len(losses))]
+    assert [entry["smoothed"] for entry in entries] == pytest.approx(means)

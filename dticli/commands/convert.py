@@ -71,7 +71,9 @@ def command(
     files: Annotated[
         list[str], typer.Argument(help="Token files of any tool, folders that hold one, or hub ids.")
     ],
-    to: Annotated[Target, typer.Option("--to", help="The program that shall load them; dti: our own form.")],
+    to: Annotated[
+        Target, typer.Option("--to", help="The program that shall load them; dti: our own form.")
+    ] = "dti",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the program's name.")
     ] = None,

@@ -76,11 +76,12 @@ class Evaluation:
                 f"likeness {word.likeness}, alignment {word.alignment}"
             )
             if word.elements:
+                # The word's own noun is in the list, and not in the figure: a class word drawn well is no obedience.
                 shares = ", ".join(f"{name} {share:.0%}" for name, share in word.elements.items())
                 leaked = (
                     "" if word.leakage is None else f"; a thing shows the other's tint in {word.leakage:.0%}"
                 )
-                yield f"  seen: {shares}{leaked}"
+                yield f"  seen in its pictures: {shares}{leaked}; alignment is the mean share of all but noun"
             for each in word.prompts:
                 yield f"  likeness {each.likeness:.3f}, alignment {each.alignment:.3f}: {each.prompt}"
 
@@ -364,7 +365,10 @@ def _stage(plan: "Plan", opened: "Opened", settings: GenerateSettings, folder: P
     eyes = judges.likeness(plan.file.image_judge, device, offline=settings.offline)
     reader = judges.alignment(plan.file.text_judge, device, offline=settings.offline)
     for subject in plan.subjects:
-        reader.require(plan.prompts, subject.noun)
+        try:
+            reader.require(plan.prompts, subject.noun)
+        except UsageError as error:
+            raise UsageError(f"[subjects.{subject.name}] {error}") from None
     keys = {encoder.component: encoder.key for encoder in opened.family.encoders}
     tables = models.tables(opened.model)
     vocabulary = {keys[table.encoder]: norms.summary(table) for table in tables if table.encoder in keys}

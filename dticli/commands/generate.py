@@ -1,5 +1,6 @@
 """`dti generate`: prompts and token files in, pictures out."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,9 @@ def command(
 
     texts = _prompts(prompt or [], prompts)
     tokens = [session.read_token(each, offline=bool(given["offline"])) for each in token or []]
-    sampler.require_words([each.name for each in tokens], texts)
+    names = [each.name for each in tokens]
+    sampler.require_words(names, texts)
+    _warn_of_others(names, texts)
     opened = session.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     shots = sampler.shots(texts, settings.seed, count)
@@ -84,6 +87,16 @@ def command(
         pictures.save_image(grid, pictures.grid([picture.image for picture in drawn], columns=count))
     results = [Drawn(file, shot.prompt, shot.seed) for file, shot in zip(files, shots, strict=True)]
     console.show(Generated(opened.model.label, tuple(results), grid), as_json=json)
+
+
+def _warn_of_others(names: Sequence[str], texts: Sequence[str]) -> None:
+    """Words in brackets that no file brings mean nothing to a model."""
+    found = dict.fromkeys(word for text in texts for word in re.findall(r"<[^<>\s]+>", text))
+    for word in found:
+        if word not in names:
+            console.warn(
+                f"{word} is drawn as if it were any text: no token file brings it; pass it with -t FILE"
+            )
 
 
 def _prompts(given: Sequence[str], source: str | None) -> list[str]:

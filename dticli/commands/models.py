@@ -1,7 +1,7 @@
 """`dti models`: the families dti can teach, and what a given model is made of."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -84,9 +84,16 @@ def command(
 
 def _describe(target: str, base: str | None, variant: str | None, offline: bool) -> Described:
     from dticli import memory, models
+    from dticli.settings import model_layer
 
     model = models.choose(target, base=base, variant=variant, offline=offline)
     family = models.family(model)
+    own = {
+        name: value
+        for name, value in model_layer(model.folder, "train").items()
+        if hasattr(family.defaults, name)
+    }
+    family = replace(family, defaults=replace(family.defaults, **own))
     shapes = models.shapes(model)
     return Described(
         model.label, family, models.parameter_counts(shapes), memory.table(model, family, shapes)

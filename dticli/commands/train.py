@@ -214,6 +214,7 @@ def command(
     if not team.first and (check or not subjects):
         console.only_errors()
     jobs = _jobs(given, photos, out, config, subjects, format)
+    _require_known(jobs)
     if check:
         console.show(_checks(jobs, many=subjects is not None), as_json=json)
     for job in jobs:
@@ -263,6 +264,17 @@ def _jobs(
     words = jobs.read_subjects(subjects)
     opened = session.open_model(first_said([given, words.shared, file_layer]), ())
     return jobs.many(opened, given, words, file_layer, out, program)
+
+
+def _require_known(jobs: "Sequence[Job]") -> None:
+    """Find words the model does not know before it is loaded; one of the hub is asked once it is here."""
+    from dticli import initial
+
+    model, family = jobs[0].opened.model, jobs[0].opened.family
+    if model.folder:
+        initial.require_known(
+            model, family, [text for job in jobs for text in (job.settings.init, job.settings.prior)]
+        )
 
 
 # ----------------------------------------------------------------------- looking only

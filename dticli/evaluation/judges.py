@@ -193,7 +193,7 @@ def _folder(name: str, option: str, offline: bool) -> Path:
         error=ModelError,
         option=option,
         lacks=f"config.json: expected a model of transformers; choose another {option}",
-        instead=f"check the network, or pass a folder to {option}",
+        instead=f"check the network, pass a folder to {option}, or for pictures of the bundled model {option} stickers-b",
         offline=offline,
     ):
         return Path(

@@ -133,7 +133,9 @@ def _scene(prompt: Prompt, noun: str) -> Scene:
         )
     if noun not in words.PICTURED or noun in OTHERS:
         known = ", ".join(each for each in words.PICTURED if each not in OTHERS)
-        raise UsageError(f"a judge of stickers cannot tell {noun!r}: expected {known}; name it with --noun")
+        raise UsageError(
+            f"a judge of stickers cannot tell {noun!r}: expected {known}; name the noun with --noun, or in a plan with init"
+        )
     first, *others = prompt.scene.things
     return replace(prompt.scene, things=(replace(first, noun=noun), *others))
 
