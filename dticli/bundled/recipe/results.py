@@ -19,8 +19,8 @@ from dticli.evaluation.trials import SCORING, weights_mark
 from . import cache, check, gate
 from .training import Log
 
-PLANS = ("stickers", "stickers-ablations")
-GATE_PROMPTS = 200
+PLANS = ("stickers",)
+GATE_PROMPTS = 100
 TARGET = Path("RESULTS.md")
 Report = TypeVar("Report")
 
