@@ -17,6 +17,7 @@ from dticli.models import Model
 from dticli.norms import Summary
 
 CROSS = "cross:"
+NO_PHRASES = frozenset({"random", "mean", "init", "none", CROSS.rstrip(":")})
 
 
 def rows(pipe: Any, family: Family, init: str, vectors: int | None, seed: int) -> dict[str, Tensor]:
@@ -78,7 +79,7 @@ def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
     tokenizers = SimpleNamespace(**dict(zip(names, models.tokenizers(model, family), strict=True)))
     tables = {table.encoder: table.rows for table in models.tables(model)}
     for text in dict.fromkeys(texts):
-        if text in ("random", "mean", "init", "none") or text.startswith(CROSS) or names_file(text):
+        if text in NO_PHRASES or text.startswith(CROSS) or names_file(text):
             continue
         for encoder in family.encoders:
             ids = pieces(tokenizers, encoder, text)

@@ -246,7 +246,7 @@ BAD: dict[str, tuple[tuple[object, ...], int, tuple[str, ...]]] = {
     "zero lr": (("--lr", 0), 2, ("lr",)),
     "nan kappa": (("--kappa", "nan"), 2, ("kappa",)),
     "no steps": (("--steps", 0), 2, ("--steps",)),
-    "bad magnitude": (("--magnitude", "huge"), 2, ("--magnitude", "mean")),
+    "bad magnitude": (("--magnitude", "huge"), 2, ("magnitude", "mean")),
     "odd resolution": (("--resolution", 63), 2, ("63", "64")),
     "unknown model": (("--model", "./nowhere"), 4, ("nowhere", "--model")),
     "out is a folder": (("--out", "."), 5, ("folder",)),

@@ -125,7 +125,7 @@ def test_magnitude_rules(rule: str, expected: float) -> None:
 )
 def test_other_magnitude_rules_are_refused(rule: str) -> None:
     """The message shows the rule and what would be one."""
-    with pytest.raises(UsageError, match=r"--magnitude .*mean, median, min, max"):
+    with pytest.raises(UsageError, match=r"magnitude .*mean, median, min, max"):
         norms.magnitude(norms.live_norms(table_with().rows, ROWS), rule)
 
 
