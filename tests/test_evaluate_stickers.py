@@ -200,7 +200,7 @@ def test_a_word_is_judged_without_a_hub(
     assert 0 <= word["leakage"] <= 1
     assert 0 <= word["likeness"]["value"] <= 1
     lines = dti(*command, *options, *drawing).out
-    assert "seen: " in lines
+    assert "seen in its pictures: " in lines
     assert "the other's tint" in lines
     failed = dti(*command, *options[2:], *drawing)
     assert (failed.code, "--prompt-set stickers" in failed.error) == (2, True)

@@ -190,7 +190,7 @@ def test_words_of_a_file_are_those_learned_one_by_one(dti: Dti, tmp_path: Path, 
 
 def test_a_word_that_fails_does_not_stop_the_others(dti: Dti, tmp_path: Path, monkeypatch: Any) -> None:
     """A start the model does not know costs its own word alone; the exit code is that of its error."""
-    file = subjects(tmp_path, BOTH.replace('init = "dog"', 'init = "xyzzy7"'))
+    file = subjects(tmp_path, BOTH.replace('init = "dog"', 'init = "cross:xyzzy7"'))
     monkeypatch.chdir(tmp_path)
     outcome = dti("train", "--subjects", file, *QUICK, "--json")
     assert outcome.code == 2
