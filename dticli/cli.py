@@ -4,7 +4,6 @@
 or its own help is asked for.
 """
 
-import difflib
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -52,9 +51,13 @@ class _Group(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS and (near := difflib.get_close_matches(cmd_name, COMMANDS, n=1)):
+        if cmd_name in COMMANDS:
+            return _Lazy(cmd_name, help=COMMANDS[cmd_name])
+        import difflib
+
+        if near := difflib.get_close_matches(cmd_name, COMMANDS, n=1):
             ctx.fail(f"no command {cmd_name!r}: did you mean {near[0]}?")
-        return _Lazy(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+        return None
 
 
 app = typer.Typer(

@@ -89,6 +89,14 @@ def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) ->
     return with_words(pipeline(opened, settings), opened, settings, tokens)
 
 
+def require_drawable(opened: Opened, settings: GenerateSettings) -> None:
+    """Raise UsageError if the size does not suit the model, or there is no such scheduler: before anything is loaded."""
+    if settings.scheduler:
+        sampler.require_scheduler(settings.scheduler)
+    if settings.height_width:
+        models.require_multiple(settings.height_width, opened.family)
+
+
 def pipeline(opened: Opened, settings: GenerateSettings, *, safety_checker: bool = True) -> Any:
     """Load the pipeline to draw with.
 
@@ -96,15 +104,12 @@ def pipeline(opened: Opened, settings: GenerateSettings, *, safety_checker: bool
         safety_checker: False leaves out the picture filter of models that ship one: black pictures cannot be judged.
 
     Raises:
-        UsageError: the size does not suit the model, or there is no such scheduler.
+        UsageError: as `require_drawable`.
         ModelError, EnvironmentProblem: as `memory.load`.
     """
+    require_drawable(opened, settings)
     if settings.deterministic:
         models.make_deterministic()
-    if settings.scheduler:
-        sampler.require_scheduler(settings.scheduler)
-    if settings.height_width:
-        models.require_multiple(settings.height_width, opened.family)
     device = models.pick_device(settings.device)
     pipe = memory.load(opened.model, opened.family, settings, device, safety_checker=safety_checker)
     if settings.low_memory:

@@ -354,13 +354,10 @@ class _Stage:
 
 
 def _stage(plan: "Plan", opened: "Opened", settings: GenerateSettings, folder: Path, quiet: bool) -> _Stage:
-    from dticli import models, norms, sampler, session
+    from dticli import models, norms, session
     from dticli.evaluation import judges, trials
 
-    if settings.scheduler:
-        sampler.require_scheduler(settings.scheduler)
-    if settings.height_width:
-        models.require_multiple(settings.height_width, opened.family)
+    session.require_drawable(opened, settings)
     device = models.pick_device(settings.device)
     eyes = judges.likeness(plan.file.image_judge, device, offline=settings.offline)
     reader = judges.alignment(plan.file.text_judge, device, offline=settings.offline)
