@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dticli import (
     concept,
     console,
@@ -166,6 +168,32 @@ def draw(
             "try another --seed"
         )
     return drawn
+
+
+def draw_way(
+    loaded: Loaded,
+    opened: Opened,
+    way: Sequence[Mapping[str, Tensor]],
+    prompt: str,
+    seeds: Sequence[int],
+    settings: GenerateSettings,
+    *,
+    files: Sequence[Path] = (),
+    every: int = 1,
+    quiet: bool = False,
+) -> list[Picture]:
+    """Draw a prompt with each of a way's words in place of {}, with the same noises in every frame; frame by frame.
+
+    Args:
+        way: rows by encoder of every frame's word, as `sampler.way`.
+    """
+    # A word a frame, side by side in one vocabulary: the model is set up once, and frames can share a batch.
+    words = tuple(FreeWord(f"<dti-frame-{index}>", rows) for index, rows in enumerate(way))
+    shots = [Shot(prompt.replace("{}", word.name), seed) for word in words for seed in seeds]
+    # One stands for all: frames differ in direction, not in how many pieces they take.
+    sampler.require_words_seen(loaded.pipe, opened.family, words[:1], [shots[0].prompt])
+    along = dataclasses.replace(loaded, words=words)
+    return draw(along, opened, shots, settings, files=files, what="frame", every=every, quiet=quiet)
 
 
 def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dticli.evaluation.measure import Eyes, Mean, PromptScore, Reader
-    from dticli.evaluation.plan import Outcome, Plan, PlanResult, Trial
+    from dticli.evaluation.passages import Passage
+    from dticli.evaluation.plan import Outcome, Plan, PlanResult, Trial, Way
     from dticli.evaluation.prompts import Prompt
     from dticli.jobs import Job
     from dticli.norms import Summary
@@ -311,25 +312,48 @@ def _carry_out(
     atomic.require_writable([folder / "results.md"], force=True)
     jobs = {trial: _job(stage, trial, given) for trial in plan.trials}
     failed = _learn_all(_missing(jobs, force), force, quiet)
-    reasons = [
-        f"{trial.name}: {failed[job.target]}" for trial, job in jobs.items() if job and job.target in failed
-    ]
-    outcomes: list[Outcome] = []
-    result = plans.summarise(plan, opened.model.label, outcomes, reasons)
-    for trial, job in jobs.items():
-        if job and job.target in failed:
-            continue
-        outcomes.append(_outcome(stage, trial, job, force))
-        result = plans.summarise(plan, opened.model.label, outcomes, reasons)
+    result = plans.summarise(plan, opened.model.label, ())
+    for result in _judged(stage, given, jobs, failed, force):
         atomic.write_bytes(folder / "results.json", console.to_json(result).encode())
         atomic.write_bytes(folder / "results.md", result.markdown().encode())
     if failed:
         first = next(iter(failed.values()))
-        others = f"; the others are in {folder / 'results.md'}" if outcomes else ""
+        others = f"; the others are in {folder / 'results.md'}" if result.outcomes else ""
         raise type(first)(
             f"{len(failed)} of the words failed{others}: correct the plan and give the same command"
         )
     return result
+
+
+def _judged(
+    stage: "_Stage",
+    given: Mapping[str, Any],
+    jobs: "Mapping[Trial, Job | None]",
+    failed: "Mapping[Path, DtiError]",
+    force: bool,
+) -> "Iterator[PlanResult]":
+    """What is known after each trial, and after each way between words, that no failed word is part of."""
+    from dticli.evaluation import plan as plans
+
+    plan = stage.plan
+    reasons = [
+        f"{trial.name}: {failed[job.target]}" for trial, job in jobs.items() if job and job.target in failed
+    ]
+    outcomes: list[Outcome] = []
+    passages: list[Passage] = []
+
+    def known() -> "PlanResult":
+        return plans.summarise(plan, stage.opened.model.label, outcomes, reasons, passages)
+
+    for trial, job in jobs.items():
+        if not (job and job.target in failed):
+            outcomes.append(_outcome(stage, trial, job, force))
+            yield known()
+    for way in plan.ways:
+        ends = [_job(stage, trial, given) for trial in (way.first, way.second)]
+        if not any(job and job.target in failed for job in ends):
+            passages.append(_passage(stage, way, ends, force))
+            yield known()
 
 
 @dataclass(frozen=True)
@@ -439,13 +463,7 @@ def _outcome(stage: _Stage, trial: "Trial", job: "Job | None", force: bool) -> "
     if outcome:
         return outcome
     console.notice(f"judging {trial.name}")
-    token = (
-        trials.learned(job, trial.arm, stage.vocabulary)
-        if job
-        else trials.at_length(
-            trials.untrained(plan, trial, stage.pipe(), stage.opened.family), trial.arm, stage.vocabulary
-        )
-    )
+    token = _token(stage, trial, job)
     shots = _shots(token.name, plan.prompts, trial.seed * plan.file.count, plan.file.count)
     files = _files(stage.folder / "pictures", drawn, shots)
     if force or not all(file.is_file() for file in files):
@@ -454,3 +472,49 @@ def _outcome(stage: _Stage, trial: "Trial", job: "Job | None", force: bool) -> "
     outcome = trials.outcome(plan, trial, token, stage.vocabulary, images, stage.eyes, stage.reader)
     plans.write_outcome(kept, outcome)
     return outcome
+
+
+def _passage(stage: _Stage, way: "Way", jobs: "Sequence[Job | None]", force: bool) -> "Passage":
+    """What the frames of a way are like: kept, or else judged now, from pictures that are kept, or else drawn now."""
+    from dticli import pictures, sampler
+    from dticli.evaluation import passages, trials
+
+    drawn = trials.frames_mark(stage.plan, way, jobs, stage.settings, stage.weights)
+    kept = stage.folder / "trials" / f"{trials.passage_mark(stage.plan, way, drawn)}.json"
+    passage = None if force else passages.read(kept, way.names)
+    if passage:
+        return passage
+    console.notice(f"judging {way.name}")
+    ends = [_token(stage, trial, job) for trial, job in zip((way.first, way.second), jobs, strict=True)]
+    places = [(frame, seed) for frame in range(way.how.frames) for seed in range(way.how.count)]
+    files = [stage.folder / "pictures" / drawn / f"{frame:03d}-{seed}.png" for frame, seed in places]
+    if force or not all(file.is_file() for file in files):
+        _draw_frames(stage, way, ends, files)
+    (turn,) = sampler.turns([token.vectors for token in ends])
+    images = [pictures.read(file) for file in files]
+    passage = trials.passage(way, sum(turn.values()) / len(turn), images, stage.eyes)
+    passages.write(kept, passage)
+    return passage
+
+
+def _draw_frames(stage: _Stage, way: "Way", ends: "Sequence[Token]", files: Sequence[Path]) -> None:
+    from dticli import sampler, session
+
+    how = way.how
+    loaded = session.with_words(stage.pipe(), stage.opened, stage.settings, ends)
+    positions = [index / (how.frames - 1) for index in range(how.frames)]
+    words = sampler.way([word.rows for word in loaded.words], positions, way.path)
+    seeds = [way.first.seed * how.count + index for index in range(how.count)]
+    session.draw_way(
+        loaded, stage.opened, words, how.prompt, seeds, stage.settings, files=files, every=len(files), quiet=stage.quiet
+    )  # fmt: skip
+
+
+def _token(stage: _Stage, trial: "Trial", job: "Job | None") -> "Token":
+    """The word of a trial at the length its arm wants."""
+    from dticli.evaluation import trials
+
+    if job:
+        return trials.learned(job, trial.arm, stage.vocabulary)
+    word = trials.untrained(stage.plan, trial, stage.pipe(), stage.opened.family)
+    return trials.at_length(word, trial.arm, stage.vocabulary)

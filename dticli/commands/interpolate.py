@@ -1,7 +1,7 @@
 """`dti interpolate`: the way from one learned word to another, as pictures, an animation, or a word of its own."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,7 +79,6 @@ def command(
     Example: dti interpolate dog.safetensors cat.safetensors --prompt "a photo of {}" --frames 9 --out morph.gif
     """
     from dticli import atomic, pictures, sampler, session
-    from dticli.concept import FreeWord
 
     if len(tokens) < 2:
         raise UsageError("one token file: expected two or more to go between; name another")
@@ -98,13 +97,7 @@ def command(
     loaded = session.load(opened, settings, read)
     stops = [word.rows for word in loaded.words]
     way = sampler.way(stops, [index / (frames - 1) for index in range(frames)], path)
-    # A word a frame, side by side in one vocabulary: the model is set up once, and frames can share a batch.
-    words = tuple(FreeWord(f"<dti-frame-{index}>", rows) for index, rows in enumerate(way))
-    shots = [sampler.Shot(prompt.replace("{}", word.name), settings.seed) for word in words]
-    along = replace(loaded, words=words)
-    # One stands for all: frames differ in direction, not in how many pieces they take.
-    sampler.require_words_seen(along.pipe, opened.family, words[:1], [shots[0].prompt])
-    drawn = session.draw(along, opened, shots, settings, what="frame", quiet=quiet)
+    drawn = session.draw_way(loaded, opened, way, prompt, [settings.seed], settings, quiet=quiet)
     pictures.save_animation(out, [picture.image for picture in drawn], seconds)
     console.show(Interpolated(out, opened.model.label, frames, sampler.turns(stops)), as_json=json)
 

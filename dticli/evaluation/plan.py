@@ -4,15 +4,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, Strict
 
 from dticli import atomic, bundled, photos, settings, token_file
 from dticli.errors import DtiError, InputError, UsageError
-from dticli.evaluation import measure, prompts
+from dticli.evaluation import measure, passages, prompts
 from dticli.evaluation.measure import Mean
+from dticli.evaluation.passages import Passage, PassageResult
 from dticli.evaluation.prompts import Prompt
 from dticli.photos import Album
 from dticli.settings import GenerateSettings, ModelSettings, Positive, Settings, TrainSettings
@@ -24,6 +25,22 @@ SUBJECT = frozenset({"photos", "init", "masks"})
 OWN = frozenset({"token", "photos", "masks", "seed", *ModelSettings.model_fields})
 """Training settings that subjects, seeds and the command line decide, for all arms alike."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class PassageSettings(Settings):
+    """How the ways between words are drawn: from each subject to the next, every subject in one pair, with the first seed."""
+
+    paths: Annotated[tuple[Literal["slerp", "lerp"], ...], Strict(False)] = Field(
+        ("slerp", "lerp"), min_length=1, description="As --path of interpolate."
+    )
+    frames: Annotated[int, Field(ge=3)] = Field(7, description="Words on the way, ends included.")
+    prompt: str = Field(
+        "a photo of {}",
+        pattern=r"\{\}",
+        examples=["'a photo of {}'"],
+        description="Sentence with {} where the word goes.",
+    )
+    count: Positive = Field(2, description="Pictures a frame; the same noises for every frame.")
 
 
 class PlanFile(Settings):
@@ -42,6 +59,9 @@ class PlanFile(Settings):
     text_judge: str = Field("siglip", description="As --text-judge.")
     train: dict[str, Any] = Field({}, description="Training settings of every arm.")
     generate: dict[str, Any] = Field({}, description="How pictures are drawn.")
+    passages: dict[str, Any] | None = Field(
+        None, description="Ways between learned words to draw and judge as well; see PassageSettings."
+    )
     arms: dict[str, dict[str, Any]] = Field(
         description="A table for each method; the first is what others are held against."
     )
@@ -92,6 +112,31 @@ class Trial:
         return f"{self.arm.name}, {self.subject.name}, seed {self.seed}"
 
 
+@dataclass(frozen=True, eq=False)
+class Way:
+    """From the word of one trial to that of another, of one arm and one seed."""
+
+    first: Trial
+    second: Trial
+    path: str
+    how: PassageSettings
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{self.first.arm.name}, {self.first.subject.name} to {self.second.subject.name}, {self.path}"
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Names that its record goes by, whichever arm or plan made it."""
+        return {
+            "arm": self.first.arm.name,
+            "path": self.path,
+            "first": self.first.subject.name,
+            "second": self.second.subject.name,
+        }
+
+
 @dataclass(frozen=True)
 class Plan:
     """A plan with its photos found and its names checked."""
@@ -101,6 +146,7 @@ class Plan:
     arms: tuple[Arm, ...]
     subjects: tuple[Subject, ...]
     prompts: tuple[Prompt, ...]
+    passages: PassageSettings | None = None
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -110,6 +156,20 @@ class Plan:
             for subject in self.subjects
             for seed in self.file.seeds
             for arm in self.arms
+        )
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """Every way to judge, all arms of a pair of subjects beside each other."""
+        if (how := self.passages) is None:
+            return ()
+        pairs = zip(self.subjects[::2], self.subjects[1::2], strict=False)  # an odd one out has no partner
+        return tuple(
+            Way(Trial(arm, first, seed), Trial(arm, second, seed), path, how)
+            for first, second in pairs
+            for seed in self.file.seeds[:1]
+            for arm in self.arms
+            for path in how.paths
         )
 
     def source(self, trial: Trial) -> Arm | None:
@@ -162,7 +222,8 @@ def read(name: str) -> Plan:
     _require_sources(path, arms)
     _require_training(file.train, f"{path} [train]")
     settings.require_valid(GenerateSettings, file.generate, f"{path} [generate]")
-    return Plan(path.stem, file, arms, _subjects(path, file), prompts.read(file.prompt_set))
+    subjects, asked, passages = _subjects(path, file), prompts.read(file.prompt_set), _passages(path, file)
+    return Plan(path.stem, file, arms, subjects, asked, passages)
 
 
 def _file(path: Path) -> PlanFile:
@@ -222,6 +283,13 @@ def _require_sources(path: Path, arms: Sequence[Arm]) -> None:
             raise UsageError(
                 f"{path} [arms.{arm.name}]: of = {arm.of!r}: expected {', '.join([UNTRAINED, *learning])}; correct it"
             )
+
+
+def _passages(path: Path, file: PlanFile) -> PassageSettings | None:
+    if file.passages is None:
+        return None
+    settings.require_valid(PassageSettings, file.passages, f"{path} [passages]")
+    return settings.resolve(PassageSettings, file.passages)
 
 
 def _subjects(path: Path, file: PlanFile) -> tuple[Subject, ...]:
@@ -323,6 +391,7 @@ class PlanResult:
     failed: tuple[str, ...]
     arms: tuple[ArmResult, ...]
     outcomes: tuple[Outcome, ...]
+    passages: tuple[PassageResult, ...]
 
     def lines(self) -> Iterator[str]:
         """The table, as Markdown."""
@@ -347,6 +416,9 @@ class PlanResult:
         yield from (f"failed: {each}" for each in self.failed)
         yield ""
         yield from (f"| {' | '.join(row)} |" for row in table)
+        if self.passages:
+            yield ""
+            yield from passages.lines(self.passages)
 
     def markdown(self) -> str:
         """The whole report."""
@@ -358,7 +430,8 @@ class PlanResult:
             "| subject | seed | arm | norm | likeness | alignment |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
-        return "\n".join([*self.lines(), "", NOTE, "", *head, *rows, ""])
+        notes = [NOTE, *([PASSAGES_NOTE] if self.passages else [])]
+        return "\n".join([*self.lines(), "", *notes, "", *head, *rows, ""])
 
 
 NOTE = (
@@ -367,6 +440,12 @@ NOTE = (
     "from. x: alignment as a multiple of the first arm's, paired over subjects. Lifted: (alignment - chance) / (untrained class "
     "word's - its chance), chance being the same pictures judged by other prompts of the set. Then the share of pictures that "
     "show each element asked for, and how often one of two things shows the other's tint."
+)
+
+PASSAGES_NOTE = (
+    "Between words: likeness of each frame to the photos of either subject, by the same judge. Degrees: the angle between the "
+    "words. Backward: share of all change from the one subject to the other that leads back; 0 is a monotone way, 0.5 leads "
+    "nowhere. Kept: likeness of the frames in between to the nearer subject, as a multiple of that of the ends to their own."
 )
 
 
@@ -382,7 +461,13 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def summarise(plan: Plan, model: str, outcomes: Sequence[Outcome], failed: Sequence[str] = ()) -> PlanResult:
+def summarise(
+    plan: Plan,
+    model: str,
+    outcomes: Sequence[Outcome],
+    failed: Sequence[str] = (),
+    judged: Sequence[Passage] = (),
+) -> PlanResult:
     """Arms compared over the subjects that each has with the first one."""
     untrained = next((arm.name for arm in plan.arms if arm.of == UNTRAINED and not arm.magnitude), None)
     by_arm = {arm.name: [each for each in outcomes if each.arm == arm.name] for arm in plan.arms}
@@ -401,6 +486,7 @@ def summarise(plan: Plan, model: str, outcomes: Sequence[Outcome], failed: Seque
         failed=tuple(failed),
         arms=tuple(_arm_result(name, own, first, plain) for name, own in by_arm.items() if own),
         outcomes=tuple(outcomes),
+        passages=passages.summarise(judged),
     )
 
 

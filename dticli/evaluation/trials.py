@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 from PIL.Image import Image
+from torch import Tensor
 
 from dticli import initial, norms, photos, token_file
 from dticli.bundled import judge
-from dticli.evaluation import measure, stickers
+from dticli.evaluation import measure, passages, stickers
 from dticli.evaluation.measure import Eyes, Reader
-from dticli.evaluation.plan import Arm, Outcome, Plan, Trial
+from dticli.evaluation.passages import Passage
+from dticli.evaluation.plan import Arm, Outcome, Plan, Trial, Way
 from dticli.families import Family
 from dticli.jobs import Job
 from dticli.models import Model
@@ -85,12 +87,37 @@ def word_mark(job: Job, model: str) -> str:
 
 def pictures_mark(plan: Plan, trial: Trial, job: Job | None, settings: GenerateSettings, model: str) -> str:
     """Of all that decides a trial's pictures."""
-    word = word_mark(job, model) if job else (trial.subject.noun, plan.file.train.get("pooling"))
-    drawing = settings.model_dump(exclude={*EASE, "seed"})
     return mark(
-        model, word, trial.arm.magnitude, trial.seed, plan.file.count,
-        [prompt.template for prompt in plan.prompts], sorted(drawing.items(), key=str),
+        model, *_rows_of(plan, trial, job, model), trial.seed, plan.file.count,
+        [prompt.template for prompt in plan.prompts], _drawing(settings),
     )  # fmt: skip
+
+
+def frames_mark(
+    plan: Plan, way: Way, jobs: Sequence[Job | None], settings: GenerateSettings, model: str
+) -> str:
+    """Of all that decides a way's frames; `jobs` learn the words at its ends."""
+    ends = [
+        _rows_of(plan, trial, job, model) for trial, job in zip((way.first, way.second), jobs, strict=True)
+    ]
+    return mark(model, ends, way.path, way.first.seed, way.how, _drawing(settings))
+
+
+def passage_mark(plan: Plan, way: Way, drawn: str) -> str:
+    """Of all that decides a way's figures."""
+    albums = [trial.subject.album for trial in (way.first, way.second)]
+    seen = [[photo.fingerprint for photo in album.photos] for album in albums]
+    return mark(SCORING, drawn, judge_mark(plan.file.image_judge), seen)
+
+
+def _rows_of(plan: Plan, trial: Trial, job: Job | None, model: str) -> tuple[object, object]:
+    """What decides a trial's rows: the word, and the length its arm brings it to."""
+    word = word_mark(job, model) if job else (trial.subject.noun, plan.file.train.get("pooling"))
+    return word, trial.arm.magnitude
+
+
+def _drawing(settings: GenerateSettings) -> list[tuple[str, Any]]:
+    return sorted(settings.model_dump(exclude={*EASE, "seed"}).items(), key=str)
 
 
 def outcome_mark(plan: Plan, trial: Trial, drawn: str) -> str:
@@ -151,8 +178,7 @@ def outcome(
 ) -> Outcome:
     """Judge a trial's pictures, as many for each prompt."""
     noun = trial.subject.noun
-    seen = eyes.features([photos.whole(photo) for photo in trial.subject.album.photos])
-    scores = measure.scores(plan.prompts, images, noun, seen, eyes, reader)
+    scores = measure.scores(plan.prompts, images, noun, _photos(trial, eyes), eyes, reader)
     lengths = [rows.norm(dim=1).mean().item() / vocabulary[key].mean for key, rows in token.vectors.items()]
     return Outcome(
         arm=trial.arm.name,
@@ -165,3 +191,18 @@ def outcome(
         elements=measure.elements(scores),
         leakage=measure.leakage(scores),
     )
+
+
+def passage(way: Way, degrees: float, images: Sequence[Image], eyes: Eyes) -> Passage:
+    """Judge the frames of a way, as many pictures for each, frame by frame."""
+    features = eyes.features(images)
+    to_first, to_second = (
+        passages.likenesses(features, _photos(trial, eyes), way.how.frames)
+        for trial in (way.first, way.second)
+    )
+    return Passage(**way.names, degrees=degrees, to_first=to_first, to_second=to_second)
+
+
+def _photos(trial: Trial, eyes: Eyes) -> Tensor:
+    """Features of the photos of a trial's subject."""
+    return eyes.features([photos.whole(photo) for photo in trial.subject.album.photos])

@@ -1,0 +1,111 @@
+"""The way from one learned word to another, judged: does it lead from thing to thing, and is there a thing in between?"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dticli import atomic
+from dticli.evaluation import measure
+from dticli.evaluation.measure import Mean
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What the frames of one way are like.
+
+    Attributes:
+        arm, path: whose words lie at its ends, and how it was gone: slerp or lerp.
+        first, second: the subjects.
+        degrees: angle between the words, mean over encoders and vectors.
+        to_first, to_second: likeness of each frame to the photos of either, mean over its pictures.
+    """
+
+    arm: str
+    path: str
+    first: str
+    second: str
+    degrees: float
+    to_first: tuple[float, ...]
+    to_second: tuple[float, ...]
+
+    @property
+    def backward(self) -> float:
+        """Share of all change between the two that leads back: 0 is a monotone way, 0.5 leads nowhere; NaN without change."""
+        nearer = [second - first for first, second in zip(self.to_first, self.to_second, strict=True)]
+        changes = [after - before for before, after in pairwise(nearer)]
+        whole = sum(map(abs, changes))
+        return sum(-change for change in changes if change < 0) / whole if whole else float("nan")
+
+    @property
+    def kept(self) -> float:
+        """Likeness of the frames in between to the nearer subject, as a multiple of that of the ends to their own."""
+        inner = [max(pair) for pair in zip(self.to_first[1:-1], self.to_second[1:-1], strict=True)]
+        return float(np.mean(inner)) / ((self.to_first[0] + self.to_second[-1]) / 2)
+
+
+@dataclass(frozen=True)
+class PassageResult:
+    """What all ways of an arm on one path say, mean over pairs of subjects."""
+
+    arm: str
+    path: str
+    pairs: int
+    degrees: float
+    backward: Mean
+    kept: Mean
+
+
+def likenesses(features: Tensor, photos: Tensor, frames: int) -> tuple[float, ...]:
+    """Likeness of each frame to the photos.
+
+    Args:
+        features: unit rows of the pictures, as many for each frame, frame by frame, (pictures, width).
+        photos: unit rows, (photos, width).
+    """
+    return tuple(float(part.mean()) for part in (features @ photos.T).chunk(frames))
+
+
+def summarise(passages: Sequence[Passage]) -> tuple[PassageResult, ...]:
+    """One result for each arm and path, in the order they come."""
+    groups: dict[tuple[str, str], list[Passage]] = {}
+    for each in passages:
+        groups.setdefault((each.arm, each.path), []).append(each)
+    return tuple(
+        PassageResult(
+            arm=arm,
+            path=path,
+            pairs=len(own),
+            degrees=float(np.mean([each.degrees for each in own])),
+            backward=measure.mean([each.backward for each in own]),
+            kept=measure.mean([each.kept for each in own]),
+        )
+        for (arm, path), own in groups.items()
+    )
+
+
+def write(file: Path, passage: Passage) -> None:
+    """Keep it, whole or not at all."""
+    atomic.write_bytes(file, json.dumps(asdict(passage), indent=1).encode())
+
+
+def read(file: Path, names: Mapping[str, str]) -> Passage | None:
+    """The kept passage, under the names it has now; None if there is none or it is damaged, and it is to be done again."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8")) | names
+        ways = {name: tuple(map(float, kept[name])) for name in ("to_first", "to_second")}
+        return Passage(**kept | ways)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def lines(results: Sequence[PassageResult]) -> Iterator[str]:
+    """The table, as Markdown."""
+    yield "| between words of | path | pairs | degrees | backward | kept |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for each in results:
+        yield f"| {each.arm} | {each.path} | {each.pairs} | {each.degrees:.1f} | {each.backward} | {each.kept} |"
