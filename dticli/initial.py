@@ -15,6 +15,7 @@ from dticli.errors import UsageError
 from dticli.families import Encoder, Family
 from dticli.models import Model
 from dticli.norms import Summary
+from dticli.paths import names_token_file
 
 CROSS = "cross:"
 NO_PHRASES = frozenset({"random", "mean", "init", "none", CROSS.rstrip(":")})
@@ -53,17 +54,12 @@ def _rows(pipe: Any, family: Family, encoder: Encoder, init: str, vectors: int, 
         raise UsageError(
             "--init cross names no word: expected the class word after a colon; write --init cross:dog"
         )
-    if names_file(init):
+    if names_token_file(init):
         widths = {each.key: concept.table(pipe, each).shape[1] for each in family.encoders}
         return token_file.fit(token_file.read(Path(init)), widths)[encoder.key].to(table.device)
     ids = pieces(pipe, encoder, init)
     _require_live(init, getattr(pipe, encoder.tokenizer), table, ids)
     return table[ids].float()
-
-
-def names_file(init: str) -> bool:
-    """Whether an init, or a prior, is a token file and not a word."""
-    return Path(init).suffix in token_file.SUFFIXES
 
 
 def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
@@ -79,7 +75,7 @@ def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
     tokenizers = SimpleNamespace(**dict(zip(names, models.tokenizers(model, family), strict=True)))
     tables = {table.encoder: table.rows for table in models.tables(model)}
     for text in dict.fromkeys(texts):
-        if text in NO_PHRASES or text.startswith(CROSS) or names_file(text):
+        if text in NO_PHRASES or text.startswith(CROSS) or names_token_file(text):
             continue
         for encoder in family.encoders:
             ids = pieces(tokenizers, encoder, text)

@@ -9,15 +9,11 @@ from dticli import atomic, captions, models, photos, token_file
 from dticli.captions import Captions
 from dticli.errors import DtiError, UsageError
 from dticli.formats import Target
+from dticli.paths import beside
 from dticli.photos import Album
 from dticli.run_folder import RunFolder
 from dticli.session import Opened
 from dticli.settings import ModelSettings, TrainSettings, model_layer, read_layers, resolve
-
-PATHS = ("photos", "masks", "captions_file")
-"""Settings that name files; in a subjects file they are relative to it."""
-PERHAPS_PATHS = ("init", "prior", "model", "base")
-"""Settings that name a file if there is one."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ def read_subjects(path: Path) -> Subjects:
         raise UsageError(
             f"{path} names no word: expected a table for each, such as [rex] with photos and init; add one"
         )
-    words = {name: {"token": f"<{name}>"} | _beside(path, table) for name, table in tables.items()}
+    words = {name: {"token": f"<{name}>"} | beside(path.parent, table) for name, table in tables.items()}
     misplaced = [
         f"{key} in [{name}]"
         for name, table in tables.items()
@@ -129,23 +125,7 @@ def read_subjects(path: Path) -> Subjects:
     twice = next((token for token in tokens if tokens.count(token) > 1), None)
     if twice:
         raise UsageError(f"{path}: two words are called {twice}: expected different names; change one token")
-    return Subjects(_beside(path, shared), words)
-
-
-def _beside(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table with its paths relative to the file's folder instead."""
-    return {
-        name: str(path.parent / value) if _is_path(path, name, value) else value
-        for name, value in table.items()
-    }
-
-
-def _is_path(path: Path, name: str, value: object) -> bool:
-    if name in PATHS:
-        return value != photos.ALPHA
-    # A folder called dog must not turn the word dog into a path.
-    there = name in PERHAPS_PATHS and (path.parent / str(value)).exists()
-    return there and (name not in ("init", "prior") or (path.parent / str(value)).is_file())
+    return Subjects(beside(path.parent, shared), words)
 
 
 def many(

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from dticli import draws
+from dticli import draws, paths
 from dticli.draws import Key
 from dticli.errors import InputError
 from dticli.settings import TrainSettings
@@ -37,8 +37,6 @@ MAX_SHAPE = 4.0
 """Longer than this, even whole photos are cropped."""
 BACKGROUND = 0.1
 """Weight of the loss beside the subject: with none at all, what the word draws there would be anyone's guess."""
-ALPHA = "alpha"
-"""Value of the setting `masks`: transparency is the mask."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +283,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _with_masks(photos: Sequence[Photo], masks: str) -> tuple[Photo, ...]:
-    if masks == ALPHA:
+    if masks == paths.ALPHA:
         if not any(_open(photo.path).mode == "RGBA" for photo in photos):
             raise InputError(
                 "no photo is transparent anywhere: expected --masks alpha's masks; use --masks FOLDER"

@@ -23,6 +23,7 @@ from dticli import (
     memory,
     models,
     norms,
+    paths,
     photos,
     provenance,
     signals,
@@ -171,7 +172,7 @@ def _identity(model: Model, task: Task, learner: Learner, album: Album) -> Ident
             for name in TrainSettings.model_fields
             if name not in INCIDENTAL
             # The rows of a token file are compared, wherever it lies.
-            and not (name in ("init", "prior") and initial.names_file(getattr(settings, name)))
+            and not (name in paths.WORDS_OR_FILES and paths.names_token_file(getattr(settings, name)))
         }
         | _tiles(task.latents),
         photos={photo.name: photo.fingerprint for photo in album.photos},

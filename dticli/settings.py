@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo, field_validator
 
 from dticli.errors import UsageError
+from dticli.paths import FILES, WORDS_OR_FILES, beside
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -342,13 +343,8 @@ def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict
 
 def anchored(settings: TrainSettings) -> TrainSettings:
     """The same settings with absolute paths, so that they mean the same in any folder."""
-    paths = {name: getattr(settings, name) for name in ("photos", "masks", "captions_file", "init", "prior")}
-    found = {
-        name: str(Path(value).absolute()) for name, value in paths.items() if value and Path(value).exists()
-    }
-    # A folder called dog must not turn the word dog into a path.
-    files = {name: path for name, path in found.items() if name not in ("init", "prior") or Path(path).suffix}
-    return settings.model_copy(update=files)
+    named = {name: getattr(settings, name) for name in FILES | WORDS_OR_FILES}
+    return settings.model_copy(update=beside(Path.cwd(), named))
 
 
 def to_toml(settings: Settings) -> str:

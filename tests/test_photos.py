@@ -15,7 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from dticli import captions, photos
 from dticli.errors import DtiError, InputError
-from dticli.photos import ALPHA, BACKGROUND, Album, Photo
+from dticli.paths import ALPHA
+from dticli.photos import BACKGROUND, Album, Photo
 from dticli.settings import TrainSettings, resolve
 from tests.conftest import Outcome
 

@@ -160,6 +160,19 @@ def test_own_subjects_lie_beside_the_plan(tmp_path: Path) -> None:
         plans.read(str(file))
 
 
+def test_token_files_lie_beside_the_plan(tmp_path: Path) -> None:
+    """Where words start from, and what the prior pulls towards: for all arms and for one; a word stays a word."""
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        'subjects = ["dog"]\nprompt_set = "stickers"\n[train]\nprior = "a.safetensors"\n'
+        '[arms.dti]\ninit = "b.safetensors"\n[arms.word]\ninit = "banana"\n'
+    )
+    (tmp_path / "banana").mkdir()
+    plan = plans.read(str(file))
+    assert plan.file.train["prior"] == str(tmp_path / "a.safetensors")
+    assert [arm.train["init"] for arm in plan.arms] == [str(tmp_path / "b.safetensors"), "banana"]
+
+
 @pytest.mark.parametrize(
     ("name", "role", "count"),
     [("stickers", "reporting", 12), ("stickers-tuning", "tuning", 4), ("stickers-ablations", "reporting", 3)],

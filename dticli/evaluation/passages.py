@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dticli import atomic
 from dticli.evaluation import measure
+from dticli.evaluation.markdown import table
 from dticli.evaluation.measure import Mean
 
 
@@ -105,7 +106,10 @@ def read(file: Path, names: Mapping[str, str]) -> Passage | None:
 
 def lines(results: Sequence[PassageResult]) -> Iterator[str]:
     """The table, as Markdown."""
-    yield "| between words of | path | pairs | degrees | backward | kept |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for each in results:
-        yield f"| {each.arm} | {each.path} | {each.pairs} | {each.degrees:.1f} | {each.backward} | {each.kept} |"
+    yield from table(
+        ["between words of", "path", "pairs", "degrees", "backward", "kept"],
+        (
+            [each.arm, each.path, str(each.pairs), f"{each.degrees:.1f}", str(each.backward), str(each.kept)]
+            for each in results
+        ),
+    )

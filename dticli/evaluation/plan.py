@@ -11,10 +11,11 @@ from pydantic import Field, Strict
 
 from dticli import atomic, bundled, photos, settings, token_file
 from dticli.errors import DtiError, InputError, UsageError
-from dticli.evaluation import measure, passages, prompts
+from dticli.evaluation import markdown, measure, passages, prompts
 from dticli.evaluation.measure import Mean
 from dticli.evaluation.passages import Passage, PassageResult
 from dticli.evaluation.prompts import Prompt
+from dticli.paths import NAMES_OR_FILES, beside
 from dticli.photos import Album
 from dticli.settings import GenerateSettings, ModelSettings, Positive, Settings, TrainSettings
 
@@ -239,12 +240,15 @@ def _file(path: Path) -> PlanFile:
         values = getattr(file, name)
         if len(set(values)) != len(values):
             raise UsageError(f"{path}: {name} holds one twice: expected different ones; leave it out")
-    named = ("model", "prompt_set", "image_judge", "text_judge")
-    found = {name: str(_beside(path) / str(getattr(file, name))) for name in named}
-    return file.model_copy(update={name: place for name, place in found.items() if Path(place).exists()})
+    folder = _folder(path)
+    tables = {"train": beside(folder, file.train)} | {
+        "arms": {name: beside(folder, table) for name, table in file.arms.items()}
+    }
+    named = {name: getattr(file, name) for name in NAMES_OR_FILES & set(PlanFile.model_fields)}
+    return file.model_copy(update=beside(folder, named) | tables)
 
 
-def _beside(path: Path) -> Path:
+def _folder(path: Path) -> Path:
     """What a plan's relative paths start from: its folder, or the present one for a plan of this package."""
     return Path() if path.parent == HERE else path.parent
 
@@ -319,11 +323,7 @@ def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:
         raise UsageError(
             f"expected photos and init, and at most masks, as texts, got {', '.join(table) or 'nothing'}; correct it"
         )
-    source = {
-        key: value if value == photos.ALPHA else str(_beside(path) / value)
-        for key, value in table.items()
-        if key != "init"
-    }
+    source = beside(_folder(path), {key: value for key, value in table.items() if key != "init"})
     return Subject(name, table["init"], photos.read(Path(source["photos"]), source.get("masks")), source)
 
 
@@ -396,18 +396,8 @@ class PlanResult:
     def lines(self) -> Iterator[str]:
         """The table, as Markdown."""
         names = list(dict.fromkeys(name for arm in self.arms for name in arm.elements))
-        heads = [
-            "arm",
-            "trials",
-            "norm",
-            "likeness",
-            "alignment",
-            f"x {self.arms[0].arm}",
-            "lifted",
-            *names,
-            "leakage",
-        ]
-        table = [heads, ["---"] * len(heads)] + [_row(arm, names) for arm in self.arms]
+        figures = ["trials", "norm", "likeness", "alignment", f"x {self.arms[0].arm}", "lifted"]
+        heads = ["arm", *figures, *names, "leakage"]
         yield (
             f"{self.plan}: {self.model}, {len(self.subjects)} subjects x {len(self.seeds)} seeds, {self.pictures} pictures a "
             f"trial, prompts {self.prompt_set}; likeness by {self.image_judge}, alignment by {self.text_judge}; "
@@ -415,23 +405,23 @@ class PlanResult:
         )
         yield from (f"failed: {each}" for each in self.failed)
         yield ""
-        yield from (f"| {' | '.join(row)} |" for row in table)
+        yield from markdown.table(heads, (_row(arm, names) for arm in self.arms))
         if self.passages:
             yield ""
             yield from passages.lines(self.passages)
 
     def markdown(self) -> str:
         """The whole report."""
+        figures = [
+            [f"{each.norm:.2f}", f"{each.likeness:.3f}", f"{each.alignment:.3f}"] for each in self.outcomes
+        ]
         rows = [
-            f"| {each.subject} | {each.seed} | {each.arm} | {each.norm:.2f} | {each.likeness:.3f} | {each.alignment:.3f} |"
-            for each in self.outcomes
+            [each.subject, str(each.seed), each.arm, *own]
+            for each, own in zip(self.outcomes, figures, strict=True)
         ]
-        head = [
-            "| subject | seed | arm | norm | likeness | alignment |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
+        each_trial = markdown.table(["subject", "seed", "arm", "norm", "likeness", "alignment"], rows)
         notes = [NOTE, *([PASSAGES_NOTE] if self.passages else [])]
-        return "\n".join([*self.lines(), "", *notes, "", *head, *rows, ""])
+        return "\n".join([*self.lines(), "", *notes, "", *each_trial, ""])
 
 
 NOTE = (

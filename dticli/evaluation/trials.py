@@ -13,7 +13,7 @@ import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
-from dticli import initial, norms, photos, token_file
+from dticli import initial, norms, paths, photos, token_file
 from dticli.bundled import judge
 from dticli.evaluation import measure, passages, stickers
 from dticli.evaluation.measure import Eyes, Reader
@@ -75,7 +75,7 @@ def word_mark(job: Job, model: str) -> str:
     named = {
         name: weights_mark(Path(chosen[name]))
         for name in ("init", "prior")
-        if initial.names_file(chosen[name])
+        if paths.names_token_file(chosen[name])
     }
     return mark(
         model,

@@ -1,0 +1,36 @@
+"""Which settings name files, and where those that are relative are looked for. Imports no torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dticli.formats import SUFFIXES
+
+ALPHA = "alpha"
+"""In the place of a folder of masks: the photos' own transparency."""
+FILES = frozenset({"photos", "masks", "captions_file"})
+WORDS_OR_FILES = frozenset({"init", "prior"})
+NAMES_OR_FILES = frozenset({"model", "base", "prompt_set", "image_judge", "text_judge"})
+"""Settings that name a file or folder if there is one of that name."""
+
+
+def names_token_file(text: str) -> bool:
+    """Whether an init, or a prior, is a token file and not a word: by its ending, so that a folder called dog hides no dog."""
+    return Path(text).suffix in SUFFIXES
+
+
+def beside(folder: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of settings whose relative paths start from `folder`, with paths that start from the present one."""
+    return {
+        name: str(folder / value) if _is_path(folder, name, value) else value for name, value in table.items()
+    }
+
+
+def _is_path(folder: Path, name: str, value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    if name in WORDS_OR_FILES:
+        return names_token_file(value)
+    if name in NAMES_OR_FILES:
+        return (folder / value).exists()
+    return name in FILES and value != ALPHA
