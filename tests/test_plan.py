@@ -164,12 +164,13 @@ def test_token_files_lie_beside_the_plan(tmp_path: Path) -> None:
     """Where words start from, and what the prior pulls towards: for all arms and for one; a word stays a word."""
     file = tmp_path / "plan.toml"
     file.write_text(
-        'subjects = ["dog"]\nprompt_set = "stickers"\n[train]\nprior = "a.safetensors"\n'
+        'subjects = ["dog"]\nprompt_set = "stickers"\n[generate]\nbase = "banana"\n[train]\nprior = "a.safetensors"\n'
         '[arms.dti]\ninit = "b.safetensors"\n[arms.word]\ninit = "banana"\n'
     )
     (tmp_path / "banana").mkdir()
     plan = plans.read(str(file))
     assert plan.file.train["prior"] == str(tmp_path / "a.safetensors")
+    assert plan.file.generate["base"] == str(tmp_path / "banana")
     assert [arm.train["init"] for arm in plan.arms] == [str(tmp_path / "b.safetensors"), "banana"]
 
 
@@ -212,7 +213,7 @@ def test_a_word_that_fails_costs_itself_alone(dti: Dti, tmp_path: Path) -> None:
     outcome = dti("evaluate", "--plan", file, "--out", out, "--quiet")
     assert outcome.code == 2, outcome.err
     assert "lost, rex, seed 0: the model does not know" in outcome.err
-    assert "1 of the words failed" in outcome.err
+    assert "1 trials or ways failed" in outcome.err
     kept = json.loads((out / "results.json").read_text())
     assert [arm["arm"] for arm in kept["arms"]] == ["dti", "class-word"]
     assert (kept["done"], kept["trials"], len(kept["failed"])) == (2, 3, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dticli import console
-from dticli.errors import DtiError, Stopped, UsageError
+from dticli.errors import DtiError, InputError, Stopped, UsageError
 from dticli.options import Debug, Force, Json, Quiet, with_settings
 from dticli.settings import GenerateSettings, ModelSettings, first_said, model_layer, resolve
 
@@ -312,47 +312,50 @@ def _carry_out(
     atomic.require_writable([folder / "results.md"], force=True)
     jobs = {trial: _job(stage, trial, given) for trial in plan.trials}
     failed = _learn_all(_missing(jobs, force), force, quiet)
+    problems = {trial.name: failed[job.target] for trial, job in jobs.items() if job and job.target in failed}
     result = plans.summarise(plan, opened.model.label, ())
-    for result in _judged(stage, given, jobs, failed, force):
+    for result in _judged(stage, jobs, problems, force):
         atomic.write_bytes(folder / "results.json", console.to_json(result).encode())
         atomic.write_bytes(folder / "results.md", result.markdown().encode())
-    if failed:
-        first = next(iter(failed.values()))
+    if problems:
+        first = next(iter(problems.values()))
         others = f"; the others are in {folder / 'results.md'}" if result.outcomes else ""
         raise type(first)(
-            f"{len(failed)} of the words failed{others}: correct the plan and give the same command"
+            f"{len(problems)} trials or ways failed{others}: correct the plan and give the same command"
         )
     return result
 
 
 def _judged(
-    stage: "_Stage",
-    given: Mapping[str, Any],
-    jobs: "Mapping[Trial, Job | None]",
-    failed: "Mapping[Path, DtiError]",
-    force: bool,
+    stage: "_Stage", jobs: "Mapping[Trial, Job | None]", problems: "dict[str, DtiError]", force: bool
 ) -> "Iterator[PlanResult]":
-    """What is known after each trial, and after each way between words, that no failed word is part of."""
+    """What is known after each trial, and after each way between words, that no failed word is part of.
+
+    Args:
+        problems: why words failed, by trial; ways that fail are added.
+    """
     from dticli.evaluation import plan as plans
 
-    plan = stage.plan
-    reasons = [
-        f"{trial.name}: {failed[job.target]}" for trial, job in jobs.items() if job and job.target in failed
-    ]
     outcomes: list[Outcome] = []
     passages: list[Passage] = []
 
     def known() -> "PlanResult":
-        return plans.summarise(plan, stage.opened.model.label, outcomes, reasons, passages)
+        reasons = [f"{name}: {error}" for name, error in problems.items()]
+        return plans.summarise(stage.plan, stage.opened.model.label, outcomes, reasons, passages)
 
     for trial, job in jobs.items():
-        if not (job and job.target in failed):
+        if trial.name not in problems:
             outcomes.append(_outcome(stage, trial, job, force))
             yield known()
-    for way in plan.ways:
-        ends = [_job(stage, trial, given) for trial in (way.first, way.second)]
-        if not any(job and job.target in failed for job in ends):
-            passages.append(_passage(stage, way, ends, force))
+    by_name = {trial.name: job for trial, job in jobs.items()}
+    for way in stage.plan.ways:
+        ends = (way.first.name, way.second.name)
+        if problems.keys().isdisjoint(ends):
+            try:
+                passages.append(_passage(stage, way, [by_name[end] for end in ends], force))
+            except InputError as error:  # words of different size
+                console.error(f"{way.name}: {error}")
+                problems[way.name] = error
             yield known()
 
 
@@ -481,7 +484,7 @@ def _passage(stage: _Stage, way: "Way", jobs: "Sequence[Job | None]", force: boo
 
     drawn = trials.frames_mark(stage.plan, way, jobs, stage.settings, stage.weights)
     kept = stage.folder / "trials" / f"{trials.passage_mark(stage.plan, way, drawn)}.json"
-    passage = None if force else passages.read(kept, way.names)
+    passage = None if force else passages.read(kept, way.names, way.how.frames)
     if passage:
         return passage
     console.notice(f"judging {way.name}")

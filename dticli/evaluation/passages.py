@@ -1,18 +1,23 @@
 """The way from one learned word to another, judged: does it lead from thing to thing, and is there a thing in between?"""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from dticli import atomic
 from dticli.evaluation import measure
 from dticli.evaluation.markdown import table
 from dticli.evaluation.measure import Mean
+
+STILL = 1e-4
+"""Change in likeness that rounding alone can make."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +40,42 @@ class Passage:
     to_second: tuple[float, ...]
 
     @property
-    def backward(self) -> float:
-        """Share of all change between the two that leads back: 0 is a monotone way, 0.5 leads nowhere; NaN without change."""
+    def backward(self) -> float | None:
+        """Share of all change between the two that leads back: 0 is a monotone way, 0.5 leads nowhere; None without change."""
         nearer = [second - first for first, second in zip(self.to_first, self.to_second, strict=True)]
         changes = [after - before for before, after in pairwise(nearer)]
         whole = sum(map(abs, changes))
-        return sum(-change for change in changes if change < 0) / whole if whole else float("nan")
+        return sum(-change for change in changes if change < 0) / whole if whole > STILL else None
 
     @property
-    def kept(self) -> float:
-        """Likeness of the frames in between to the nearer subject, as a multiple of that of the ends to their own."""
-        inner = [max(pair) for pair in zip(self.to_first[1:-1], self.to_second[1:-1], strict=True)]
-        return float(np.mean(inner)) / ((self.to_first[0] + self.to_second[-1]) / 2)
+    def ends(self) -> float:
+        """Likeness of the ends to their own subjects, mean of both."""
+        return (self.to_first[0] + self.to_second[-1]) / 2
+
+    @property
+    def inner(self) -> float:
+        """Likeness of the frames in between to the nearer subject, mean over frames."""
+        return float(np.mean([max(pair) for pair in zip(self.to_first, self.to_second, strict=True)][1:-1]))
+
+
+_FORM = TypeAdapter(Passage)
 
 
 @dataclass(frozen=True)
 class PassageResult:
-    """What all ways of an arm on one path say, mean over pairs of subjects."""
+    """What all ways of an arm on one path say, over pairs of subjects.
+
+    Attributes:
+        backward: mean over the pairs between which anything changes; None if there is none.
+        kept: `inner` as a multiple of `ends`; None where the ends may be like nothing.
+    """
 
     arm: str
     path: str
     pairs: int
     degrees: float
-    backward: Mean
-    kept: Mean
+    backward: Mean | None
+    kept: Mean | None
 
 
 def likenesses(features: Tensor, photos: Tensor, frames: int) -> tuple[float, ...]:
@@ -76,16 +93,18 @@ def summarise(passages: Sequence[Passage]) -> tuple[PassageResult, ...]:
     groups: dict[tuple[str, str], list[Passage]] = {}
     for each in passages:
         groups.setdefault((each.arm, each.path), []).append(each)
-    return tuple(
-        PassageResult(
-            arm=arm,
-            path=path,
-            pairs=len(own),
-            degrees=float(np.mean([each.degrees for each in own])),
-            backward=measure.mean([each.backward for each in own]),
-            kept=measure.mean([each.kept for each in own]),
-        )
-        for (arm, path), own in groups.items()
+    return tuple(_result(arm, path, own) for (arm, path), own in groups.items())
+
+
+def _result(arm: str, path: str, own: Sequence[Passage]) -> PassageResult:
+    backward = [each.backward for each in own if each.backward is not None]
+    return PassageResult(
+        arm=arm,
+        path=path,
+        pairs=len(own),
+        degrees=float(np.mean([each.degrees for each in own])),
+        backward=measure.mean(backward) if backward else None,
+        kept=measure.ratio([each.inner for each in own], [each.ends for each in own]),
     )
 
 
@@ -94,14 +113,15 @@ def write(file: Path, passage: Passage) -> None:
     atomic.write_bytes(file, json.dumps(asdict(passage), indent=1).encode())
 
 
-def read(file: Path, names: Mapping[str, str]) -> Passage | None:
+def read(file: Path, names: Mapping[str, str], frames: int) -> Passage | None:
     """The kept passage, under the names it has now; None if there is none or it is damaged, and it is to be done again."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8")) | names
-        ways = {name: tuple(map(float, kept[name])) for name in ("to_first", "to_second")}
-        return Passage(**kept | ways)
-    except (OSError, ValueError, TypeError, KeyError):
+        kept = _FORM.validate_python(json.loads(file.read_text(encoding="utf-8")) | names)
+    except (OSError, ValueError, TypeError):
         return None
+    figures = (kept.degrees, *kept.to_first, *kept.to_second)
+    whole = len(kept.to_first) == len(kept.to_second) == frames
+    return kept if whole and all(map(math.isfinite, figures)) else None
 
 
 def lines(results: Sequence[PassageResult]) -> Iterator[str]:
@@ -109,7 +129,14 @@ def lines(results: Sequence[PassageResult]) -> Iterator[str]:
     yield from table(
         ["between words of", "path", "pairs", "degrees", "backward", "kept"],
         (
-            [each.arm, each.path, str(each.pairs), f"{each.degrees:.1f}", str(each.backward), str(each.kept)]
+            [
+                each.arm,
+                each.path,
+                str(each.pairs),
+                f"{each.degrees:.1f}",
+                str(each.backward or ""),
+                str(each.kept or ""),
+            ]
             for each in results
         ),
     )

@@ -29,7 +29,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class PassageSettings(Settings):
-    """How the ways between words are drawn: from each subject to the next, every subject in one pair, with the first seed."""
+    """How the ways between words are drawn: from the first subject to the second, from the third to the fourth, and so on.
+
+    A subject left over has no way, and words are those of the first seed.
+    """
 
     paths: Annotated[tuple[Literal["slerp", "lerp"], ...], Strict(False)] = Field(
         ("slerp", "lerp"), min_length=1, description="As --path of interpolate."
@@ -241,8 +244,10 @@ def _file(path: Path) -> PlanFile:
         if len(set(values)) != len(values):
             raise UsageError(f"{path}: {name} holds one twice: expected different ones; leave it out")
     folder = _folder(path)
-    tables = {"train": beside(folder, file.train)} | {
-        "arms": {name: beside(folder, table) for name, table in file.arms.items()}
+    tables = {
+        "train": beside(folder, file.train),
+        "generate": beside(folder, file.generate),
+        "arms": {name: beside(folder, table) for name, table in file.arms.items()},
     }
     named = {name: getattr(file, name) for name in NAMES_OR_FILES & set(PlanFile.model_fields)}
     return file.model_copy(update=beside(folder, named) | tables)
@@ -293,7 +298,12 @@ def _passages(path: Path, file: PlanFile) -> PassageSettings | None:
     if file.passages is None:
         return None
     settings.require_valid(PassageSettings, file.passages, f"{path} [passages]")
-    return settings.resolve(PassageSettings, file.passages)
+    found = settings.resolve(PassageSettings, file.passages)
+    if len(set(found.paths)) != len(found.paths):
+        raise UsageError(f"{path} [passages]: paths holds one twice: expected different ones; leave it out")
+    if len(file.subjects) < 2:
+        raise UsageError(f"{path} [passages]: one subject: expected two or more to go between; add another")
+    return found
 
 
 def _subjects(path: Path, file: PlanFile) -> tuple[Subject, ...]:
@@ -435,7 +445,8 @@ NOTE = (
 PASSAGES_NOTE = (
     "Between words: likeness of each frame to the photos of either subject, by the same judge. Degrees: the angle between the "
     "words. Backward: share of all change from the one subject to the other that leads back; 0 is a monotone way, 0.5 leads "
-    "nowhere. Kept: likeness of the frames in between to the nearer subject, as a multiple of that of the ends to their own."
+    "nowhere. Kept: likeness of the frames in between to the nearer subject, as a multiple of that of the ends to their own; it "
+    "can be above 1 where an end is hardly like its subject."
 )
 
 

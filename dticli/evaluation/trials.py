@@ -26,7 +26,7 @@ from dticli.norms import Summary
 from dticli.settings import INCIDENTAL, GenerateSettings
 from dticli.token_file import Token
 
-SCORING = 2
+SCORING = 3
 """Another number whenever the same pictures would get other figures."""
 SAMPLE = 2**16
 """Bytes of each weight file's ends that stand for it."""
@@ -100,7 +100,8 @@ def frames_mark(
     ends = [
         _rows_of(plan, trial, job, model) for trial, job in zip((way.first, way.second), jobs, strict=True)
     ]
-    return mark(model, ends, way.path, way.first.seed, way.how, _drawing(settings))
+    how = way.how
+    return mark(model, ends, way.path, way.first.seed, how.frames, how.count, how.prompt, _drawing(settings))
 
 
 def passage_mark(plan: Plan, way: Way, drawn: str) -> str:
