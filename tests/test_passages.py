@@ -87,7 +87,7 @@ def test_a_way_without_change_has_no_direction() -> None:
 
 
 def test_results_are_over_pairs() -> None:
-    """A row an arm and path, in the order they came; pairs without change say nothing of direction, and weak ends count little."""
+    """A row an arm and path, in the order they came; pairs without change have no direction, and weak ends count little."""
     even, weak = (
         passage((0.8, 0.4, 0.2), (0.2, 0.4, 0.8)),
         passage((0.02, 0.02, 0.02), (0.02, 0.02, 0.02)),
