@@ -20,7 +20,7 @@ from dticli.evaluation.trials import SCORING, weights_mark
 from . import cache, check, gate
 from .training import Log
 
-PLANS = ("stickers",)
+PLANS = ("stickers", "stickers-ablations")
 GATE_PROMPTS = 100
 TARGET = Path("RESULTS.md")
 # bfloat16 as in check and gate: processors that multiply it take two thirds of the time to learn and half of it to draw.
