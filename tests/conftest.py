@@ -71,6 +71,20 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield local
 
 
+@pytest.fixture
+def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random judges in the place of the bundled ones."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dticli.bundled import judge
+
+    torch.manual_seed(0)
+    for name, kind in (("a", judge.DualEncoder), ("b", judge.Observer)):
+        save_file(kind().state_dict(), tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(judge, "weights", lambda name: tmp_path / f"{name}.safetensors")
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five photos of a dog."""

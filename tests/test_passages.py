@@ -10,10 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dticli import bundled
-from dticli.bundled import judge
 from dticli.bundled.recipe import words
 from dticli.errors import UsageError
 from dticli.evaluation import passages, trials
@@ -44,15 +42,6 @@ count = 2
 [arms.class-word]
 of = "init"
 """
-
-
-@pytest.fixture
-def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random judges in the place of the bundled ones."""
-    torch.manual_seed(0)
-    for name, kind in (("a", judge.DualEncoder), ("b", judge.Observer)):
-        save_file(kind().state_dict(), tmp_path / f"{name}.safetensors")
-    monkeypatch.setattr(judge, "weights", lambda name: tmp_path / f"{name}.safetensors")
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from dticli import bundled, jobs, session
-from dticli.bundled import judge
 from dticli.errors import InputError, UsageError
 from dticli.evaluation import measure, prompts, trials
 from dticli.evaluation import plan as plans
@@ -50,15 +49,6 @@ magnitude = "2x"
 [arms.class-word]
 of = "init"
 """
-
-
-@pytest.fixture
-def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random judges in the place of the bundled ones."""
-    torch.manual_seed(0)
-    for name, kind in (("a", judge.DualEncoder), ("b", judge.Observer)):
-        save_file(kind().state_dict(), tmp_path / f"{name}.safetensors")
-    monkeypatch.setattr(judge, "weights", lambda name: tmp_path / f"{name}.safetensors")
 
 
 @pytest.mark.usefixtures("strangers")
