@@ -11,6 +11,7 @@ from dticli.bundled.recipe import (
     autoencoder,
     cache,
     check,
+    decoder,
     diffusion,
     gate,
     grammar,
@@ -46,6 +47,7 @@ def built(tmp_path_factory):
         text_encoder.run(MOMENT, 0, log)
         autoencoder.run(MOMENT, 0, log)
         diffusion.run(MOMENT, 0, log)
+        decoder.run(MOMENT, 0, log)
         judges.run(MOMENT, 0, log)
         yield log, package.built()
 
@@ -61,6 +63,25 @@ def test_the_model_is_an_ordinary_one(built):
     assert pipeline.text_encoder.config.num_hidden_layers >= 8
     assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) <= package.MOST_BYTES
     assert (folder / "dti.toml").is_file()
+
+
+@pytest.mark.slow
+def test_another_decoder_leaves_latents_as_they_are(built):
+    """Only the decoder's weights change, the denoiser's latents are found again, and the model holds the new decoder."""
+    _, folder = built
+    before, after = autoencoder.load(), decoder.load()
+    pairs = {name: (value, after.state_dict()[name]) for name, value in before.state_dict().items()}
+    changed = {name.split(".")[0] for name, pair in pairs.items() if not torch.equal(*pair)}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert after.config["scaling_factor"] == before.config["scaling_factor"]
+    told = []
+    diffusion.encode_pictures(told.append)
+    assert told == []
+    shipped = StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, requires_safety_checker=False
+    )
+    weight = shipped.vae.decoder.conv_in.weight
+    assert torch.equal(weight.half(), after.decoder.conv_in.weight.half())
 
 
 @pytest.mark.slow

@@ -21,13 +21,14 @@ STEPS = (
     "autoencoder",
     "latents",
     "diffusion",
+    "decoder",
     "judges",
     "gate",
     "check",
     "package",
     "results",
 )
-MINUTES = {"text-encoder": 25.0, "autoencoder": 25.0, "diffusion": 600.0, "judges": 10.0}
+MINUTES = {"text-encoder": 25.0, "autoencoder": 25.0, "diffusion": 600.0, "decoder": 30.0, "judges": 10.0}
 
 
 def main() -> int:

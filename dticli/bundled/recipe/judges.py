@@ -20,7 +20,7 @@ from torch.nn import functional
 from dticli.bundled import judge
 from dticli.bundled.judge import DualEncoder, Observer
 
-from . import autoencoder, cache, elements, grammar, text_encoder, world
+from . import autoencoder, cache, decoder, elements, grammar, text_encoder, world
 from .elements import CLASSES, UNKNOWN
 from .training import Log, accelerate, channels_last, rate, train
 
@@ -122,12 +122,12 @@ def _batch(shown: Shown, seed: int, index: int) -> Batch:
 def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
     """The first pictures after the autoencoder; made once."""
     drawn = hashlib.sha256(pixels[:REBUILT].tobytes()).hexdigest()[:8]
-    file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(autoencoder.weights())}-{drawn}.npz"
+    file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(decoder.weights())}-{drawn}.npz"
     if not file.is_file():
         log("judges: passing pictures through the autoencoder")
         with torch.autocast("cpu", torch.bfloat16):
             decoded = autoencoder.rebuild(
-                accelerate(autoencoder.load()), autoencoder.to_tensor(pixels[:REBUILT])
+                accelerate(decoder.load()), autoencoder.to_tensor(pixels[:REBUILT])
             ).float()
         packed = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         cache.write(file, lambda out: np.savez(out, pixels=packed))

@@ -12,7 +12,7 @@ from torch import Tensor
 from dticli.bundled import MODEL_NAME, judge, model_folder
 from dticli.errors import ModelError
 
-from . import autoencoder, cache, diffusion, judges, text_encoder
+from . import cache, decoder, diffusion, judges, text_encoder
 from .training import Log
 
 MOST_BYTES = 48 * 2**20
@@ -27,7 +27,7 @@ def assemble(target: Path) -> None:
     """Write the whole model to `target`, part by part, with the training defaults of the shipped one."""
     tokens, encoder = text_encoder.load()
     pipeline = StableDiffusionPipeline(
-        vae=autoencoder.load(),
+        vae=decoder.load(),
         text_encoder=encoder,
         tokenizer=tokens,
         unet=UNet2DConditionModel.from_pretrained(diffusion.folder() / "unet"),

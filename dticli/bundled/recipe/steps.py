@@ -68,6 +68,12 @@ def _diffusion(arguments: argparse.Namespace, log: Log) -> None:
     diffusion.run(_minutes(arguments), arguments.seed, log, arguments.start, log.ranks)
 
 
+def _decoder(arguments: argparse.Namespace, log: Log) -> None:
+    from . import decoder
+
+    decoder.run(_minutes(arguments), arguments.seed, log)
+
+
 def _judges(arguments: argparse.Namespace, log: Log) -> None:
     from . import judges
 
@@ -112,6 +118,7 @@ _STEPS: dict[str, Callable[[argparse.Namespace, Log], None]] = {
     "autoencoder": _autoencoder,
     "latents": _latents,
     "diffusion": _diffusion,
+    "decoder": _decoder,
     "judges": _judges,
     "gate": _gate,
     "check": _check,

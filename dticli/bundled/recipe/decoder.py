@@ -1,0 +1,87 @@
+"""Step `decoder`: the autoencoder's decoder trained on, its encoder frozen: latents stay, and with them the denoiser."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from . import autoencoder, cache, diffusion, package, world
+from .autoencoder import psnr, rebuild, to_tensor
+from .training import Average, Log, accelerate, rate, train
+
+PEAK_RATE = 5e-4
+SQUARE_WEIGHT = 10.0  # the bar is in dB
+EDGE_WEIGHT = 0.5
+PLAIN_WEIGHT = 0.3
+
+
+def run(minutes: float, seed: int, log: Log) -> None:
+    """Train on the latents and pictures that the denoiser learned from, and write the averaged weights and the whole model."""
+    torch.manual_seed(seed)
+    latents = diffusion.encode_pictures(log)
+    pixels = world.read("pictures").pixels
+    held_back = autoencoder.WATCHED
+    watched = to_tensor(pixels[:held_back])
+    network = accelerate(autoencoder.load()).train()
+    for part in (network.encoder, network.quant_conv):
+        part.requires_grad_(False)
+    learned = [value for value in network.parameters() if value.requires_grad]
+    optimiser = torch.optim.AdamW(learned, PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    average = Average(network, decay=0.998)
+
+    def step(index: int, progress: float) -> dict[str, float]:
+        for group in optimiser.param_groups:
+            group["lr"] = PEAK_RATE * rate(progress, decay_from=0.3)
+        random = np.random.default_rng((seed, index))
+        picks = random.integers(held_back, len(pixels), size=autoencoder.BATCH)
+        losses = _losses(network, latents[picks], to_tensor(pixels[picks]))
+        optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimiser.step()
+        average.update(network, index)
+        return {key: value.item() for key, value in losses.items()}
+
+    parts = {"network": network, "optimiser": optimiser, "average": average}
+    train(_name(), parts, step, minutes, log, lambda: _publish(average, watched, log))
+
+
+def load() -> AutoencoderKL:
+    """The autoencoder with the decoder trained on, or as it was where that has not been done, float32."""
+    return AutoencoderKL.from_pretrained(weights().parent).float().eval()
+
+
+def weights() -> Path:
+    """The weights that `load` reads."""
+    trained = _folder() / autoencoder.weights().name
+    return trained if trained.is_file() else autoencoder.weights()
+
+
+def _folder() -> Path:
+    return cache.folder(_name()) / "vae"
+
+
+def _name() -> str:
+    """In the cache: another decoder for every autoencoder."""
+    return f"decoder/{cache.fingerprint(autoencoder.weights())}"
+
+
+def _losses(network: AutoencoderKL, latents: Tensor, pictures: Tensor) -> dict[str, Tensor]:
+    plain = (latents.float() / network.config["scaling_factor"]).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        rebuilt = network.decode(plain).sample
+    error = rebuilt.float() - pictures
+    square = error.square().mean()
+    edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2
+    loss = SQUARE_WEIGHT * square + PLAIN_WEIGHT * (error.abs().mean() + EDGE_WEIGHT * edges)
+    return {"loss": loss, "mse": square}
+
+
+def _publish(average: Average, watched: Tensor, log: Log) -> None:
+    network = autoencoder.load()
+    network.load_state_dict(average.state_dict())
+    cache.write_folder(_folder(), network.save_pretrained)
+    package.assemble(package.built())
+    log(f"decoder psnr {psnr(watched, rebuild(network, watched)):.2f} dB on {len(watched)} unseen pictures")
