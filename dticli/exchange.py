@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from dticli import formats, token_file
 from dticli.errors import InputError, UsageError
-from dticli.formats import SOLE, SUFFIXES, Described, Program
+from dticli.formats import SOLE, Described, Program
 from dticli.norms import Summary, magnitude
+from dticli.paths import SUFFIXES, names_token_file
 from dticli.token_file import Layout, Token
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def files_of_a_word(names: Iterable[str], place: str) -> list[str]:
 
 def is_token_file(name: str) -> bool:
     """Whether a relative path looks like a token file at the top of its folder."""
-    return Path(name).suffix in SUFFIXES and not re.search(r"[/\\]", name) and not name.startswith(".")
+    return names_token_file(name) and not re.search(r"[/\\]", name) and not name.startswith(".")
 
 
 def _part(name: str) -> int:

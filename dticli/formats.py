@@ -14,7 +14,6 @@ from typing import Literal, get_args
 from dticli import families
 from dticli.errors import UsageError
 
-SUFFIXES = (".safetensors", ".pt", ".bin")
 SOLE = "*"
 """Key of a tensor whose file does not say which encoder it belongs to."""
 WORD = "<word>"

@@ -11,6 +11,7 @@ from typing import Any
 from dticli import exchange, formats, single_file, token_file
 from dticli.errors import DtiError, EnvironmentProblem, InputError, UsageError
 from dticli.exchange import Source
+from dticli.paths import names_token_file
 from dticli.token_file import Token
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -38,7 +39,7 @@ class Repository:
         """The repository of that name, or None if it is no such name; a token file's path never is."""
         source, _, file = source.partition(":")
         name, _, revision = source.partition("@")
-        if not ID.fullmatch(name) or Path(name).suffix in formats.SUFFIXES:
+        if not ID.fullmatch(name) or names_token_file(name):
             return None
         return cls(name, revision or None, file or None)
 
@@ -69,7 +70,7 @@ def read(source: str, *, offline: bool = False) -> Source:
 def holds_token(source: str, *, offline: bool = False) -> bool:
     """Whether a name is that of a token rather than that of a model."""
     path = Path(source).expanduser()
-    if path.suffix in formats.SUFFIXES:
+    if names_token_file(path.name):
         return not single_file.is_checkpoint(path)
     if path.is_dir():
         names = [each.name for each in path.iterdir()]

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dticli.formats import SUFFIXES
-
+SUFFIXES = (".safetensors", ".pt", ".bin")
+"""Of token files, as any program writes them."""
 ALPHA = "alpha"
 """In the place of a folder of masks: the photos' own transparency."""
 FILES = frozenset({"photos", "masks", "captions_file"})

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dticli import (
     concept,
     console,
@@ -173,7 +171,8 @@ def draw(
 def draw_way(
     loaded: Loaded,
     opened: Opened,
-    way: Sequence[Mapping[str, Tensor]],
+    path: str,
+    frames: int,
     prompt: str,
     seeds: Sequence[int],
     settings: GenerateSettings,
@@ -182,11 +181,17 @@ def draw_way(
     every: int = 1,
     quiet: bool = False,
 ) -> list[Picture]:
-    """Draw a prompt with each of a way's words in place of {}, with the same noises in every frame; frame by frame.
+    """Draw a prompt with words on the way through the loaded ones in place of {}; frame by frame, the same noises in each.
 
     Args:
-        way: rows by encoder of every frame's word, as `sampler.way`.
+        path: as for `sampler.way`.
+        frames: how many words, ends included.
+
+    Raises:
+        InputError: as `sampler.way`.
     """
+    positions = [index / (frames - 1) for index in range(frames)]
+    way = sampler.way([word.rows for word in loaded.words], positions, path)
     # A word a frame, side by side in one vocabulary: the model is set up once, and frames can share a batch.
     words = tuple(FreeWord(f"<dti-frame-{index}>", rows) for index, rows in enumerate(way))
     shots = [Shot(prompt.replace("{}", word.name), seed) for word in words for seed in seeds]

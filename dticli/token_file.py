@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dticli import atomic, families
 from dticli.errors import InputError, UsageError
-from dticli.formats import ALIASES, SOLE, STRING_TO_PARAM, SUFFIXES
+from dticli.formats import ALIASES, SOLE, STRING_TO_PARAM
+from dticli.paths import SUFFIXES
 
 ENCODERS = frozenset(
     {"clip_l", "clip_g", "clip_h", "t5xxl", "umt5xxl", "gemma2_2b", "qwen3_4b", "llama"}

@@ -95,6 +95,8 @@ def test_a_damaged_outcome_is_judged_again(dti: Dti, tmp_path: Path) -> None:
     kept.write_text("{")
     assert dti("evaluate", "--plan", file, "--out", out, "--quiet", "--json").json == first.json
     assert plans.read_outcome(kept, plans.read(str(file)).trials[0]) is not None
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"norm": None}))
+    assert plans.read_outcome(kept, plans.read(str(file)).trials[0]) is None
 
 
 @pytest.mark.parametrize(

@@ -457,7 +457,7 @@ def _outcome(stage: _Stage, trial: "Trial", job: "Job | None", force: bool) -> "
     """What came of a trial: kept, or else judged now, from pictures that are kept, or else drawn now."""
     from dticli import pictures
     from dticli.evaluation import plan as plans
-    from dticli.evaluation import trials
+    from dticli.evaluation import records, trials
 
     plan = stage.plan
     drawn = trials.pictures_mark(plan, trial, job, stage.settings, stage.weights)
@@ -473,14 +473,14 @@ def _outcome(stage: _Stage, trial: "Trial", job: "Job | None", force: bool) -> "
         _drawn(stage.pipe(), stage.opened, stage.settings, token, shots, files, stage.quiet)
     images = _by_prompt([pictures.read(file) for file in files], len(plan.prompts))
     outcome = trials.outcome(plan, trial, token, stage.vocabulary, images, stage.eyes, stage.reader)
-    plans.write_outcome(kept, outcome)
+    records.write(kept, outcome)
     return outcome
 
 
 def _passage(stage: _Stage, way: "Way", jobs: "Sequence[Job | None]", force: bool) -> "Passage":
     """What the frames of a way are like: kept, or else judged now, from pictures that are kept, or else drawn now."""
     from dticli import pictures, sampler
-    from dticli.evaluation import passages, trials
+    from dticli.evaluation import passages, records, trials
 
     drawn = trials.frames_mark(stage.plan, way, jobs, stage.settings, stage.weights)
     kept = stage.folder / "trials" / f"{trials.passage_mark(stage.plan, way, drawn)}.json"
@@ -496,20 +496,19 @@ def _passage(stage: _Stage, way: "Way", jobs: "Sequence[Job | None]", force: boo
     (turn,) = sampler.turns([token.vectors for token in ends])
     images = [pictures.read(file) for file in files]
     passage = trials.passage(way, sum(turn.values()) / len(turn), images, stage.eyes)
-    passages.write(kept, passage)
+    records.write(kept, passage)
     return passage
 
 
 def _draw_frames(stage: _Stage, way: "Way", ends: "Sequence[Token]", files: Sequence[Path]) -> None:
-    from dticli import sampler, session
+    from dticli import session
 
     how = way.how
     loaded = session.with_words(stage.pipe(), stage.opened, stage.settings, ends)
-    positions = [index / (how.frames - 1) for index in range(how.frames)]
-    words = sampler.way([word.rows for word in loaded.words], positions, way.path)
     seeds = [way.first.seed * how.count + index for index in range(how.count)]
     session.draw_way(
-        loaded, stage.opened, words, how.prompt, seeds, stage.settings, files=files, every=len(files), quiet=stage.quiet
+        loaded, stage.opened, way.path, how.frames, how.prompt, seeds, stage.settings,
+        files=files, every=len(files), quiet=stage.quiet,
     )  # fmt: skip
 
 

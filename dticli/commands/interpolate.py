@@ -95,11 +95,10 @@ def command(
     opened = session.open_model(given, read)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     loaded = session.load(opened, settings, read)
-    stops = [word.rows for word in loaded.words]
-    way = sampler.way(stops, [index / (frames - 1) for index in range(frames)], path)
-    drawn = session.draw_way(loaded, opened, way, prompt, [settings.seed], settings, quiet=quiet)
+    drawn = session.draw_way(loaded, opened, path, frames, prompt, [settings.seed], settings, quiet=quiet)
     pictures.save_animation(out, [picture.image for picture in drawn], seconds)
-    console.show(Interpolated(out, opened.model.label, frames, sampler.turns(stops)), as_json=json)
+    turns = sampler.turns([word.rows for word in loaded.words])
+    console.show(Interpolated(out, opened.model.label, frames, turns), as_json=json)
 
 
 def _save(

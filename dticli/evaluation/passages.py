@@ -1,18 +1,15 @@
 """The way from one learned word to another, judged: does it lead from thing to thing, and is there a thing in between?"""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter
 from torch import Tensor
 
-from dticli import atomic
-from dticli.evaluation import measure
+from dticli.evaluation import measure, records
 from dticli.evaluation.markdown import table
 from dticli.evaluation.measure import Mean
 
@@ -56,9 +53,6 @@ class Passage:
     def inner(self) -> float:
         """Likeness of the frames in between to the nearer subject, mean over frames."""
         return float(np.mean([max(pair) for pair in zip(self.to_first, self.to_second, strict=True)][1:-1]))
-
-
-_FORM = TypeAdapter(Passage)
 
 
 @dataclass(frozen=True)
@@ -108,20 +102,12 @@ def _result(arm: str, path: str, own: Sequence[Passage]) -> PassageResult:
     )
 
 
-def write(file: Path, passage: Passage) -> None:
-    """Keep it, whole or not at all."""
-    atomic.write_bytes(file, json.dumps(asdict(passage), indent=1).encode())
-
-
 def read(file: Path, names: Mapping[str, str], frames: int) -> Passage | None:
     """The kept passage, under the names it has now; None if there is none or it is damaged, and it is to be done again."""
-    try:
-        kept = _FORM.validate_python(json.loads(file.read_text(encoding="utf-8")) | names)
-    except (OSError, ValueError, TypeError):
+    kept = records.read(file, Passage, names)
+    if kept is None or not len(kept.to_first) == len(kept.to_second) == frames:
         return None
-    figures = (kept.degrees, *kept.to_first, *kept.to_second)
-    whole = len(kept.to_first) == len(kept.to_second) == frames
-    return kept if whole and all(map(math.isfinite, figures)) else None
+    return kept if all(map(math.isfinite, (kept.degrees, *kept.to_first, *kept.to_second))) else None
 
 
 def lines(results: Sequence[PassageResult]) -> Iterator[str]:

@@ -1,21 +1,20 @@
 """A comparison written down: methods x subjects x seeds, what came of each trial, and what follows for the methods."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, Strict
 
-from dticli import atomic, bundled, photos, settings, token_file
+from dticli import bundled, photos, settings, token_file
 from dticli.errors import DtiError, InputError, UsageError
-from dticli.evaluation import markdown, measure, passages, prompts
+from dticli.evaluation import markdown, measure, passages, prompts, records
 from dticli.evaluation.measure import Mean
 from dticli.evaluation.passages import Passage, PassageResult
 from dticli.evaluation.prompts import Prompt
-from dticli.paths import NAMES_OR_FILES, beside
+from dticli.paths import beside
 from dticli.photos import Album
 from dticli.settings import GenerateSettings, ModelSettings, Positive, Settings, TrainSettings
 
@@ -226,8 +225,8 @@ def read(name: str) -> Plan:
     _require_sources(path, arms)
     _require_training(file.train, f"{path} [train]")
     settings.require_valid(GenerateSettings, file.generate, f"{path} [generate]")
-    subjects, asked, passages = _subjects(path, file), prompts.read(file.prompt_set), _passages(path, file)
-    return Plan(path.stem, file, arms, subjects, asked, passages)
+    subjects = _subjects(path, file)
+    return Plan(path.stem, file, arms, subjects, prompts.read(file.prompt_set), _passages(path, file))
 
 
 def _file(path: Path) -> PlanFile:
@@ -249,8 +248,7 @@ def _file(path: Path) -> PlanFile:
         "generate": beside(folder, file.generate),
         "arms": {name: beside(folder, table) for name, table in file.arms.items()},
     }
-    named = {name: getattr(file, name) for name in NAMES_OR_FILES & set(PlanFile.model_fields)}
-    return file.model_copy(update=beside(folder, named) | tables)
+    return file.model_copy(update=beside(folder, dict(file)) | tables)
 
 
 def _folder(path: Path) -> Path:
@@ -337,22 +335,9 @@ def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:
     return Subject(name, table["init"], photos.read(Path(source["photos"]), source.get("masks")), source)
 
 
-# ------------------------------------------------------------------------- records
-
-
-def write_outcome(path: Path, outcome: Outcome) -> None:
-    """Keep an outcome, whole or not at all."""
-    atomic.write_bytes(path, json.dumps(asdict(outcome), indent=1).encode())
-
-
 def read_outcome(path: Path, trial: Trial) -> Outcome | None:
     """The kept outcome of a trial; None if there is none or it is damaged, and the trial is to be done again."""
-    try:
-        found = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    # Arms that say the same share their files.
-    return replace(found, arm=trial.arm.name, subject=trial.subject.name)
+    return records.read(path, Outcome, {"arm": trial.arm.name, "subject": trial.subject.name})
 
 
 # ------------------------------------------------------------------------- summary

@@ -43,9 +43,9 @@ def weights() -> Path:
     return folder() / "diffusion_pytorch_model.safetensors"
 
 
-def load() -> AutoencoderKL:
-    """The trained autoencoder, float32."""
-    return AutoencoderKL.from_pretrained(folder()).float().eval()
+def load(place: Path | None = None) -> AutoencoderKL:
+    """The autoencoder of a diffusers folder, float32; by default the trained one."""
+    return AutoencoderKL.from_pretrained(place or folder()).float().eval()
 
 
 def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
@@ -97,10 +97,14 @@ def _losses(network: AutoencoderKL, pictures: Tensor, noise: torch.Generator) ->
         posterior = network.encode(pictures).latent_dist
         rebuilt = network.decode(posterior.sample(noise)).sample
     error = rebuilt.float() - pictures
-    edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2
-    distance = error.abs().mean() + error.square().mean() + GRADIENT_WEIGHT * edges
+    distance = error.abs().mean() + error.square().mean() + GRADIENT_WEIGHT * edges(error)
     divergence = posterior.kl().mean() / posterior.mean[0].numel()
     return {"loss": distance + KL_WEIGHT * divergence, "mse": error.square().mean(), "kl": divergence}
+
+
+def edges(error: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels, down and across."""
+    return (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2
 
 
 @torch.no_grad()

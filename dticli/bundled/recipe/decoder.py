@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from . import autoencoder, cache, diffusion, package, world
-from .autoencoder import psnr, rebuild, to_tensor
+from .autoencoder import edges, psnr, rebuild, to_tensor
 from .training import Average, Log, accelerate, rate, train
 
 PEAK_RATE = 5e-4
@@ -50,7 +50,7 @@ def run(minutes: float, seed: int, log: Log) -> None:
 
 def load() -> AutoencoderKL:
     """The autoencoder with the decoder trained on, or as it was where that has not been done, float32."""
-    return AutoencoderKL.from_pretrained(weights().parent).float().eval()
+    return autoencoder.load(weights().parent)
 
 
 def weights() -> Path:
@@ -74,8 +74,7 @@ def _losses(network: AutoencoderKL, latents: Tensor, pictures: Tensor) -> dict[s
         rebuilt = network.decode(plain).sample
     error = rebuilt.float() - pictures
     square = error.square().mean()
-    edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2
-    loss = SQUARE_WEIGHT * square + PLAIN_WEIGHT * (error.abs().mean() + EDGE_WEIGHT * edges)
+    loss = SQUARE_WEIGHT * square + PLAIN_WEIGHT * (error.abs().mean() + EDGE_WEIGHT * edges(error))
     return {"loss": loss, "mse": square}
 
 
