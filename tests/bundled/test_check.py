@@ -4,8 +4,9 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from dticli import bundled
 from dticli.bundled import judge, subjects
-from dticli.bundled.recipe import check, elements, gate
+from dticli.bundled.recipe import check, elements, gate, package
 from dticli.bundled.recipe.elements import CLASSES
 from dticli.bundled.recipe.scenes import Background, Scene, Thing
 
@@ -73,6 +74,24 @@ def test_gate_prompts_name_an_example_subject():
     )
     assert any(len(scene.things) == 2 for scene in scenes)
     assert all(scene.things[0].noun in prompt for scene, prompt in zip(scenes, prompts, strict=True))
+
+
+def test_a_word_alone_has_its_plain_state_and_leaves_every_other():
+    """Stock `encode_prompt` shows it as "a photo of a WORD" does; other slots and, afterwards, all are as they were."""
+    pipeline = package.load(bundled.model_folder())
+
+    def states(prompt):
+        return pipeline.encode_prompt(prompt, "cpu", 1, False)[0][0]
+
+    prompt, place = "a red fox wearing a hat", 3
+    plain, told = states("a photo of a fox")[5], states(prompt)
+    with gate._alone(pipeline):
+        alone = states(prompt)
+    torch.testing.assert_close(alone[place], plain)
+    assert not torch.allclose(alone[place], told[place], atol=0.1)
+    others = torch.arange(len(told)) != place
+    assert torch.equal(alone[others], told[others])
+    assert torch.equal(states(prompt), told)
 
 
 @pytest.mark.parametrize("kind", [judge.DualEncoder, judge.Observer])

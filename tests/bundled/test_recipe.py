@@ -118,3 +118,4 @@ def test_check_and_gate_measure_both_judges(built):
     gate.run(4, 0, None, log)
     report = json.loads((cache.folder("gate") / "gate.json").read_text())
     assert set(report["states"]) == set(report["pictures"]) == set(report["encoder"]) == {"1.0", "4.0"}
+    assert set(report["alone"]) == set(report["pictures"]["1.0"])

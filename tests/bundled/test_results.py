@@ -16,7 +16,7 @@ def gated(nouns, others):
         scale: {"noun": Tally(noun, 100), "setting": Tally(other, 100)}
         for scale, noun, other in zip(scales, nouns, others, strict=True)
     }
-    return gate.Report(100, {scale: inside for scale in scales}, {}, pictures)
+    return gate.Report(100, {scale: inside for scale in scales}, {}, pictures, pictures[1.0])
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,7 @@ def test_the_page_holds_every_measurement_and_none_is_made_twice(measured, monke
     assert "| background | 90% | 90.0% (82.6% of 100) FAILED" in page
     assert "26.40 dB on 300 such pictures (bar 27: FAILED)" in page
     assert "| 8x | 79% | 60% | 79% | 100% | 50% | 19.0 |" in page
+    assert "| 1x, alone | 90% | 80% | 90% |  |  |  |" in page
     assert all(f"## Plan `{plan}`\n\ntable of {plan}\n" in page for plan in results.PLANS)
     results.run(300, 0, lines.append)
     assert (tmp_path / "RESULTS.md").read_text() == page

@@ -2,16 +2,19 @@
 
 Nothing is learned: the class word's own row is scaled. What becomes of its position and of its turning in the blocks is probed
 in the encoder; what the prompt still says is read by the naming heads of the pretraining from the pooled text state, which
-takes seconds, and by judge B from sampled pictures.
+takes seconds, and by judge B from sampled pictures. How much could be lost at all is asked by taking from the word's state
+everything it says of its prompt.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
 import torch
 from diffusers import StableDiffusionPipeline
+from transformers.modeling_outputs import BaseModelOutput
 
 from dticli.bundled import judge, subjects
 
@@ -35,27 +38,33 @@ class Tally:
 
 @dataclass(frozen=True)
 class Report:
-    """By scale: the encoder's probes, and what the states and the pictures still tell of each element."""
+    """By scale: the encoder's probes, and what the states and the pictures still tell of each element.
+
+    `alone` is what pictures tell where the word's state, at its own length, is the one it has in a prompt that says nothing else.
+    """
 
     samples: int
     encoder: dict[float, dict[str, float]]
     states: dict[float, dict[str, Tally]]
     pictures: dict[float, dict[str, Tally]]
-
-    def others(self, scale: float) -> float:
-        """Share of right answers in pictures over all elements but the subject itself, at a scale."""
-        tallies = [tally for element, tally in self.pictures[scale].items() if element != "noun"]
-        return sum(tally.right for tally in tallies) / sum(tally.asked for tally in tallies)
+    alone: dict[str, Tally]
 
     @property
     def passed(self) -> bool:
         """Whether at one of WATCHED the others lose LEAST_LOSS while the subject is still seen half as often."""
         seen = {scale: tallies["noun"].right for scale, tallies in self.pictures.items()}
         return any(
-            self.others(1.0) - self.others(scale) >= LEAST_LOSS and 2 * seen[scale] >= seen[1.0]
+            others(self.pictures[1.0]) - others(self.pictures[scale]) >= LEAST_LOSS
+            and 2 * seen[scale] >= seen[1.0]
             for scale in WATCHED
             if scale in seen
         )
+
+
+def others(tallies: Mapping[str, Tally]) -> float:
+    """Share of right answers over all elements but the subject itself."""
+    rest = [tally for element, tally in tallies.items() if element != "noun"]
+    return sum(tally.right for tally in rest) / sum(tally.asked for tally in rest)
 
 
 def run(samples: int, seed: int, model: Path | None, log: Log) -> Report:
@@ -63,18 +72,21 @@ def run(samples: int, seed: int, model: Path | None, log: Log) -> Report:
     pipeline = package.load(model)
     tower, observer = check.load_judges(model)
     scenes, prompts = prompts_on_subjects(samples, seed)
-    report = Report(samples, {}, {}, {})
+    report = Report(samples, {}, {}, {}, {})
 
-    def note(kind: str, scale: float, named: dict[str, list[str]]) -> None:
-        tallies = getattr(report, kind)[scale] = _tally(scenes, named)
+    def tally(what: str, named: dict[str, list[str]]) -> dict[str, Tally]:
+        tallies = _tally(scenes, named)
         line = "  ".join(
-            f"{element} {100 * tally.right / tally.asked:.0f}" for element, tally in tallies.items()
+            f"{element} {100 * found.right / found.asked:.0f}" for element, found in tallies.items()
         )
-        log(f"gate {kind} x{scale:g} (% right, of {samples} prompts): {line}")
-        cache.write_bytes(cache.folder("gate") / "gate.json", json.dumps(asdict(report), indent=1).encode())
+        log(f"gate {what} (% right, of {samples} prompts): {line}")
+        return tallies
+
+    def pictures() -> dict[str, list[str]]:
+        return judge.names(observer, sampling.sample(pipeline, prompts, seed))
 
     encoder = pipeline.text_encoder
-    slots = _slots(pipeline, scenes, prompts)
+    slots = _slots(pipeline, [scene.things[0].noun for scene in scenes], prompts)
     trained = probes.train(encoder, slots, _live(pipeline), seed)
     for scale in SCALES:
         with _scaled(pipeline, scale):
@@ -84,20 +96,31 @@ def run(samples: int, seed: int, model: Path | None, log: Log) -> Report:
             )
     for scale in SCALES:
         with _scaled(pipeline, scale):
-            note("states", scale, read_states(pipeline, tower, prompts))
+            report.states[scale] = tally(f"states x{scale:g}", read_states(pipeline, tower, prompts))
+    with _alone(pipeline):
+        report.alone.update(tally("pictures, word alone", pictures()))
     for scale in SCALES:
         with _scaled(pipeline, scale):
-            note("pictures", scale, judge.names(observer, sampling.sample(pipeline, prompts, seed)))
+            report.pictures[scale] = tally(f"pictures x{scale:g}", pictures())
+        cache.write_bytes(cache.folder("gate") / "gate.json", json.dumps(asdict(report), indent=1).encode())
     log(f"gate: {check.verdict(report.passed)}")
     return report
 
 
-def _slots(pipeline: StableDiffusionPipeline, scenes: list[Scene], prompts: list[str]) -> probes.Slots:
-    """Where each prompt's class word stands."""
-    tokens = pipeline.tokenizer
-    ids = tokens(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    nouns = [tokens(scene.things[0].noun, add_special_tokens=False).input_ids[0] for scene in scenes]
-    return probes.Slots(ids, (ids == torch.tensor(nouns)[:, None]).int().argmax(dim=1))
+def _slots(pipeline: StableDiffusionPipeline, words: list[str], prompts: list[str]) -> probes.Slots:
+    """Where each prompt's word stands."""
+    ids = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    own = torch.tensor(_rows(pipeline, words))
+    return probes.Slots(ids, (ids == own[:, None]).int().argmax(dim=1))
+
+
+def _rows(pipeline: StableDiffusionPipeline, words: list[str]) -> list[int]:
+    """The id of each word, all of them one token."""
+    return [ids[0] for ids in pipeline.tokenizer(words, add_special_tokens=False).input_ids]
+
+
+def _class_words() -> list[str]:
+    return [subject.class_word for subject in subjects()]
 
 
 def _live(pipeline: StableDiffusionPipeline) -> torch.Tensor:
@@ -125,7 +148,7 @@ def read_states(
 def prompts_on_subjects(count: int, seed: int) -> tuple[list[Scene], list[str]]:
     """Unseen scenes whose first thing, and no other, is an example subject, named by its class word."""
     random = Random(f"gate {seed}")
-    classes = {subject.class_word for subject in subjects()}
+    classes = set(_class_words())
     scenes: list[Scene] = []
     prompts: list[str] = []
     while len(scenes) < count:
@@ -143,10 +166,7 @@ class _scaled:
     """Within the block, the class words' rows are `scale` times as long."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, scale: float):
-        tokens = pipeline.tokenizer
-        self.rows = [
-            tokens(subject.class_word, add_special_tokens=False).input_ids[0] for subject in subjects()
-        ]
+        self.rows = _rows(pipeline, _class_words())
         self.table = pipeline.text_encoder.get_input_embeddings().weight
         self.scale = scale
 
@@ -160,6 +180,27 @@ class _scaled:
     @torch.no_grad()
     def _put(self, rows: torch.Tensor) -> None:
         self.table[self.rows] = rows
+
+
+class _alone:
+    """Within the block, a class word's last state is that of "a photo of a WORD": it says nothing of the prompt it stands in."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline):
+        self.encoder = pipeline.text_encoder
+        self.rows = _rows(pipeline, _class_words())
+        slots = _slots(pipeline, _class_words(), [f"a photo of a {word}" for word in _class_words()])
+        with torch.no_grad():
+            self.states = slots.of(self.encoder(slots.ids).last_hidden_state)
+
+    def __enter__(self) -> None:
+        self.hook = self.encoder.register_forward_hook(self._put)
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def _put(self, _: torch.nn.Module, given: tuple[torch.Tensor, ...], found: BaseModelOutput) -> None:
+        for row, state in zip(self.rows, self.states, strict=True):
+            found.last_hidden_state[given[0] == row] = state.to(found.last_hidden_state)
 
 
 def _tally(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Tally]:

@@ -107,22 +107,30 @@ def _curve(gated: gate.Report) -> Iterator[str]:
     yield (
         f"{gated.samples} prompts on the example subjects, judge B. The model can show harm if at {scales} the other elements "
         f"lose at least {gate.LEAST_LOSS:.0%} while the noun is still seen half as often: **{check.verdict(gated.passed)}**. "
-        "Position: how often an MLP reads it from LN(e + p) and from the last states; then the degrees "
-        "a block turns the subject's state by."
+        "Position: how often an MLP reads it from LN(e + p) and from the last states; then the degrees a block turns the "
+        "subject's state by. *Alone* is the word with the state it has in *a photo of a WORD*: what the others lose there is all "
+        "that hangs on what its state says of its prompt."
     )
     yield ""
-    elements = list(next(iter(gated.pictures.values())))
+    elements = list(gated.alone)
+
+    def told(tallies: Mapping[str, gate.Tally]) -> list[str]:
+        shares = [f"{tallies[name].right / tallies[name].asked:.0%}" for name in elements]
+        return [f"{gate.others(tallies):.0%}", *shares]
+
     yield from table(
         ["length", "others", *elements, "position", "in states", "degrees"],
-        (
-            [
-                f"{scale:g}x",
-                f"{gated.others(scale):.0%}",
-                *(f"{tallies[name].right / tallies[name].asked:.0%}" for name in elements),
-                f"{gated.encoder[scale]['position']:.0%}",
-                f"{gated.encoder[scale]['position in states']:.0%}",
-                f"{gated.encoder[scale]['degrees a block']:.1f}",
-            ]
-            for scale, tallies in gated.pictures.items()
-        ),
+        [
+            *(
+                [
+                    f"{scale:g}x",
+                    *told(tallies),
+                    f"{gated.encoder[scale]['position']:.0%}",
+                    f"{gated.encoder[scale]['position in states']:.0%}",
+                    f"{gated.encoder[scale]['degrees a block']:.1f}",
+                ]
+                for scale, tallies in gated.pictures.items()
+            ),
+            ["1x, alone", *told(gated.alone), "", "", ""],
+        ],
     )
