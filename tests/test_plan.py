@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dticli import bundled, jobs, session
+from dticli import bundled, jobs, session, token_file
 from dticli.errors import InputError, UsageError
 from dticli.evaluation import measure, prompts, trials
 from dticli.evaluation import plan as plans
@@ -190,6 +190,22 @@ def test_the_papers_plan_finds_its_photos(tmp_path: Path, monkeypatch: pytest.Mo
     plan = plans.read("paper")
     assert {subject.noun for subject in plan.subjects} >= {"dog", "cat", "vase", "stuffed animal"}
     assert len(plan.trials) == 4 * 30
+
+
+@pytest.mark.usefixtures("strangers")
+def test_an_arm_starts_from_each_subjects_class_word(dti: Dti, tmp_path: Path) -> None:
+    """`{}` in init is the class word, and the words say so."""
+    file, out = tmp_path / "plan.toml", tmp_path / "out"
+    file.write_text(
+        PLAN.split("[arms.dti]")[0].replace('["dog"]', '["dog", "owl"]') + '[arms.cross]\ninit = "cross:{}"\n'
+    )
+    ended = dti("evaluate", "--plan", file, "--out", out, "--quiet")
+    assert ended.code == 0, ended.err
+    starts = {
+        word.name.split("-")[0]: token_file.read(word).metadata["dti.init"]
+        for word in out.glob("words/*.safetensors")
+    }
+    assert starts == {"dog": "cross:dog", "owl": "cross:owl"}
 
 
 @pytest.mark.usefixtures("strangers")

@@ -416,7 +416,10 @@ def _job(stage: _Stage, trial: "Trial", given: Mapping[str, Any]) -> "Job | None
     machine = {name: given[name] for name in ModelSettings.model_fields if name != "model"}
     words = stage.folder / "words"
     job = jobs.one(
-        stage.opened, [machine, arm.train, stage.plan.file.train, own], words / "word.safetensors", None
+        stage.opened,
+        [machine, arm.settings(subject.noun), stage.plan.file.train, own],
+        words / "word.safetensors",
+        None,
     )
     job.captions.require_usable()
     mark = trials.word_mark(job, stage.weights)

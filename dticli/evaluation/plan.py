@@ -75,7 +75,7 @@ class Arm:
     """One method.
 
     Attributes:
-        train: its training settings.
+        train: its training settings; `{}` in its init and prior is the class word of each subject.
         of: the arm whose words it takes, `init` for the untrained class word; None if it learns its own.
         magnitude: length the taken rows are brought to; None leaves them.
     """
@@ -84,6 +84,13 @@ class Arm:
     train: Mapping[str, Any]
     of: str | None = None
     magnitude: str | None = None
+
+    def settings(self, noun: str) -> dict[str, Any]:
+        """Its training settings for a subject of this class word."""
+        return {
+            name: value.replace("{}", noun) if name in ("init", "prior") else value
+            for name, value in self.train.items()
+        }
 
 
 @dataclass(frozen=True)
