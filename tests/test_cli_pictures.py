@@ -34,7 +34,7 @@ def stock(file: Path, prompts: list[str], *, scheduler: bool = False, **options:
         pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
-    images = pipe(prompts, generator=generators, num_inference_steps=2, guidance_scale=4.0, **options).images
+    images = pipe(prompts, generator=generators, num_inference_steps=2, guidance_scale=3.0, **options).images
     return [np.asarray(image).astype(int) for image in images]
 
 

@@ -1,4 +1,4 @@
-"""Pictures from prompts, in batches, the same for the same seed."""
+"""Pictures from prompts, in batches, the same for the same seed, drawn as the model's users draw them."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 
+from dticli import settings
+from dticli.bundled import model_folder
+
 from . import cache
 
-STEPS = 20
-GUIDANCE = 4.0
 BATCH = 25
 
 
@@ -19,13 +20,18 @@ BATCH = 25
 def sample(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int) -> Tensor:
     """One picture a prompt, (count, 3, 64, 64) in [-1, 1]; picture i starts from the noise of seed + i."""
     pipeline.unet.set_attn_processor(AttnProcessor())
+    usual = settings.model_layer(model_folder(), "generate")
     parts = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         noises = [torch.Generator().manual_seed(seed + start + place) for place in range(len(batch))]
         with torch.autocast("cpu", torch.bfloat16):
             pictures = pipeline(
-                batch, generator=noises, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="pt"
+                batch,
+                generator=noises,
+                num_inference_steps=usual["steps"],
+                guidance_scale=usual["guidance"],
+                output_type="pt",
             ).images
         parts.append(pictures.float() * 2 - 1)
     return torch.cat(parts)
