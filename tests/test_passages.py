@@ -14,7 +14,7 @@ from safetensors import safe_open
 from dticli import bundled
 from dticli.bundled.recipe import words
 from dticli.errors import UsageError
-from dticli.evaluation import passages, trials
+from dticli.evaluation import passages, summary, trials
 from dticli.evaluation import plan as plans
 from dticli.evaluation.passages import Passage
 from dticli.settings import GenerateSettings
@@ -229,4 +229,4 @@ def test_one_subject_has_nowhere_to_go(tmp_path: Path) -> None:
         plans.read(str(written(tmp_path, text.format("[passages]\n"))))
     plan = plans.read(str(written(tmp_path, text.format(""))))
     assert plan.ways == ()
-    assert plans.summarise(plan, "stickers", []).passages == ()
+    assert summary.summarise(plan, "stickers", []).passages == ()

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from dticli import bundled, jobs, session, token_file
 from dticli.errors import InputError, UsageError
-from dticli.evaluation import measure, prompts, trials
+from dticli.evaluation import measure, prompts, summary, trials
 from dticli.evaluation import plan as plans
-from dticli.evaluation.plan import Outcome
+from dticli.evaluation.summary import Outcome
 from dticli.models import Model
 from dticli.settings import GenerateSettings, ModelSettings, TrainSettings
 from tests.conftest import Outcome as Ended
@@ -94,9 +94,9 @@ def test_a_damaged_outcome_is_judged_again(dti: Dti, tmp_path: Path) -> None:
     (kept,) = out.glob("trials/*.json")
     kept.write_text("{")
     assert dti("evaluate", "--plan", file, "--out", out, "--quiet", "--json").json == first.json
-    assert plans.read_outcome(kept, plans.read(str(file)).trials[0]) is not None
+    assert summary.read_outcome(kept, plans.read(str(file)).trials[0]) is not None
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"norm": None}))
-    assert plans.read_outcome(kept, plans.read(str(file)).trials[0]) is None
+    assert summary.read_outcome(kept, plans.read(str(file)).trials[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_the_summary_is_over_subjects() -> None:
         replace(BASE, arm="word", subject="b", alignment=0.6),
     ]
     plan = planned(plans.Arm("dti", {}), plans.Arm("ti", {}), plans.Arm("word", {}, of="init"))
-    dti, ti, word = plans.summarise(plan, "m", outcomes).arms
+    dti, ti, word = summary.summarise(plan, "m", outcomes).arms
     assert dti.alignment.value == pytest.approx((0.7 + 0.5) / 2)
     assert ti.gain == measure.Mean(*3 * [pytest.approx(0.5)])
     assert (dti.trials, ti.norm) == (3, 4.5)
@@ -357,7 +357,7 @@ def test_the_summary_is_over_subjects() -> None:
 def test_what_cannot_be_said_is_left_empty() -> None:
     """No ratio to nothing, no interval of one subject, no lift without chance."""
     outcomes = [replace(BASE, alignment=0.0, chance=None), replace(BASE, arm="word", chance=None)]
-    result = plans.summarise(planned(plans.Arm("dti", {}), plans.Arm("word", {}, of="init")), "m", outcomes)
+    result = summary.summarise(planned(plans.Arm("dti", {}), plans.Arm("word", {}, of="init")), "m", outcomes)
     word = result.arms[1]
     assert (word.gain, word.lifted) == (None, None)
     assert str(word.alignment) == "0.800"

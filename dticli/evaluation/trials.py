@@ -18,7 +18,8 @@ from dticli.bundled import judge
 from dticli.evaluation import measure, passages, stickers
 from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.passages import Passage
-from dticli.evaluation.plan import Arm, Outcome, Plan, Trial, Way
+from dticli.evaluation.plan import Arm, Plan, Trial, Way
+from dticli.evaluation.summary import Outcome
 from dticli.families import Family
 from dticli.jobs import Job
 from dticli.models import Model

@@ -1,0 +1,47 @@
+"""Pictures of a word for judges: which are asked for, where they are kept, and drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from dticli import pictures, sampler, session
+from dticli.evaluation.prompts import Prompt
+from dticli.sampler import Picture, Shot
+from dticli.session import Opened
+from dticli.settings import GenerateSettings
+from dticli.token_file import Token
+
+
+def shots(name: str, asked: Sequence[Prompt], seed: int, count: int) -> tuple[Shot, ...]:
+    """Every prompt with the word in its place, `count` times, on noises that follow from the seed."""
+    return sampler.shots([prompt.of(name) for prompt in asked], seed, count)
+
+
+def files(folder: Path, asked: Sequence[Shot]) -> list[Path]:
+    """Where the pictures of a word are kept."""
+    return [folder / pictures.file_name(place, shot) for place, shot in enumerate(asked)]
+
+
+def draw(
+    pipe: Any,
+    opened: Opened,
+    settings: GenerateSettings,
+    token: Token,
+    asked: Sequence[Shot],
+    kept: Sequence[Path],
+    *,
+    quiet: bool,
+) -> list[Picture]:
+    """Pictures of one word by itself: words of different pooling can be compared, and company changes no figure."""
+    loaded = session.with_words(pipe, opened, settings, [token])
+    sampler.require_words_seen(pipe, opened.family, loaded.words, [shot.prompt for shot in asked])
+    every = max(1, len(asked) // 10)
+    return session.draw(loaded, opened, asked, settings, files=kept, every=every, quiet=quiet)
+
+
+def by_prompt(images: Sequence[Image], prompts: int) -> list[Sequence[Image]]:
+    """Pictures in the order of prompts, as many for each, prompt by prompt."""
+    each = len(images) // prompts
+    return [images[at : at + each] for at in range(0, len(images), each)]

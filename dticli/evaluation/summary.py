@@ -1,0 +1,216 @@
+"""What came of a plan: the figures of each trial, and what follows for its arms."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dticli.evaluation import markdown, measure, passages, records
+from dticli.evaluation.measure import Mean
+from dticli.evaluation.passages import Passage, PassageResult
+from dticli.evaluation.plan import UNTRAINED, Plan, Trial
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        norm: mean length of the word's rows, in vocabulary means.
+        likeness, alignment: means over prompts.
+        chance: alignment of the same pictures with other prompts of the set; None where there is one prompt.
+        elements, leakage: as in `prompts.Reading`, over all prompts.
+    """
+
+    arm: str
+    subject: str
+    seed: int
+    norm: float
+    likeness: float
+    alignment: float
+    chance: float | None
+    elements: Mapping[str, float]
+    leakage: float | None
+
+
+def read_outcome(path: Path, trial: Trial) -> Outcome | None:
+    """The kept outcome of a trial; None if there is none or it is damaged, and the trial is to be done again."""
+    return records.read(path, Outcome, {"arm": trial.arm.name, "subject": trial.subject.name})
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What all trials of an arm say.
+
+    Attributes:
+        gain: alignment as a multiple of the first arm's, paired over subjects.
+        lifted: (alignment - chance) / (untrained word's alignment - its chance), paired over subjects; None where the plan has no
+            such arm, or its alignment may be no better than chance.
+    """
+
+    arm: str
+    trials: int
+    norm: float
+    likeness: Mean
+    alignment: Mean
+    gain: Mean | None
+    lifted: Mean | None
+    elements: Mapping[str, float]
+    leakage: float | None
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What came of a plan.
+
+    Attributes:
+        done, trials: how many of its trials.
+        failed: words that could not be learned, with the reason.
+    """
+
+    plan: str
+    model: str
+    image_judge: str
+    text_judge: str
+    prompt_set: str
+    subjects: tuple[str, ...]
+    seeds: tuple[int, ...]
+    pictures: int
+    done: int
+    trials: int
+    failed: tuple[str, ...]
+    arms: tuple[ArmResult, ...]
+    outcomes: tuple[Outcome, ...]
+    passages: tuple[PassageResult, ...]
+
+    def lines(self) -> Iterator[str]:
+        """The table, as Markdown."""
+        names = list(dict.fromkeys(name for arm in self.arms for name in arm.elements))
+        figures = ["trials", "norm", "likeness", "alignment", f"x {self.arms[0].arm}", "lifted"]
+        heads = ["arm", *figures, *names, "leakage"]
+        yield (
+            f"{self.plan}: {self.model}, {len(self.subjects)} subjects x {len(self.seeds)} seeds, {self.pictures} pictures a "
+            f"trial, prompts {self.prompt_set}; likeness by {self.image_judge}, alignment by {self.text_judge}; "
+            f"{self.done} of {self.trials} trials done"
+        )
+        yield from (f"failed: {each}" for each in self.failed)
+        yield ""
+        yield from markdown.table(heads, (_row(arm, names) for arm in self.arms))
+        if self.passages:
+            yield ""
+            yield from passages.lines(self.passages)
+
+    def markdown(self) -> str:
+        """The whole report."""
+        figures = [
+            [f"{each.norm:.2f}", f"{each.likeness:.3f}", f"{each.alignment:.3f}"] for each in self.outcomes
+        ]
+        rows = [
+            [each.subject, str(each.seed), each.arm, *own]
+            for each, own in zip(self.outcomes, figures, strict=True)
+        ]
+        each_trial = markdown.table(["subject", "seed", "arm", "norm", "likeness", "alignment"], rows)
+        notes = [NOTE, *([PASSAGES_NOTE] if self.passages else [])]
+        return "\n".join([*self.lines(), "", *notes, "", *each_trial, ""])
+
+
+NOTE = (
+    "Norm: mean row length in vocabulary means. Likeness and alignment: means over subjects of means over seeds, with 95 % "
+    "bootstrap intervals over subjects, which are too narrow where subjects are few; likeness is to the photos that were learned "
+    "from. x: alignment as a multiple of the first arm's, paired over subjects. Lifted: (alignment - chance) / (untrained class "
+    "word's - its chance), chance being the same pictures judged by other prompts of the set. Then the share of pictures that "
+    "show each element asked for, and how often one of two things shows the other's tint."
+)
+
+PASSAGES_NOTE = (
+    "Between words: likeness of each frame to the photos of either subject, by the same judge. Degrees: the angle between the "
+    "words. Backward: share of all change from the one subject to the other that leads back; 0 is a monotone way, 0.5 leads "
+    "nowhere. Kept: likeness of the frames in between to the nearer subject, as a multiple of that of the ends to their own; it "
+    "can be above 1 where an end is hardly like its subject."
+)
+
+
+def _row(arm: ArmResult, names: Sequence[str]) -> list[str]:
+    shares = [_share(arm.elements.get(name)) for name in names]
+    return [
+        arm.arm, str(arm.trials), f"{arm.norm:.2f}", str(arm.likeness), str(arm.alignment), str(arm.gain or ""),
+        str(arm.lifted or ""), *shares, _share(arm.leakage),
+    ]  # fmt: skip
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def summarise(
+    plan: Plan,
+    model: str,
+    outcomes: Sequence[Outcome],
+    failed: Sequence[str] = (),
+    judged: Sequence[Passage] = (),
+) -> PlanResult:
+    """Arms compared over the subjects that each has with the first one."""
+    untrained = next((arm.name for arm in plan.arms if arm.of == UNTRAINED and not arm.magnitude), None)
+    by_arm = {arm.name: [each for each in outcomes if each.arm == arm.name] for arm in plan.arms}
+    first, plain = by_arm[plan.arms[0].name], by_arm.get(untrained or "", [])
+    return PlanResult(
+        plan=plan.name,
+        model=model,
+        image_judge=plan.file.image_judge,
+        text_judge=plan.file.text_judge,
+        prompt_set=plan.file.prompt_set,
+        subjects=tuple(subject.name for subject in plan.subjects),
+        seeds=plan.file.seeds,
+        pictures=plan.file.count * len(plan.prompts),
+        done=len(outcomes),
+        trials=len(plan.trials),
+        failed=tuple(failed),
+        arms=tuple(_arm_result(name, own, first, plain) for name, own in by_arm.items() if own),
+        outcomes=tuple(outcomes),
+        passages=passages.summarise(judged),
+    )
+
+
+def _arm_result(
+    name: str, own: Sequence[Outcome], first: Sequence[Outcome], plain: Sequence[Outcome]
+) -> ArmResult:
+    return ArmResult(
+        arm=name,
+        trials=len(own),
+        norm=float(np.mean([each.norm for each in own])),
+        likeness=measure.mean(list(_by_subject(own, _likeness).values())),
+        alignment=measure.mean(list(_by_subject(own, _alignment).values())),
+        gain=_paired(_by_subject(own, _alignment), _by_subject(first, _alignment)),
+        lifted=_paired(_by_subject(own, _above_chance), _by_subject(plain, _above_chance)),
+        elements=measure.elements(own),
+        leakage=measure.leakage(own),
+    )
+
+
+def _likeness(outcome: Outcome) -> float:
+    return outcome.likeness
+
+
+def _alignment(outcome: Outcome) -> float:
+    return outcome.alignment
+
+
+def _above_chance(outcome: Outcome) -> float | None:
+    return None if outcome.chance is None else outcome.alignment - outcome.chance
+
+
+def _by_subject(outcomes: Sequence[Outcome], figure: Callable[[Outcome], float | None]) -> dict[str, float]:
+    """Mean over seeds, by subject."""
+    found: dict[str, list[float]] = {}
+    for each in outcomes:
+        if (value := figure(each)) is not None:
+            found.setdefault(each.subject, []).append(value)
+    return {subject: float(np.mean(values)) for subject, values in found.items()}
+
+
+def _paired(values: Mapping[str, float], references: Mapping[str, float]) -> Mean | None:
+    both = [subject for subject in values if subject in references]
+    return (
+        measure.ratio([values[each] for each in both], [references[each] for each in both]) if both else None
+    )
