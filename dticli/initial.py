@@ -62,6 +62,11 @@ def _rows(pipe: Any, family: Family, encoder: Encoder, init: str, vectors: int, 
     return table[ids].float()
 
 
+def is_phrase(text: str) -> bool:
+    """Whether an init, or a prior, is words whose rows are taken."""
+    return not (text in NO_PHRASES or text.startswith(CROSS) or names_token_file(text))
+
+
 def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
     """Check what words are to start from against a model's tokenizers and tables, before it is loaded.
 
@@ -75,9 +80,7 @@ def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
     tokenizers = SimpleNamespace(**dict(zip(names, models.tokenizers(model, family), strict=True)))
     tables = {table.encoder: table.rows for table in models.tables(model)}
     for text in dict.fromkeys(texts):
-        if text in NO_PHRASES or text.startswith(CROSS) or names_token_file(text):
-            continue
-        for encoder in family.encoders:
+        for encoder in family.encoders if is_phrase(text) else ():
             ids = pieces(tokenizers, encoder, text)
             _require_live(text, getattr(tokenizers, encoder.tokenizer), tables[encoder.component], ids)
 

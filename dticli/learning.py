@@ -77,6 +77,9 @@ def learn(job: "Job", load: "Load", how: How) -> Trained:
 
     Args:
         load: loads the job's model; words of one model may share it.
+
+    Raises:
+        DtiError: it cannot be learned or written; what was learned so far is kept beside it.
     """
     from dticli import atomic
 
@@ -129,6 +132,7 @@ def loader(job: "Job", ranks: "Ranks") -> "Load":
 
 
 def prepare(job: "Job", load: "Load") -> "Run":
+    """Everything loaded and encoded, for the steps to begin."""
     from dticli import run
 
     return run.prepare(load(), job.settings, job.album, job.captions.texts)
@@ -189,37 +193,37 @@ def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: t
     )
 
 
-def _follow(run: "Run", folder: "RunFolder", first: int, loss: float, quiet: bool) -> float:
+def _follow(prepared: "Run", folder: "RunFolder", first: int, loss: float, quiet: bool) -> float:
     """Run the training to its end under a live line; returns the smoothed loss."""
     from dticli.run import advance, concerns
 
-    steps = run.settings.steps
+    steps = prepared.settings.steps
     started = time.monotonic()
     with console.progress(steps, every=max(1, steps // 10), quiet=quiet) as line:
-        for progress in advance(run, folder, first, loss):
+        for progress in advance(prepared, folder, first, loss):
             loss = progress.loss
             if line:
                 done = progress.report.step
                 rate = (done - first) / (time.monotonic() - started)
-                line.update(done, _status(run, progress, rate))
-    for concern in concerns(folder, run.settings):
+                line.update(done, _status(prepared, progress, rate))
+    for concern in concerns(folder, prepared.settings):
         console.warn(concern)
     return loss
 
 
-def _status(run: "Run", progress: "Progress", rate: float) -> str:
-    report, steps = progress.report, run.settings.steps
+def _status(prepared: "Run", progress: "Progress", rate: float) -> str:
+    report, steps = progress.report, prepared.settings.steps
     norms = " ".join(f"{norm:.3f}" for norm in report.norm.values())
     parts = [
-        f"{run.settings.token} step {report.step}/{steps}",
+        f"{prepared.settings.token} step {report.step}/{steps}",
         f"loss {progress.loss:.4f}",
         f"angle {math.degrees(report.angle):.1f} deg",
         f"norm {norms}",
         f"{rate:.1f} steps/s",
         f"{(steps - report.step) / rate:.0f} s left",
     ]
-    if run.device.type == "cuda":
+    if prepared.device.type == "cuda":
         import torch
 
-        parts.append(f"{torch.cuda.max_memory_allocated(run.device) / 2**30:.1f} GiB")
+        parts.append(f"{torch.cuda.max_memory_allocated(prepared.device) / 2**30:.1f} GiB")
     return "  ".join(parts)

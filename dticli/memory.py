@@ -405,8 +405,7 @@ def _as_set(
     settings: ModelSettings,
     device: torch.device,
 ) -> Weights:
-    dtype = models.pick_dtype(settings.precision, device)
-    precision = next(name for name, each in models.DTYPES.items() if each == dtype)
+    precision = models.pick_precision(settings.precision, device)
     return _weigh(shapes, index, family, precision, settings.quantize)
 
 

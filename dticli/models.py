@@ -391,6 +391,12 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def pick_precision(precision: str, device: torch.device) -> str:
+    """Name of the dtype that `pick_dtype` picks."""
+    dtype = pick_dtype(precision, device)
+    return next(name for name, each in DTYPES.items() if each == dtype)
+
+
 def load(
     model: Model,
     device: torch.device,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dticli import __version__, formats
+from dticli.paths import names_token_file
 
 if TYPE_CHECKING:
     from dticli.families import Family
@@ -88,4 +89,4 @@ def _modelspec(settings: "TrainSettings", family: "Family", pipe: Any) -> dict[s
 
 
 def _name(source: str) -> str:
-    return Path(source).name if Path(source).suffix else source
+    return Path(source).name if names_token_file(source) else source

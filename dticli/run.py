@@ -1,4 +1,4 @@
-"""One run of `dti train`: from settings and checked photos to a word, recorded in its folder and continued exactly."""
+"""One training: from settings and checked photos to a word, recorded in its folder and continued exactly."""
 
 import hashlib
 import json
@@ -364,10 +364,13 @@ def _smaller(run: Run) -> str:
             f"{option}--batch-size {size} --accumulate {more} would fit, and learn the same; "
             "start again with --force"
         )
-    precision = "" if task.dtype != torch.float32 else ", --precision bf16"
-    return (
-        "not even one picture fits at a time, with --low-memory or without; "
-        f"lower --resolution (now {settings.resolution}), or try --quantize 8bit{precision}"
+    ways = {
+        f"lower --resolution (now {settings.resolution})": True,
+        "try --precision bf16": task.dtype == torch.float32,
+        "try --quantize 8bit": settings.quantize == "none" and run.model.file is None,
+    }
+    return "not even one picture fits at a time, with --low-memory or without; " + ", or ".join(
+        way for way, helps in ways.items() if helps
     )
 
 
@@ -390,13 +393,7 @@ def concerns(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
     entries = read_log(folder.path)
     if not entries:
         return
-    gradients = [length for entry in entries for each in entry["gradient"].values() for length in each]
-    if not any(gradients):
-        yield (
-            f"the gradient was zero at every step: {settings.token} does not change what the model draws; "
-            "look at its captions, and try --precision fp32"
-        )
-    elif entries[-1]["angle"] < max(STILL_DEGREES, STILL * math.degrees(math.atan(settings.lr))):
+    if entries[-1]["angle"] < max(STILL_DEGREES, STILL * math.degrees(math.atan(settings.lr))):
         yield (
             f"the direction did not move ({entries[-1]['angle']:.2g} degrees in {len(entries)} steps): "
             "--lr is too small, the steps cancel, or the prior holds it; try a larger --lr or --batch-size, or a smaller --kappa"

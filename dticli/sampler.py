@@ -108,13 +108,23 @@ def _call(
         output = pipe(prompt=prompts, generator=generators, **options)
     except torch.OutOfMemoryError:
         raise EnvironmentProblem(
-            f"out of device memory drawing {len(prompts)} pictures at once: lower --batch-size or --size, "
-            "or use --precision fp16"
+            f"out of device memory drawing {len(prompts)} pictures at once: {_lighter(pipe, settings, len(prompts))}"
         ) from None
     # A model of videos draws one frame.
     images = output.images if "images" in output else [frames[0] for frames in output.frames]
     filtered = output.get("nsfw_content_detected") or [False] * len(images)
     return list(zip(images, filtered, strict=True))
+
+
+def _lighter(pipe: Any, settings: GenerateSettings, count: int) -> str:
+    """What takes less memory, of what is not done yet."""
+    ways = {
+        "lower --batch-size": count > 1,
+        "lower --size": True,
+        "add --low-memory": not settings.low_memory,
+        "use --precision bf16": pipe.dtype == torch.float32,
+    }
+    return ", or ".join(way for way, helps in ways.items() if helps)
 
 
 def _options(pipe: Any, settings: GenerateSettings, count: int) -> dict[str, Any]:

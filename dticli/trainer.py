@@ -200,7 +200,7 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
             pooling.choose(task.pipe, task.family.encoders, pooling.at_step(task.settings.pooling, step))
             loss = _gather_gradients(task, placement, process, learner, step)
             if step == first_step:
-                _require_gradient(learner)
+                _require_gradient(task, learner)
             gradient = learner.step(task.settings.lr)
             yield StepReport(step + 1, loss, gradient, learner.angle(), learner.norm())
 
@@ -336,11 +336,12 @@ def _check_captions(task: Task, placement: Placement, word: Word) -> None:
             )
 
 
-def _require_gradient(learner: Learner) -> None:
+def _require_gradient(task: Task, learner: Learner) -> None:
     """A row without a gradient would be moved by the prior alone, and look trained."""
+    half = "" if task.dtype == torch.float32 else "try --precision fp32, or "
     for key, leaf in zip(learner.keys, learner.optimizers[0].leaves, strict=True):
         if leaf.grad is None or not leaf.grad.any(dim=-1).all():
             raise ModelError(
                 f"no gradient reaches {learner.word.name} in encoder {key}: the model's text encoding cannot be "
-                "trained through; choose another --model"
+                f"trained through; {half}choose another --model"
             )

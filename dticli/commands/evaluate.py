@@ -9,6 +9,7 @@ import typer
 
 from dticli import console
 from dticli.errors import UsageError
+from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE
 from dticli.options import Debug, Force, Json, Quiet, with_settings
 from dticli.settings import GenerateSettings, model_layer, resolve
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from dticli.evaluation.measure import Mean, PromptScore
     from dticli.evaluation.summary import PlanResult
     from dticli.token_file import Token
-
-# What stands for these two where nothing is said: the paper's.
-IMAGE_JUDGE, TEXT_JUDGE, PROMPTS = "dinov2", "siglip", "simple"
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def command(
         str | None,
         typer.Option(
             help="simple, complex (context first), stickers, stickers-complex (the bundled model's world), or a file with "
-            f"a prompt a line, {{}} for the word.  [default: {PROMPTS}]"
+            f"a prompt a line, {{}} for the word.  [default: {PROMPT_SET}]"
         ),
     ] = None,
     noun: Annotated[
@@ -112,7 +110,7 @@ def command(
         typer.Option(help="What the thing is, for the judge; default: the word it was learned from."),
     ] = None,
     count: Annotated[
-        int | None, typer.Option("--count", "-n", min=1, help="Pictures a prompt.  [default: 4]")
+        int | None, typer.Option("--count", "-n", min=1, help=f"Pictures a prompt.  [default: {COUNT}]")
     ] = None,
     image_judge: Annotated[
         str | None,
@@ -143,7 +141,11 @@ def command(
         if not files or not photos:
             raise UsageError("nothing to judge: expected token files and --photos, or --plan; add them")
         how = _How(
-            prompt_set or PROMPTS, count or 4, image_judge or IMAGE_JUDGE, text_judge or TEXT_JUDGE, quiet
+            prompt_set or PROMPT_SET,
+            count or COUNT,
+            image_judge or IMAGE_JUDGE,
+            text_judge or TEXT_JUDGE,
+            quiet,
         )
         console.show(_words(given, files, photos, masks, noun, how, out, force), as_json=json)
         return
@@ -211,8 +213,10 @@ def _words(
 
 def _noun(source: str, token: "Token") -> str:
     """The word a token was learned from, if it was one."""
+    from dticli import initial
+
     init = token.metadata.get("dti.init", "")
-    if not init or init in ("random", "mean") or ":" in init or Path(init).suffix:
+    if not init or not initial.is_phrase(init):
         raise UsageError(
             f"{source} does not say what {token.name} is: expected a noun for the judge; name it with --noun"
         )

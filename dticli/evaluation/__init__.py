@@ -1,1 +1,4 @@
 """How well a word does what it was learned for: is the picture the thing, and does it follow the rest of the prompt."""
+
+# What stands for these where nothing is said: the judges and prompts of the paper.
+IMAGE_JUDGE, TEXT_JUDGE, PROMPT_SET, COUNT = "dinov2", "siglip", "simple", 4

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from dticli import atomic, console, jobs, learning, models, norms, pictures, sampler, session
-from dticli.errors import DtiError, InputError, Stopped, UsageError
+from dticli import atomic, console, jobs, learning, models, norms, pictures, sampler, session, token_file
+from dticli.errors import DtiError, InputError, NumericalError, Stopped, UsageError
 from dticli.evaluation import drawing, judges, passages, records, summary, trials
 from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.passages import Passage
@@ -18,13 +18,14 @@ from dticli.evaluation.summary import Outcome, PlanResult
 from dticli.jobs import Job
 from dticli.norms import Summary
 from dticli.ranks import ALONE
+from dticli.sampler import Shot
 from dticli.session import Opened
 from dticli.settings import GenerateSettings, ModelSettings, first_said, model_layer, resolve
 from dticli.token_file import Token
 
 
 def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool, quiet: bool) -> PlanResult:
-    """Learn, draw and judge what is not in the folder yet; results.json and results.md are written after every trial.
+    """Learn, draw and judge what is not in the folder yet; results.json and results.md are written as it comes.
 
     Args:
         given: settings of model and machine that go before the plan's.
@@ -41,12 +42,9 @@ def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool
     for place in ("words", "pictures", "trials"):
         atomic.make_folder(folder / place)
     atomic.require_writable([folder / "results.md"], force=True)
-    words = {trial: _job(stage, trial, given) for trial in plan.trials}
+    words = {trial.name: _job(stage, trial, given) for trial in plan.trials}
     failed = _learn_all(stage, _missing(stage, words))
-    problems = {
-        trial.name: failed[job.target] for trial, job in words.items() if job and job.target in failed
-    }
-    result = summary.summarise(plan, opened.model.label, ())
+    problems = {name: failed[job.target] for name, job in words.items() if job and job.target in failed}
     for result in _judged(stage, words, problems):
         atomic.write_bytes(folder / "results.json", console.to_json(result).encode())
         atomic.write_bytes(folder / "results.md", result.markdown().encode())
@@ -94,15 +92,22 @@ def _stage(
             reader.require(plan.prompts, subject.noun)
         except UsageError as error:
             raise UsageError(f"[subjects.{subject.name}] {error}") from None
-    keys = {encoder.component: encoder.key for encoder in opened.family.encoders}
-    tables = models.tables(opened.model)
-    vocabulary = {keys[table.encoder]: norms.summary(table) for table in tables if table.encoder in keys}
+    tables = norms.by_key(models.tables(opened.model), opened.family.encoders)
+    vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     trials.require_magnitudes(plan.arms, vocabulary)
     return _Stage(
-        plan, opened, settings, folder, eyes, reader, vocabulary,
-        cache(lambda: session.pipeline(opened, settings, safety_checker=False)), trials.model_mark(opened.model),
-        force, quiet,
-    )  # fmt: skip
+        plan=plan,
+        opened=opened,
+        settings=settings,
+        folder=folder,
+        eyes=eyes,
+        reader=reader,
+        vocabulary=vocabulary,
+        pipe=cache(lambda: session.pipeline(opened, settings, safety_checker=False)),
+        weights=trials.model_mark(opened.model),
+        force=force,
+        quiet=quiet,
+    )
 
 
 # ------------------------------------------------------------------------- learning
@@ -128,104 +133,129 @@ def _job(stage: _Stage, trial: Trial, given: Mapping[str, Any]) -> Job | None:
     return replace(job, target=words / f"{subject.name}-{trial.seed}-{mark}.safetensors")
 
 
-def _missing(stage: _Stage, words: Mapping[Trial, Job | None]) -> dict[Trial, Job]:
-    """Jobs whose words are not there, each once: arms may share a word."""
-    first: dict[Path, tuple[Trial, Job]] = {}
-    for trial, job in words.items():
+def _missing(stage: _Stage, words: Mapping[str, Job | None]) -> dict[str, Job]:
+    """Jobs whose words are not there, each once, by the first trial that needs it: arms may share a word."""
+    first: dict[Path, tuple[str, Job]] = {}
+    for name, job in words.items():
         if job:
-            first.setdefault(job.target, (trial, job))
-    return {trial: job for trial, job in first.values() if stage.force or not job.target.is_file()}
+            first.setdefault(job.target, (name, job))
+    return {name: job for name, job in first.values() if stage.force or not job.target.is_file()}
 
 
-def _learn_all(stage: _Stage, missing: Mapping[Trial, Job]) -> dict[Path, DtiError]:
+def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError]:
     """Learn words on one loaded model; returns why some could not be."""
     failed: dict[Path, DtiError] = {}
     load = None
     how = learning.How(resume=not stage.force, force=True, quiet=stage.quiet)
-    for place, (trial, job) in enumerate(missing.items()):
-        console.notice(f"word {place + 1} of {len(missing)}: {trial.name}")
+    for place, (name, job) in enumerate(missing.items()):
+        console.notice(f"word {place + 1} of {len(missing)}: {name}")
         load = load or learning.loader(job, ALONE)
         try:
             learning.learn(job, load, how)
         except Stopped as stopped:
-            raise Stopped("stopped; give the same command to continue", stopped.exit_code - 128) from None
+            # With --force again, what was learned so far would be learned again.
+            command = "the command without --force" if stage.force else "the same command"
+            raise Stopped(f"stopped; give {command} to continue", stopped.exit_code - 128) from None
         except DtiError as error:
-            console.error(f"{trial.name}: {error}")
-            failed[job.target] = error
+            failed[job.target] = _told(name, error)
             load = None  # what was tried to make it fit would stay with the next word
     return failed
+
+
+def _told(name: str, error: DtiError) -> DtiError:
+    """Say what failed, and keep no more of it: its frames hold the model it failed on."""
+    console.error(f"{name}: {error}")
+    return type(error)(str(error))
 
 
 # -------------------------------------------------------------------------- judging
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A trial or a way between words, to be judged.
+
+    Attributes:
+        words: names of the trials whose words it shows.
+        kept: what came of it before; None if nothing did.
+        judge: finds it out, and keeps it.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    kept: Callable[[], Outcome | Passage | None]
+    judge: Callable[[], Outcome | Passage]
+
+
 def _judged(
-    stage: _Stage, words: Mapping[Trial, Job | None], problems: dict[str, DtiError]
+    stage: _Stage, words: Mapping[str, Job | None], problems: dict[str, DtiError]
 ) -> Iterator[PlanResult]:
-    """What is known after each trial, and after each way between words, that no failed word is part of.
+    """What is known from before, and again after each piece that is judged now; no failed word is part of one.
 
     Args:
-        problems: why words failed, by trial; ways that fail are added.
+        problems: why words failed, by trial; pieces that fail are added.
     """
-    outcomes: list[Outcome] = []
-    found: list[Passage] = []
+    plan = stage.plan
+    pieces = [
+        *(_trial(stage, trial, words[trial.name]) for trial in plan.trials),
+        *(_way(stage, way, [words[trial.name] for trial in way.ends]) for way in plan.ways),
+    ]
+    pieces = [piece for piece in pieces if problems.keys().isdisjoint(piece.words)]
+    records = {} if stage.force else {piece.name: piece.kept() for piece in pieces}
+    found = {name: record for name, record in records.items() if record}
 
     def known() -> PlanResult:
+        records = [found[piece.name] for piece in pieces if piece.name in found]
+        outcomes = [each for each in records if isinstance(each, Outcome)]
+        passages = [each for each in records if isinstance(each, Passage)]
         reasons = [f"{name}: {error}" for name, error in problems.items()]
-        return summary.summarise(stage.plan, stage.opened.model.label, outcomes, reasons, found)
+        return summary.summarise(plan, stage.opened.model.label, outcomes, reasons, passages)
 
-    for trial, job in words.items():
-        if trial.name not in problems:
-            outcomes.append(_outcome(stage, trial, job))
-            yield known()
-    by_name = {trial.name: job for trial, job in words.items()}
-    for way in stage.plan.ways:
-        ends = (way.first.name, way.second.name)
-        if problems.keys().isdisjoint(ends):
+    yield known()
+    for piece in pieces:
+        if piece.name not in found:
+            console.notice(f"judging {piece.name}")
             try:
-                found.append(_passage(stage, way, [by_name[end] for end in ends]))
-            except InputError as error:  # words of different size
-                console.error(f"{way.name}: {error}")
-                problems[way.name] = error
+                found[piece.name] = piece.judge()
+            except (UsageError, InputError, NumericalError) as error:
+                problems[piece.name] = _told(piece.name, error)
             yield known()
 
 
-def _outcome(stage: _Stage, trial: Trial, job: Job | None) -> Outcome:
-    """What came of a trial: kept, or else judged now."""
+def _trial(stage: _Stage, trial: Trial, job: Job | None) -> _Piece:
     plan = stage.plan
     drawn = trials.pictures_mark(plan, trial, job, stage.settings, stage.weights)
-    kept = stage.folder / "trials" / f"{trials.outcome_mark(plan, trial, drawn)}.json"
-    if not stage.force and (outcome := summary.read_outcome(kept, trial)):
+    record = stage.folder / "trials" / f"{trials.outcome_mark(plan, trial, drawn)}.json"
+
+    def judge() -> Outcome:
+        token = _token(stage, trial, job)
+        asked = drawing.shots(token.name, plan.prompts, trial.seed * plan.file.count, plan.file.count)
+        files = drawing.files(stage.folder / "pictures" / drawn, asked)
+        images = _pictures(stage, files, lambda: _draw(stage, token, asked, files))
+        each = drawing.by_prompt(images, len(plan.prompts))
+        outcome = trials.outcome(plan, trial, token, stage.vocabulary, each, stage.eyes, stage.reader)
+        records.write(record, outcome)
         return outcome
-    console.notice(f"judging {trial.name}")
-    token = _token(stage, trial, job)
-    asked = drawing.shots(token.name, plan.prompts, trial.seed * plan.file.count, plan.file.count)
-    files = drawing.files(stage.folder / "pictures" / drawn, asked)
 
-    def draw() -> None:
-        drawing.draw(stage.pipe(), stage.opened, stage.settings, token, asked, files, quiet=stage.quiet)
-
-    images = drawing.by_prompt(_pictures(stage, files, draw), len(plan.prompts))
-    outcome = trials.outcome(plan, trial, token, stage.vocabulary, images, stage.eyes, stage.reader)
-    records.write(kept, outcome)
-    return outcome
+    return _Piece(trial.name, (trial.name,), lambda: summary.read_outcome(record, trial), judge)
 
 
-def _passage(stage: _Stage, way: Way, ends: Sequence[Job | None]) -> Passage:
-    """What the frames of a way are like: kept, or else judged now."""
+def _way(stage: _Stage, way: Way, ends: Sequence[Job | None]) -> _Piece:
     drawn = trials.frames_mark(stage.plan, way, ends, stage.settings, stage.weights)
-    kept = stage.folder / "trials" / f"{trials.passage_mark(stage.plan, way, drawn)}.json"
-    if not stage.force and (passage := passages.read(kept, way.names, way.how.frames)):
+    record = stage.folder / "trials" / f"{trials.passage_mark(stage.plan, way, drawn)}.json"
+
+    def judge() -> Passage:
+        tokens = [_token(stage, trial, job) for trial, job in zip(way.ends, ends, strict=True)]
+        places = [(frame, seed) for frame in range(way.how.frames) for seed in range(way.how.count)]
+        files = [stage.folder / "pictures" / drawn / f"{frame:03d}-{seed}.png" for frame, seed in places]
+        images = _pictures(stage, files, lambda: _draw_frames(stage, way, tokens, files))
+        (turn,) = sampler.turns([token.vectors for token in tokens])
+        passage = trials.passage(way, sum(turn.values()) / len(turn), images, stage.eyes)
+        records.write(record, passage)
         return passage
-    console.notice(f"judging {way.name}")
-    tokens = [_token(stage, trial, job) for trial, job in zip((way.first, way.second), ends, strict=True)]
-    places = [(frame, seed) for frame in range(way.how.frames) for seed in range(way.how.count)]
-    files = [stage.folder / "pictures" / drawn / f"{frame:03d}-{seed}.png" for frame, seed in places]
-    images = _pictures(stage, files, lambda: _draw_frames(stage, way, tokens, files))
-    (turn,) = sampler.turns([token.vectors for token in tokens])
-    passage = trials.passage(way, sum(turn.values()) / len(turn), images, stage.eyes)
-    records.write(kept, passage)
-    return passage
+
+    names = tuple(trial.name for trial in way.ends)
+    return _Piece(way.name, names, lambda: passages.read(record, way.names, way.how.frames), judge)
 
 
 def _pictures(stage: _Stage, files: Sequence[Path], draw: Callable[[], object]) -> list[Image]:
@@ -233,6 +263,10 @@ def _pictures(stage: _Stage, files: Sequence[Path], draw: Callable[[], object]) 
     if stage.force or not all(file.is_file() for file in files):
         draw()
     return [pictures.read(file) for file in files]
+
+
+def _draw(stage: _Stage, token: Token, asked: Sequence[Shot], files: Sequence[Path]) -> None:
+    drawing.draw(stage.pipe(), stage.opened, stage.settings, token, asked, files, quiet=stage.quiet)
 
 
 def _draw_frames(stage: _Stage, way: Way, ends: Sequence[Token], files: Sequence[Path]) -> None:
@@ -247,7 +281,9 @@ def _draw_frames(stage: _Stage, way: Way, ends: Sequence[Token], files: Sequence
 
 def _token(stage: _Stage, trial: Trial, job: Job | None) -> Token:
     """The word of a trial at the length its arm wants."""
-    if job:
-        return trials.learned(job, trial.arm, stage.vocabulary)
-    word = trials.untrained(stage.plan, trial, stage.pipe(), stage.opened.family)
+    word = (
+        token_file.read(job.target)
+        if job
+        else trials.untrained(stage.plan, trial, stage.pipe(), stage.opened.family)
+    )
     return trials.at_length(word, trial.arm, stage.vocabulary)

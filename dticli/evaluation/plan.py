@@ -9,9 +9,9 @@ from pydantic import Field, Strict
 
 from dticli import bundled, photos, settings, token_file
 from dticli.errors import DtiError, InputError, UsageError
-from dticli.evaluation import prompts
+from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE, prompts
 from dticli.evaluation.prompts import Prompt
-from dticli.paths import beside
+from dticli.paths import WORDS_OR_FILES, beside
 from dticli.photos import Album
 from dticli.settings import GenerateSettings, ModelSettings, Positive, Settings, TrainSettings
 
@@ -53,10 +53,10 @@ class PlanFile(Settings):
     seeds: Annotated[tuple[Seed, ...], Strict(False)] = Field(
         (0,), description="Of training; pictures follow."
     )
-    prompt_set: str = Field("simple", description="As --prompt-set.")
-    count: Positive = Field(4, description="Pictures a prompt.")
-    image_judge: str = Field("dinov2", description="As --image-judge.")
-    text_judge: str = Field("siglip", description="As --text-judge.")
+    prompt_set: str = Field(PROMPT_SET, description="As --prompt-set.")
+    count: Positive = Field(COUNT, description="Pictures a prompt.")
+    image_judge: str = Field(IMAGE_JUDGE, description="As --image-judge.")
+    text_judge: str = Field(TEXT_JUDGE, description="As --text-judge.")
     train: dict[str, Any] = Field({}, description="Training settings of every arm.")
     generate: dict[str, Any] = Field({}, description="How pictures are drawn.")
     passages: dict[str, Any] | None = Field(
@@ -85,7 +85,7 @@ class Arm:
     def settings(self, noun: str) -> dict[str, Any]:
         """Its training settings for a subject of this class word."""
         return {
-            name: value.replace("{}", noun) if name in ("init", "prior") else value
+            name: value.replace("{}", noun) if name in WORDS_OR_FILES else value
             for name, value in self.train.items()
         }
 
@@ -118,6 +118,11 @@ class Trial:
         """What it is called."""
         return f"{self.arm.name}, {self.subject.name}, seed {self.seed}"
 
+    @property
+    def names(self) -> dict[str, Any]:
+        """Names that its record goes by, whichever arm or plan made it."""
+        return {"arm": self.arm.name, "subject": self.subject.name, "seed": self.seed}
+
 
 @dataclass(frozen=True, eq=False)
 class Way:
@@ -127,6 +132,11 @@ class Way:
     second: Trial
     path: str
     how: PassageSettings
+
+    @property
+    def ends(self) -> tuple[Trial, Trial]:
+        """The trials whose words it lies between."""
+        return self.first, self.second
 
     @property
     def name(self) -> str:
@@ -207,6 +217,8 @@ def read(name: str) -> Plan:
     _require_sources(path, arms)
     _require_training(file.train, f"{path} [train]")
     settings.require_valid(GenerateSettings, file.generate, f"{path} [generate]")
+    if "seed" in file.generate:
+        raise UsageError(f"{path} [generate]: seed: pictures follow the plan's seeds; leave it out")
     subjects = _subjects(path, file)
     return Plan(path.stem, file, arms, subjects, prompts.read(file.prompt_set), _passages(path, file))
 

@@ -36,7 +36,7 @@ class Outcome:
 
 def read_outcome(path: Path, trial: Trial) -> Outcome | None:
     """The kept outcome of a trial; None if there is none or it is damaged, and the trial is to be done again."""
-    return records.read(path, Outcome, {"arm": trial.arm.name, "subject": trial.subject.name})
+    return records.read(path, Outcome, trial.names)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class PlanResult:
 
     Attributes:
         done, trials: how many of its trials.
-        failed: words that could not be learned, with the reason.
+        reference: the arm that others' alignment is a multiple of.
+        failed: trials and ways of which nothing could be known, with the reason.
     """
 
     plan: str
@@ -79,6 +80,7 @@ class PlanResult:
     pictures: int
     done: int
     trials: int
+    reference: str
     failed: tuple[str, ...]
     arms: tuple[ArmResult, ...]
     outcomes: tuple[Outcome, ...]
@@ -87,7 +89,7 @@ class PlanResult:
     def lines(self) -> Iterator[str]:
         """The table, as Markdown."""
         names = list(dict.fromkeys(name for arm in self.arms for name in arm.elements))
-        figures = ["trials", "norm", "likeness", "alignment", f"x {self.arms[0].arm}", "lifted"]
+        figures = ["trials", "norm", "likeness", "alignment", f"x {self.reference}", "lifted"]
         heads = ["arm", *figures, *names, "leakage"]
         yield (
             f"{self.plan}: {self.model}, {len(self.subjects)} subjects x {len(self.seeds)} seeds, {self.pictures} pictures a "
@@ -165,6 +167,7 @@ def summarise(
         pictures=plan.file.count * len(plan.prompts),
         done=len(outcomes),
         trials=len(plan.trials),
+        reference=plan.arms[0].name,
         failed=tuple(failed),
         arms=tuple(_arm_result(name, own, first, plain) for name, own in by_arm.items() if own),
         outcomes=tuple(outcomes),

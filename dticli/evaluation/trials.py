@@ -4,6 +4,7 @@ Each file's name holds a mark, a hash of everything that decides its content: wh
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
-from dticli import initial, norms, paths, photos, token_file
+from dticli import initial, models, norms, paths, photos
 from dticli.bundled import judge
 from dticli.evaluation import measure, passages, stickers
 from dticli.evaluation.measure import Eyes, Reader
@@ -24,11 +25,12 @@ from dticli.families import Family
 from dticli.jobs import Job
 from dticli.models import Model
 from dticli.norms import Summary
-from dticli.settings import INCIDENTAL, GenerateSettings
+from dticli.settings import INCIDENTAL, GenerateSettings, ModelSettings
 from dticli.token_file import Token
 
 SCORING = 3
 """Another number whenever the same pictures would get other figures."""
+WEIGHTS = (".safetensors", ".bin", ".pt")
 SAMPLE = 2**16
 """Bytes of each weight file's ends that stand for it."""
 EASE = INCIDENTAL - {"steps"} | {"batch_size"}
@@ -45,7 +47,7 @@ def mark(*parts: object) -> str:
 
 def weights_mark(place: Path) -> str:
     """Hash of names, sizes and both ends of the weight files in a folder, or of one file."""
-    files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
+    files = [place] if place.is_file() else _weight_files(place)
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:
@@ -53,6 +55,15 @@ def weights_mark(place: Path) -> str:
             content.seek(max(0, file.stat().st_size - SAMPLE))
             digest.update(content.read())
     return digest.hexdigest()[:12]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """What a model is loaded from, through links too; older kinds count in folders that have no safetensors."""
+    found: list[Path] = []
+    for place, _, names in os.walk(folder, followlinks=True):
+        own = [each for each in names if each.endswith(".safetensors")]
+        found += [Path(place, each) for each in own or names if each.endswith(WEIGHTS)]
+    return sorted(found)
 
 
 def model_mark(model: Model) -> str:
@@ -71,11 +82,11 @@ def judge_mark(name: str) -> str:
 def word_mark(job: Job, model: str) -> str:
     """Of all that decides what a word becomes."""
     settings = job.settings
-    chosen = settings.model_dump(exclude={*INCIDENTAL} - {"steps"})
+    chosen = settings.model_dump(exclude={*INCIDENTAL} - {"steps"}) | _precision(settings)
     # Files by content: the same plan means the same from any folder.
     named = {
         name: weights_mark(Path(chosen[name]))
-        for name in ("init", "prior")
+        for name in sorted(paths.WORDS_OR_FILES)
         if paths.names_token_file(chosen[name])
     }
     return mark(
@@ -119,7 +130,12 @@ def _rows_of(plan: Plan, trial: Trial, job: Job | None, model: str) -> tuple[obj
 
 
 def _drawing(settings: GenerateSettings) -> list[tuple[str, Any]]:
-    return sorted(settings.model_dump(exclude={*EASE, "seed"}).items(), key=str)
+    return sorted((settings.model_dump(exclude={*EASE, "seed"}) | _precision(settings)).items(), key=str)
+
+
+def _precision(settings: ModelSettings) -> dict[str, str]:
+    """What `auto` stands for on the device: another precision gives other words and pictures."""
+    return {"precision": models.pick_precision(settings.precision, models.pick_device(settings.device))}
 
 
 def outcome_mark(plan: Plan, trial: Trial, drawn: str) -> str:
@@ -143,11 +159,6 @@ def untrained(plan: Plan, trial: Trial, pipe: Any, family: Family) -> Token:
         {key: each.float().cpu() for key, each in rows.items()},
         {"dti.pooling": str(pooling)} if pooling else {},
     )
-
-
-def learned(job: Job, arm: Arm, vocabulary: Mapping[str, Summary]) -> Token:
-    """The word of a job at the length the arm wants."""
-    return at_length(token_file.read(job.target), arm, vocabulary)
 
 
 def at_length(token: Token, arm: Arm, vocabulary: Mapping[str, Summary]) -> Token:
@@ -183,9 +194,7 @@ def outcome(
     scores = measure.scores(plan.prompts, images, noun, _photos(trial, eyes), eyes, reader)
     lengths = [rows.norm(dim=1).mean().item() / vocabulary[key].mean for key, rows in token.vectors.items()]
     return Outcome(
-        arm=trial.arm.name,
-        subject=trial.subject.name,
-        seed=trial.seed,
+        **trial.names,
         norm=sum(lengths) / len(lengths),
         likeness=float(np.mean([score.likeness for score in scores])),
         alignment=float(np.mean([score.alignment for score in scores])),
