@@ -37,7 +37,7 @@ def require_writable(paths: Iterable[str | Path], *, force: bool = False) -> Non
             raise EnvironmentProblem(f"cannot write {path}: it is a folder; add a file name")
         if path.exists() and not force:
             raise UsageError(
-                f"{path} exists: expected a new name; choose another with --out, or add --force to replace it"
+                f"{path} exists: expected a new name; choose another, or add --force to replace it"
             )
     for folder in {path.parent for path in targets}:
         make_folder(folder)

@@ -19,8 +19,8 @@ COMMANDS = {
     "generate": "Draw pictures with learned words.",
     "interpolate": "Draw the way from one learned word to another.",
     "evaluate": "Judge words: likeness to photos, and fit to prompts.",
-    "convert": "Write token files for other programs; repair an inflated norm.",
-    "info": "What a token file holds, where it loads, and how it is typed there.",
+    "convert": "Write token files for other programs, repair norms.",
+    "info": "What a token file holds, and where it loads.",
     "push": "Put a word on the hub, with a card and pictures.",
     "inspect-norms": "Vocabulary norms, and where a word stands.",
     "models": "Families of models, and what a model is made of.",
@@ -59,6 +59,8 @@ class _Group(TyperGroup):
             ctx.fail(f"no command {cmd_name!r}: did you mean {near[0]}?")
         return None
 
+
+PARSING = ", unable to parse string as an integer"
 
 app = typer.Typer(
     cls=_Group,
@@ -104,7 +106,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Typer's usage errors come from its own copy of click: known by what they can do, not by class.
         if not hasattr(error, "format_message") or console.tracebacks_shown():
             raise
-        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        message = error.format_message().rstrip(".")
+        for theirs, ours in (("Value error, ", ""), ("Input should be", "expected"), (PARSING, "")):
+            message = message.replace(theirs, ours)
         console.error(f"{message}; see {_help_of(error)}")
         return 2
 

@@ -71,15 +71,18 @@ def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
     """Check what words are to start from against a model's tokenizers and tables, before it is loaded.
 
     Args:
-        texts: as `init` and `prior` take them; those that are no phrases are passed over.
+        texts: as `init` and `prior` take them; those that are neither phrases nor files are passed over.
 
     Raises:
+        InputError: there is no such token file, or it cannot be read.
         UsageError: a phrase is empty, or the model does not know it.
     """
     names = dict.fromkeys(encoder.tokenizer for encoder in family.encoders)
     tokenizers = SimpleNamespace(**dict(zip(names, models.tokenizers(model, family), strict=True)))
     tables = {table.encoder: table.rows for table in models.tables(model)}
     for text in dict.fromkeys(texts):
+        if names_token_file(text):
+            token_file.read(Path(text))
         for encoder in family.encoders if is_phrase(text) else ():
             ids = pieces(tokenizers, encoder, text)
             _require_live(text, getattr(tokenizers, encoder.tokenizer), tables[encoder.component], ids)

@@ -1,4 +1,4 @@
-"""The words asked for, by `train` or a plan: settings, photos and captions of every word, read and checked before a model is loaded."""
+"""The words asked for, by `train` or a plan: settings, photos and captions of each, read and checked before a model is loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

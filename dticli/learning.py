@@ -1,6 +1,7 @@
 """A word learned from its first step to its file, under a live line: what `train` and plans share."""
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dticli.errors import UsageError
 if TYPE_CHECKING:
     from dticli.checkpoint import Checkpoint
     from dticli.jobs import Job
+    from dticli.models import Model
     from dticli.norms import Neighbour
     from dticli.ranks import Ranks
     from dticli.run import Loaded, Progress, Run
@@ -29,6 +31,7 @@ class Trained:
     Attributes:
         folder: settings, log and last state of the run.
         exports: files for the program asked for.
+        model_options: what `generate` must be told to draw with the same model; empty where the token file says it.
         seconds: since this command began to train; earlier parts of a resumed run do not count.
         norm, vocabulary_norm: mean row length of the word, and mean norm of the vocabulary, by encoder.
         angle: mean degrees turned from where it began.
@@ -41,6 +44,7 @@ class Trained:
     exports: tuple[Path, ...]
     token: str
     model: str
+    model_options: tuple[str, ...]
     steps: int
     seconds: float
     loss: float
@@ -60,7 +64,10 @@ class Trained:
             )
         yield from (f"for {path.relative_to(self.file.parent).parts[0]}: {path}" for path in self.exports)
         yield f"the run, with its settings and log: {self.folder}"
-        yield f'use it: dti generate "a photo of {self.token}" -t {self.file}'
+        # A file or folder cannot be found again by what the token file says of it: that is never a path.
+        yield " ".join(
+            [f'use it: dti generate "a photo of {self.token}" -t {self.file}', *self.model_options]
+        )
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,7 @@ def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: t
         exports=exports,
         token=job.settings.token,
         model=job.opened.model.label,
+        model_options=_model_options(job.opened.model),
         steps=job.settings.steps,
         seconds=round(seconds, 1),
         loss=loss,
@@ -191,6 +199,12 @@ def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: t
             key: norms.position(vectors[key][0], table, k=5).nearest for key, table in prepared.tables.items()
         },
     )
+
+
+def _model_options(model: "Model") -> tuple[str, ...]:
+    if model.kind in ("bundled", "hub"):
+        return ()
+    return tuple(f"--{name} {shlex.quote(value)}" for name, value in model.settings.items())
 
 
 def _follow(prepared: "Run", folder: "RunFolder", first: int, loss: float, quiet: bool) -> float:

@@ -94,8 +94,6 @@ def _range(field: FieldInfo, base: Any) -> dict[str, Any]:
             bounds["min"] = base(constraint.ge)
         elif isinstance(constraint, annotated_types.Le):
             bounds["max"] = base(constraint.le)
-        elif isinstance(constraint, annotated_types.Gt):
-            bounds["min"] = base(constraint.gt)
     return bounds
 
 

@@ -81,6 +81,14 @@ def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
         device=given["device"] or "auto",
     )
     console.notice(models.announcement(model))
+    for token in () if given["model"] else tokens:
+        home = token.metadata.get("dti.model")
+        if home and not provenance.usable_model(
+            token.metadata
+        ):  # a folder or file, which cannot be found again
+            console.warn(
+                f"{token.name} was learned on {home}, and this is {model.label}; pass it with --model"
+            )
     return Opened(model, models.family(model))
 
 

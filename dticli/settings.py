@@ -63,7 +63,7 @@ class ModelSettings(Settings):
     offline: bool = Field(False, description="Never ask the hub.")
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where to compute.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="Of the frozen weights; auto: bf16 or fp16 on CUDA, fp32 elsewhere."
+        "auto", description="Precision of the model's weights; auto: bf16 or fp16 on CUDA, fp32 elsewhere."
     )
     quantize: Literal["none", "8bit", "4bit"] = Field(
         "none", description="Round the large matrices to this many bits; less memory, less exact."
@@ -77,7 +77,8 @@ class TrainSettings(ModelSettings):
 
     token: str = Field(description="The new word, in brackets: <dog>.")
     init: str = Field(
-        description="Class word or phrase to start from, a token file, random, mean, or cross:WORD (the encoder's output)."
+        description="Class word or phrase to start from, a token file, random, mean, or cross:WORD (what the encoder makes of "
+        "WORD)."
     )
     method: Literal["dti", "ti"] = Field(
         "dti", description="dti learns the direction; ti is ordinary Textual Inversion with a free norm."
@@ -86,9 +87,11 @@ class TrainSettings(ModelSettings):
     batch_size: Positive = Field(description="Pictures a device sees at once.")
     accumulate: Positive = Field(1, description="Batches gathered before each step.")
     lr: Annotated[float, Field(gt=0)] = Field(
-        description="Tangent length of one step: each turns the direction by atan(lr) radians. For ti, AdamW's rate."
+        description="How far a step turns the word: by atan(lr) radians. For ti, AdamW's rate."
     )
-    kappa: Annotated[float, Field(ge=0)] = Field(description="Strength of the prior (von Mises-Fisher).")
+    kappa: Annotated[float, Field(ge=0)] = Field(
+        description="How strongly the prior (von Mises-Fisher) pulls; 0: not at all."
+    )
     prior: str = Field("init", description="What the prior pulls towards: init, none, or a WORD.")
     magnitude: str | None = Field(
         None,
@@ -97,17 +100,21 @@ class TrainSettings(ModelSettings):
     )
     pooling: Literal["stock", "eos", "mixed"] = Field(
         "stock",
-        description="Where CLIP's pooled state is read: stock, as diffusers does, at the word; eos, at the end of text; "
-        "mixed, in turn.",
+        description="Where CLIP's pooled state is read: stock, as diffusers does, at the word; eos, as ComfyUI and kohya do, at "
+        "the end of text; mixed, in turn, for both.",
     )
     train_magnitude: bool = Field(False, description="Learn the magnitude too.")
     optimizer: Literal["rsgd", "adamw"] = Field(
-        "rsgd", description="Of the direction; adamw is retracted each step."
+        "rsgd",
+        description="What turns the direction: Riemannian SGD, or for comparison AdamW, retracted each step.",
     )
-    beta: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Memory of the gradient's length.")
+    beta: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Smooth the gradient's length over steps by this factor; 0: each step by its own.",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-2, description="For --method ti.")
     vectors: Annotated[int, Field(ge=1, le=64)] | None = Field(
-        None, description="Rows the word gets; default: as many as the init phrase has pieces."
+        None, description="Vectors the word gets; default: as many as the init phrase has tokens."
     )
     property: Literal["object", "style"] = Field(
         "object", description="What the photos share: picks the templates."
@@ -133,9 +140,11 @@ class TrainSettings(ModelSettings):
         1, description="Crops of each photo; from the second on at random."
     )
     flip: bool = Field(False, description="Learn from mirror images too.")
-    seed: Seed = Field(0, description="Of every random draw.")
-    checkpoint_steps: Positive = Field(100, description="Save the state every so many steps,")
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="and every so many seconds.")
+    seed: Seed = Field(0, description="Seed of every random draw.")
+    checkpoint_steps: Positive = Field(100, description="Save the state every so many steps.")
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="Save it every so many seconds too."
+    )
 
     @builtins.property  # the setting called property hides it here
     def magnitude_rule(self) -> str:
@@ -178,7 +187,9 @@ class GenerateSettings(ModelSettings):
         description="HEIGHTxWIDTH or SIDE in pixels; default: the model's.",
         examples=["512", "768x512"],
     )
-    seed: Seed = Field(0, description="Picture i starts from noise of seed + i.")
+    seed: Seed = Field(
+        0, description="Of the noise: picture i starts from seed + i, all frames of a way from seed."
+    )
     batch_size: Positive = Field(1, description="Pictures drawn at once.")
 
     @property
@@ -227,9 +238,12 @@ def _describe(kind: type[Settings], problem: Any) -> str:
     match problem["type"]:
         case "extra_forbidden":
             near = _nearest(name, kind.model_fields)
-            return f"unknown setting {_shown(name)}" + (f", did you mean {near!r}?" if near else "")
+            return f"unknown setting {_shown(name)}" + (
+                f", did you mean {near!r}?" if near else ": expected an option's name, with _ for -"
+            )
         case "missing":
-            return f"--{name.replace('_', '-')} is missing"
+            what = str(kind.model_fields[name].description).split(":")[0].rstrip(".")
+            return f"--{name.replace('_', '-')} is missing: expected {what[0].lower()}{what[1:]}"
         case "string_pattern_mismatch":
             examples = " or ".join(kind.model_fields[name].examples or ())
             return f"{name} = {_shown(problem['input'])}: expected a value such as {examples}"

@@ -1,6 +1,7 @@
 """`dti train` as a user runs it, on the bundled model."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -340,3 +341,23 @@ def test_a_word_the_model_was_never_told_is_found_before_it_is_loaded(
     outcome = dti("train", photos, "--token", "<v>", "--model", "stickers", "-o", out, *options)
     assert (outcome.code, part in outcome.error) == (2, True), outcome.err
     assert not out.with_suffix(".run").exists()
+
+
+def test_a_word_of_a_folder_says_how_its_model_is_found_again(
+    dti: Dti, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last line holds `--model` with the folder; without it, another model is drawn with, and a warning says which was meant."""
+    monkeypatch.chdir(tmp_path)
+    folder = bundled.model_folder()
+    learned = train(dti, photos, Path("dog.safetensors"), "--model", folder)
+    assert shlex.split(learned.out.splitlines()[-1])[-4:] == ["-t", "dog.safetensors", "--model", str(folder)]
+    for options, warned in (((), True), (("--model", "stickers"), False)):
+        drawn = dti("generate", "<dog>", "-t", "dog.safetensors", "--steps", 1, "--force", *options)
+        assert drawn.code == 0, drawn.err
+        assert ("warning: <dog> was learned on" in drawn.err) == warned
+
+
+def test_a_token_file_to_start_from_is_looked_for_at_once(dti: Dti, photos: Path, tmp_path: Path) -> None:
+    """`--check` knows that it is not there."""
+    outcome = train(dti, photos, tmp_path / "dog.safetensors", "--init", "none.safetensors", "--check")
+    assert (outcome.code, "none.safetensors: no such file" in outcome.error) == (3, True)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from dticli import bundled, jobs, session, token_file
 from dticli.errors import InputError, UsageError
-from dticli.evaluation import measure, prompts, summary, trials
+from dticli.evaluation import execution, measure, prompts, summary, trials
 from dticli.evaluation import plan as plans
 from dticli.evaluation.summary import Outcome
 from dticli.models import Model
@@ -112,6 +112,7 @@ def test_a_damaged_outcome_is_judged_again(dti: Dti, tmp_path: Path) -> None:
         ('prompt_set = "stikcers"', "no prompt set"),
         ("[train]\nstep = 1", "did you mean 'steps'"),
         ("[generate]\nguidance = -1.0", "guidance"),
+        ("[generate]\nseed = 1", "[generate]: seed: pictures follow the plan's seeds"),
         ('[arms."a b"]', "letters, digits"),
         ("[arms.a]\nlr = -1.0", "[arms.a]"),
         ('[arms.a]\nof = "b"', "expected init, dti"),
@@ -227,6 +228,40 @@ def test_a_word_that_fails_costs_itself_alone(dti: Dti, tmp_path: Path) -> None:
     assert (kept["done"], kept["trials"], len(kept["failed"])) == (2, 3, 1)
 
 
+@pytest.mark.usefixtures("strangers")
+def test_a_piece_that_cannot_be_judged_ends_nothing_else(dti: Dti, tmp_path: Path) -> None:
+    """A damaged word is named, everything else is judged, and what was known before is never taken out of the table."""
+    file, out = tmp_path / "small.toml", tmp_path / "out"
+    file.write_text(PLAN)
+    assert dti("evaluate", "--plan", file, "--out", out, "--quiet").code == 0
+    # Another arm, whose word will be learned, and a free word that is damaged: its record is there, a new length of it is not.
+    words = {path: token_file.read(path).metadata["dti.method"] for path in out.glob("words/*.safetensors")}
+    (free,) = (path for path, method in words.items() if method == "ti")
+    free.write_text("no word")
+    file.write_text(
+        PLAN + '[arms.long]\nof = "ti"\nmagnitude = "4x"\n[arms.late]\nof = "init"\nmagnitude = "3x"\n'
+    )
+    outcome = dti("evaluate", "--plan", file, "--out", out, "--quiet")
+    assert (outcome.code, "1 trials or ways failed" in outcome.err) == (3, True)
+    kept = json.loads((out / "results.json").read_text())
+    assert [arm["arm"] for arm in kept["arms"]] == ["dti", "ti", "ti-twice", "class-word", "late"]
+    assert kept["failed"][0].startswith("long, dog, seed 0: ")
+
+
+def test_what_is_told_of_an_error_holds_no_frames() -> None:
+    """A word that failed must not keep the model it failed on: frames of its traceback hold it."""
+    try:
+        raise InputError("no photos")
+    except InputError as error:
+        told = execution._told("dti, dog, seed 0", error)
+    assert (type(told), str(told), told.__traceback__, told.__context__) == (
+        InputError,
+        "no photos",
+        None,
+        None,
+    )
+
+
 def marks(change: str, model: str = "m") -> tuple[str, str]:
     """Marks of the first trial's word and pictures under a plan."""
     name, _, text = change.partition("=")
@@ -285,6 +320,25 @@ def test_a_plan_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pyte
         job = jobs.one(opened, [trial.arm.train, own], Path("word.safetensors"), None)
         found.add(trials.word_mark(job, "m"))
     assert len(found) == 1
+
+
+def test_marks_know_the_precision_that_auto_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device where `auto` is another precision, words and pictures are others; a precision that was named stays itself."""
+    before = marks("")
+    monkeypatch.setattr("dticli.models.pick_dtype", lambda precision, device: torch.bfloat16)
+    assert not set(marks("")) & set(before)
+
+
+def test_older_weight_files_and_links_make_a_model(tmp_path: Path) -> None:
+    """A folder of .bin files is known by them, and what is linked into a folder belongs to it."""
+    for name in ("a", "b"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "w.bin").write_text(name)
+        (tmp_path / f"linked-{name}").mkdir()
+        (tmp_path / f"linked-{name}" / "unet").symlink_to(tmp_path / name / "unet")
+    found = {name: trials.weights_mark(tmp_path / name) for name in ("a", "b", "linked-a", "linked-b")}
+    assert (found["linked-a"], found["linked-b"]) == (found["a"], found["b"])
+    assert found["a"] != found["b"]
 
 
 def test_what_a_single_file_borrows_makes_another_model(tmp_path: Path) -> None:

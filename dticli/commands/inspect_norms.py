@@ -134,13 +134,17 @@ def command(
     names = [each for each in targets if each not in files]
     # Each token goes with its own model; several models named on the command line see every token.
     wanted: dict[str | None, list[int]] = {name: list(range(len(tokens))) for name in names}
+    recorded = [provenance.usable_model(token.metadata) for token in tokens]
     if not names:
-        for index, token in enumerate(tokens):
-            wanted.setdefault(model or provenance.usable_model(token.metadata), []).append(index)
+        for index in range(len(tokens)):
+            wanted.setdefault(model or recorded[index], []).append(index)
         wanted = wanted or {model: []}
     reports = []
     for name, indices in wanted.items():
-        chosen = models.choose(name, base=base, variant=variant, offline=offline)
+        own = name in recorded and name != model and name not in names
+        chosen = models.choose(
+            None if own else name, recorded=name, base=base, variant=variant, offline=offline
+        )
         console.notice(models.announcement(chosen, "text_encoder"))
         reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices]))
     console.show(Report(tuple(reports), runs), as_json=json)

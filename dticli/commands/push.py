@@ -51,7 +51,7 @@ def command(
         ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     force: Force = False,
     json: Json = False,
     debug: Debug = False,
