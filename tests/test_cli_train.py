@@ -346,7 +346,7 @@ def test_a_word_the_model_was_never_told_is_found_before_it_is_loaded(
 def test_a_word_of_a_folder_says_how_its_model_is_found_again(
     dti: Dti, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last line holds `--model` with the folder; without it, another model is drawn with, and a warning says which was meant."""
+    """The last line holds `--model` with the folder; without it another model draws, and a warning says which was meant."""
     monkeypatch.chdir(tmp_path)
     folder = bundled.model_folder()
     learned = train(dti, photos, Path("dog.safetensors"), "--model", folder)
