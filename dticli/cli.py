@@ -60,8 +60,6 @@ class _Group(TyperGroup):
         return None
 
 
-PARSING = ", unable to parse string as an integer"
-
 app = typer.Typer(
     cls=_Group,
     invoke_without_command=True,
@@ -106,11 +104,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Typer's usage errors come from its own copy of click: known by what they can do, not by class.
         if not hasattr(error, "format_message") or console.tracebacks_shown():
             raise
-        message = error.format_message().rstrip(".")
-        for theirs, ours in (("Value error, ", ""), ("Input should be", "expected"), (PARSING, "")):
-            message = message.replace(theirs, ours)
-        console.error(f"{message}; see {_help_of(error)}")
+        console.error(f"{_plain(error.format_message())}; see {_help_of(error)}")
         return 2
+
+
+def _plain(message: str) -> str:
+    """The message in our words: what is behind its option's name is pydantic's."""
+    from dticli.settings import plain
+
+    option, colon, reason = message.rstrip(".").partition("': ")
+    return option + colon + plain(reason)
 
 
 def _help_of(error: Any) -> str:

@@ -66,7 +66,10 @@ class Trained:
         yield f"the run, with its settings and log: {self.folder}"
         # A file or folder cannot be found again by what the token file says of it: that is never a path.
         yield " ".join(
-            [f'use it: dti generate "a photo of {self.token}" -t {self.file}', *self.model_options]
+            [
+                f'use it: dti generate "a photo of {self.token}" -t {shlex.quote(str(self.file))}',
+                *self.model_options,
+            ]
         )
 
 
@@ -202,9 +205,11 @@ def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: t
 
 
 def _model_options(model: "Model") -> tuple[str, ...]:
-    if model.kind in ("bundled", "hub"):
-        return ()
-    return tuple(f"--{name} {shlex.quote(value)}" for name, value in model.settings.items())
+    found_again = model.kind in ("bundled", "hub")
+    options = {} if found_again else dict(model.settings)
+    if model.layout.variant:
+        options["variant"] = model.layout.variant
+    return tuple(f"--{name} {shlex.quote(value)}" for name, value in options.items())
 
 
 def _follow(prepared: "Run", folder: "RunFolder", first: int, loss: float, quiet: bool) -> float:

@@ -81,14 +81,9 @@ def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
         device=given["device"] or "auto",
     )
     console.notice(models.announcement(model))
-    for token in () if given["model"] else tokens:
-        home = token.metadata.get("dti.model")
-        if home and not provenance.usable_model(
-            token.metadata
-        ):  # a folder or file, which cannot be found again
-            console.warn(
-                f"{token.name} was learned on {home}, and this is {model.label}; pass it with --model"
-            )
+    if not given["model"]:
+        for each in provenance.strangers(tokens, model):
+            console.warn(each)
     return Opened(model, models.family(model))
 
 

@@ -7,6 +7,7 @@ The first layer that names a setting wins: command line > config file > the mode
 import builtins
 import difflib
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -232,6 +233,13 @@ def first_said(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def plain(message: str) -> str:
+    """What pydantic says, in the words of every other message."""
+    message = re.sub(r"^Value error, |, unable to parse string as an? \w+", "", message)
+    message = message.replace("Input should be", "expected")
+    return message[:1].lower() + message[1:]
+
+
 def _describe(kind: type[Settings], problem: Any) -> str:
     """One pydantic error in a user's words."""
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
@@ -242,7 +250,7 @@ def _describe(kind: type[Settings], problem: Any) -> str:
                 f", did you mean {near!r}?" if near else ": expected an option's name, with _ for -"
             )
         case "missing":
-            what = str(kind.model_fields[name].description).split(":")[0].rstrip(".")
+            what = str(kind.model_fields[name].description).split(": ")[0].rstrip(".")
             return f"--{name.replace('_', '-')} is missing: expected {what[0].lower()}{what[1:]}"
         case "string_pattern_mismatch":
             examples = " or ".join(kind.model_fields[name].examples or ())
@@ -253,8 +261,7 @@ def _describe(kind: type[Settings], problem: Any) -> str:
             advice = f", did you mean {near!r}?" if near else ""
             return f"{name} = {_shown(problem['input'])}: expected {' or '.join(map(repr, options))}{advice}"
         case _:
-            message = problem["msg"].removeprefix("Value error, ")
-            return f"{name} = {_shown(problem['input'])}: {message[0].lower()}{message[1:]}"
+            return f"{name} = {_shown(problem['input'])}: {plain(problem['msg'])}"
 
 
 def _choices(annotation: Any) -> list[str]:

@@ -201,6 +201,7 @@ def test_words_stand_in_a_files_vocabulary(
     )
     assert outcome.code == 0, outcome.err
     assert outcome.json["model"] == "sd1.safetensors"
+    assert "was learned on" not in outcome.err
 
 
 # ----------------------------------------------------------------------------- what a file lacks

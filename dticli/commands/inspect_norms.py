@@ -141,11 +141,11 @@ def command(
         wanted = wanted or {model: []}
     reports = []
     for name, indices in wanted.items():
-        own = name in recorded and name != model and name not in names
-        chosen = models.choose(
-            None if own else name, recorded=name, base=base, variant=variant, offline=offline
-        )
+        option = name if names or model else None
+        chosen = models.choose(option, recorded=name, base=base, variant=variant, offline=offline)
         console.notice(models.announcement(chosen, "text_encoder"))
+        for each in () if option else provenance.strangers([tokens[i] for i in indices], chosen):
+            console.warn(each)
         reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices]))
     console.show(Report(tuple(reports), runs), as_json=json)
 

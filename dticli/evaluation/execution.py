@@ -23,6 +23,8 @@ from dticli.session import Opened
 from dticli.settings import GenerateSettings, ModelSettings, first_said, model_layer, resolve
 from dticli.token_file import Token
 
+FORCED = "without --force what is there is kept, with it all is done again"
+
 
 def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool, quiet: bool) -> PlanResult:
     """Learn, draw and judge what is not in the folder yet; results.json and results.md are written as it comes.
@@ -32,7 +34,7 @@ def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool
         force: do again what is there.
 
     Raises:
-        DtiError: of the class of the first failure, after everything else was done.
+        DtiError: of the class of the first failure, after everything else was done; model and machine fail at once.
     """
     layers = [given, plan.file.generate, {"model": plan.file.model}]
     opened = session.open_model(first_said(layers), ())
@@ -52,7 +54,8 @@ def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool
         first = next(iter(problems.values()))
         others = f"; the others are in {folder / 'results.md'}" if result.outcomes else ""
         raise type(first)(
-            f"{len(problems)} trials or ways failed{others}: correct the plan and give the same command"
+            f"{len(problems)} trials or ways failed{others}: correct the plan, or delete a damaged file and it is made again, "
+            "and give the same command"
         )
     return result
 
@@ -153,9 +156,8 @@ def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError
         try:
             learning.learn(job, load, how)
         except Stopped as stopped:
-            # With --force again, what was learned so far would be learned again.
-            command = "the command without --force" if stage.force else "the same command"
-            raise Stopped(f"stopped; give {command} to continue", stopped.exit_code - 128) from None
+            advice = FORCED if stage.force else "give the same command to continue"
+            raise Stopped(f"stopped; {advice}", stopped.exit_code - 128) from None
         except DtiError as error:
             failed[job.target] = _told(name, error)
             load = None  # what was tried to make it fit would stay with the next word
@@ -201,13 +203,13 @@ def _judged(
         *(_way(stage, way, [words[trial.name] for trial in way.ends]) for way in plan.ways),
     ]
     pieces = [piece for piece in pieces if problems.keys().isdisjoint(piece.words)]
-    records = {} if stage.force else {piece.name: piece.kept() for piece in pieces}
-    found = {name: record for name, record in records.items() if record}
+    kept = {} if stage.force else {piece.name: piece.kept() for piece in pieces}
+    found = {name: record for name, record in kept.items() if record}
 
     def known() -> PlanResult:
-        records = [found[piece.name] for piece in pieces if piece.name in found]
-        outcomes = [each for each in records if isinstance(each, Outcome)]
-        passages = [each for each in records if isinstance(each, Passage)]
+        judged = [found[piece.name] for piece in pieces if piece.name in found]
+        outcomes = [each for each in judged if isinstance(each, Outcome)]
+        passages = [each for each in judged if isinstance(each, Passage)]
         reasons = [f"{name}: {error}" for name, error in problems.items()]
         return summary.summarise(plan, stage.opened.model.label, outcomes, reasons, passages)
 
