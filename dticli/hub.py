@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli import exchange, formats, single_file, token_file
 from dticli.errors import DtiError, EnvironmentProblem, InputError, UsageError
-from dticli.exchange import Source
+from dticli.models import single_file
 from dticli.paths import names_token_file
-from dticli.token_file import Token
+from dticli.words import conversion, programs, token_file
+from dticli.words.conversion import Source
+from dticli.words.token_file import Token
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MODEL_INDEX = "model_index.json"
@@ -60,11 +61,11 @@ def read(source: str, *, offline: bool = False) -> Source:
     path = Path(source).expanduser()
     repository = Repository.named(source)
     if path.exists() or path.is_absolute() or not repository:
-        return exchange.read(path)
+        return conversion.read(path)
     folder = _download(repository, offline)
     if repository.file:
-        return exchange.read(folder / repository.file)
-    return exchange.read(folder, repository.name.partition("/")[2])
+        return conversion.read(folder / repository.file)
+    return conversion.read(folder, repository.name.partition("/")[2])
 
 
 def holds_token(source: str, *, offline: bool = False) -> bool:
@@ -83,7 +84,7 @@ def holds_token(source: str, *, offline: bool = False) -> bool:
         except (EnvironmentProblem, InputError):
             # Asking for it as a model says the same, in words that fit both.
             return False
-    return MODEL_INDEX not in names and any(map(exchange.is_token_file, names))
+    return MODEL_INDEX not in names and any(map(conversion.is_token_file, names))
 
 
 def _download(repository: Repository, offline: bool) -> Path:
@@ -100,7 +101,7 @@ def _download(repository: Repository, offline: bool) -> Path:
                 f"{name} in {repository.name} has {sizes[name]} bytes: expected at most {token_file.MAX_PICKLE}; "
                 "is this a whole model?"
             )
-    extra = [exchange.IDENTIFIER] if exchange.IDENTIFIER in sizes else []
+    extra = [conversion.IDENTIFIER] if conversion.IDENTIFIER in sizes else []
     with _errors(repository, offline), _without_bars():
         paths = [
             Path(
@@ -114,8 +115,8 @@ def _download(repository: Repository, offline: bool) -> Path:
 def _wanted(repository: Repository, sizes: Mapping[str, int]) -> list[str]:
     """The files to fetch."""
     if repository.file is None:
-        return exchange.files_of_a_word(sizes, repository.name)
-    if repository.file not in sizes or not exchange.is_token_file(repository.file):
+        return conversion.files_of_a_word(sizes, repository.name)
+    if repository.file not in sizes or not conversion.is_token_file(repository.file):
         raise InputError(
             f"{repository.name} holds no token file {repository.file!a}: expected one of its own; check its page"
         )
@@ -302,10 +303,10 @@ def _without_bars() -> Iterator[None]:
 
 def contents(name: str, token: Token, pictures: Sequence[Picture]) -> dict[str, bytes]:
     """What a repository of a word holds: our file, diffusers' for each encoder, a card and pictures."""
-    families = formats.candidates(exchange.widths(token), token.metadata.get("dti.family"))
-    split = exchange.export(token, "diffusers") if families else {}
+    families = programs.candidates(conversion.widths(token), token.metadata.get("dti.family"))
+    split = conversion.export(token, "diffusers") if families else {}
     return (
-        exchange.export(token, "dti")
+        conversion.export(token, "dti")
         | {Path(path).name: content for path, content in split.items()}
         | {f"images/{picture.name}": picture.content for picture in pictures}
         | {README: card(name, token, pictures).encode()}
@@ -343,7 +344,7 @@ def _licence(text: str | None) -> dict[str, Any]:
 
 def _body(name: str, token: Token, pictures: Sequence[Picture]) -> Iterator[str]:
     said = token.metadata
-    stem = formats.stem_of(token.name)
+    stem = programs.stem_of(token.name)
     word = escaped(token.name)
     count = len(next(iter(token.vectors.values())))
     yield f"# {escaped(said.get('modelspec.title') or stem)}\n"
@@ -356,7 +357,7 @@ def _body(name: str, token: Token, pictures: Sequence[Picture]) -> Iterator[str]
         yield f"![{caption}](images/{picture.name})\n"
     yield "## Use\n"
     yield f'```sh\ndti generate "a photo of {token.name}" -t {name}\n```\n'
-    families = formats.candidates(exchange.widths(token), said.get("dti.family"))
+    families = programs.candidates(conversion.widths(token), said.get("dti.family"))
     if families:
         yield f"```python\n{_python(name, token, families[0])}\n```\n"
     yield f"{escaped(said.get('modelspec.usage_hint') or f'dti: {token.name}')}\n"
@@ -375,14 +376,14 @@ def _body(name: str, token: Token, pictures: Sequence[Picture]) -> Iterator[str]
 
 def _encoders(token: Token) -> str:
     return " and ".join(
-        f"an encoder of width {rows.shape[1]}" if key == formats.SOLE else f"{key} (width {rows.shape[1]})"
+        f"an encoder of width {rows.shape[1]}" if key == programs.SOLE else f"{key} (width {rows.shape[1]})"
         for key, rows in token.vectors.items()
     )
 
 
 def _python(name: str, token: Token, family: str) -> str:
     """Loading the word with diffusers alone; one call an encoder."""
-    from dticli import families
+    from dticli.models import families
 
     row = families.of_name(family)
     encoders = [each for each in row.encoders if each.key in token.vectors] if row else []

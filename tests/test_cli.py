@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dticli import __version__, console, errors, reference
+from dticli import __version__, command_reference, console, errors
 from dticli.cli import COMMANDS
 from tests.conftest import Outcome
 
@@ -88,15 +88,15 @@ def test_exit_codes_are_those_of_one_table() -> None:
 
 
 def test_readme_reference_is_current() -> None:
-    """README's command reference is what the commands say; `python -m dticli.reference` renews it."""
+    """README's command reference is what the commands say; `python -m dticli.command_reference` renews it."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == reference.in_readme(readme)
+    assert readme == command_reference.in_readme(readme)
 
 
 def test_completions_are_current() -> None:
     """The scripts in `completions/` are what Typer makes for this version of the commands."""
     scripts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "completions").iterdir()}
-    assert scripts == reference.completions()
+    assert scripts == command_reference.completions()
 
 
 def test_changelog_names_this_version() -> None:

@@ -15,14 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dticli import bundled, families, initial, trainer
-from dticli.concept import table
+from dticli import bundled
 from dticli.errors import UsageError
-from dticli.families.shape import Frame
-from dticli.latents import Latents
+from dticli.learn import initial_rows, trainer
+from dticli.learn.trainer import Task
+from dticli.models import families
+from dticli.models.families.shape import Frame
+from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks, joined, launched
 from dticli.settings import TrainSettings, resolve
-from dticli.trainer import Task
+from dticli.words.placement import table
 from tests import tiny
 from tests.conftest import Outcome
 
@@ -51,7 +53,7 @@ def learned(ranks: Ranks, batch: int) -> Tensor:
         paths=paths,
     )
     captions = dict.fromkeys(paths, ("a photo of <dog>", "<dog> in the snow"))
-    rows = {"clip_l": table(pipe, family.encoders[0])[initial.pieces(pipe, family.encoders[0], "dog")]}
+    rows = {"clip_l": table(pipe, family.encoders[0])[initial_rows.pieces(pipe, family.encoders[0], "dog")]}
     lengths = {"clip_l": torch.ones(1, 1, dtype=torch.float64)}
     learner = trainer.learner(settings, rows, lengths, None)
     for _ in trainer.fit(Task(pipe, family, latents, captions, settings, ranks), learner):

@@ -187,10 +187,11 @@ def _preload() -> None:
     import torch
 
     import dticli.commands.train
-    import dticli.run  # noqa: F401
-    from dticli import bundled, models
+    import dticli.learn.run  # noqa: F401
+    from dticli import bundled
+    from dticli.models import choice
 
-    models.load(models.choose(bundled.MODEL_NAME), torch.device("cpu"), torch.float32)
+    choice.load(choice.choose(bundled.MODEL_NAME), torch.device("cpu"), torch.float32)
     # Codecs are modules too, which another user may not be able to read.
     codecs.lookup("utf-8-sig")
 

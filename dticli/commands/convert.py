@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dticli import console, formats
+from dticli import console
+from dticli.commands.options import Base, Debug, Force, Json
 from dticli.errors import UsageError
-from dticli.formats import Target
-from dticli.options import Base, Debug, Force, Json
+from dticli.words import programs
+from dticli.words.programs import Target
 
 if TYPE_CHECKING:
-    from dticli.models import Model
-    from dticli.norms import Table
-    from dticli.token_file import Token
+    from dticli.models.choice import Model
+    from dticli.words.norms import Table
+    from dticli.words.token_file import Token
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Converted:
     rescaled: tuple[Rescaled, ...] = ()
 
     def lines(self) -> Iterator[str]:
-        title = "dti" if self.target == "dti" else formats.program(self.target).title
+        title = "dti" if self.target == "dti" else programs.program(self.target).title
         yield from (f"{console.printable(str(file))}: {self.token} for {title}" for file in self.files)
         yield from (f"  {each}" for each in self.rescaled)
         if self.typed:
@@ -100,7 +101,8 @@ def command(
 
     Example: dti convert dog.safetensors --to comfyui
     """
-    from dticli import atomic, exchange, hub, token_file
+    from dticli import atomic, hub
+    from dticli.words import conversion, token_file
 
     said = _descriptions(title=title, author=author, license=license, date=date)
     if token is not None:
@@ -117,7 +119,8 @@ def command(
         chosen = _model(source.token, model, base, variant, offline, needed=rescale is not None)
         word, rescaled = _prepared(source.token, chosen, token, rescale)
         written = {
-            folder / name: data for name, data in exchange.export(exchange.described(word, said), to).items()
+            folder / name: data
+            for name, data in conversion.export(conversion.described(word, said), to).items()
         }
         _require_distinct(contents, written, file)
         contents |= written
@@ -146,7 +149,8 @@ def _model(
     token: "Token", option: str | None, base: str | None, variant: str | None, offline: bool, *, needed: bool
 ) -> "Model | None":
     """The model the word is for: the one that was named, or if one is needed, the recorded one."""
-    from dticli import models, provenance
+    from dticli.models import choice
+    from dticli.words import provenance
 
     recorded = provenance.usable_model(token.metadata)
     if not option and not needed:
@@ -156,8 +160,8 @@ def _model(
             f"{token.name} does not say which model it is for: expected one, because lengths are those of its vocabulary; "
             "name it with --model"
         )
-    chosen = models.choose(option, recorded=recorded, base=base, variant=variant, offline=offline)
-    console.notice(models.announcement(chosen))
+    chosen = choice.choose(option, recorded=recorded, base=base, variant=variant, offline=offline)
+    console.notice(choice.announcement(chosen))
     return chosen
 
 
@@ -165,19 +169,20 @@ def _prepared(
     token: "Token", model: "Model | None", name: str | None, rule: str | None
 ) -> "tuple[Token, tuple[Rescaled, ...]]":
     """The word under its new name and at its new length."""
-    from dticli import exchange, models, norms, token_file
+    from dticli.models import choice
+    from dticli.words import conversion, norms, token_file
 
-    family = models.family(model) if model else None
-    word = exchange.of_family(token, family.name if family else None)
+    family = choice.family(model) if model else None
+    word = conversion.of_family(token, family.name if family else None)
     if name:
-        word = exchange.renamed(word, name)
+        word = conversion.renamed(word, name)
     if not (rule and model and family):
         return word, ()
-    tables: Mapping[str, Table] = norms.by_key(models.tables(model), family.encoders)
+    tables: Mapping[str, Table] = norms.by_key(choice.tables(model), family.encoders)
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
-    scaled = exchange.rescaled(word, vocabulary, rule)
-    console.notice(f"{word.name}: {exchange.DIRECTION_ONLY}")
-    before = token_file.fit(word, exchange.widths(scaled))
+    scaled = conversion.rescaled(word, vocabulary, rule)
+    console.notice(f"{word.name}: {conversion.DIRECTION_ONLY}")
+    before = token_file.fit(word, conversion.widths(scaled))
     return scaled, tuple(
         Rescaled(key, float(before[key].norm(dim=1).mean()), float(rows.norm(dim=1).mean()))
         for key, rows in scaled.vectors.items()
@@ -195,37 +200,38 @@ def _require_distinct(contents: Mapping[Path, bytes], written: Mapping[Path, byt
 def _converted(
     source: str, word: "Token", target: Target, files: tuple[Path, ...], rescaled: tuple[Rescaled, ...]
 ) -> Converted:
-    from dticli import exchange
+    from dticli.words import conversion
 
     if target == "dti":
         return Converted(source, word.name, target, files, None, None, rescaled)
-    program = formats.program(target)
-    typed = program.typed.format(word=word.name, stem=formats.stem_of(word.name))
-    family = formats.candidates(exchange.widths(word), word.metadata.get("dti.family"))[0]
+    program = programs.program(target)
+    typed = program.typed.format(word=word.name, stem=programs.stem_of(word.name))
+    family = programs.candidates(conversion.widths(word), word.metadata.get("dti.family"))[0]
     return Converted(source, word.name, target, files, typed, program.remarks.get(family), rescaled)
 
 
 def _warn(word: "Token", target: Target, model: "Model | None") -> None:
     """Say so where the file's name would set off the word in ordinary sentences."""
-    from dticli import exchange
+    from dticli.words import conversion
 
-    stem = formats.stem_of(word.name)
-    if target == "dti" or formats.program(target).typed != "{stem}":
+    stem = programs.stem_of(word.name)
+    if target == "dti" or programs.program(target).typed != "{stem}":
         return
-    if exchange.is_everyday(stem, word.metadata, _vocabularies(model)):
+    if conversion.is_everyday(stem, word.metadata, _vocabularies(model)):
         console.warn(
-            f"{stem} is an everyday word, and {formats.program(target).title} puts yours wherever a prompt says it; "
+            f"{stem} is an everyday word, and {programs.program(target).title} puts yours wherever a prompt says it; "
             f"rename it, for example with --token '<my-{stem}>'"
         )
 
 
 def _vocabularies(model: "Model | None") -> "Sequence[Mapping[str, int]]":
     """Those of the tokenizers at hand: the model's, where it was named, and the bundled one's."""
-    from dticli import bundled, models
+    from dticli import bundled
+    from dticli.models import choice
 
-    at_hand = [models.choose(bundled.MODEL_NAME), *([model] if model else [])]
+    at_hand = [choice.choose(bundled.MODEL_NAME), *([model] if model else [])]
     return [
         tokenizer.get_vocab()
         for each in at_hand
-        for tokenizer in models.tokenizers(each, models.family(each))
+        for tokenizer in choice.tokenizers(each, choice.family(each))
     ]

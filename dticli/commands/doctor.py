@@ -1,24 +1,54 @@
-"""`dti doctor`: is everything there?"""
+"""`dti doctor`: is everything there? Each finding says what was looked at, what was found, and what to do."""
 
-from collections.abc import Iterator
+import importlib
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Literal
 
+import psutil
 import typer
 
 from dticli import console
-from dticli.errors import EnvironmentProblem
-from dticli.options import Debug, Json
+from dticli.commands.options import Debug, Json
+from dticli.errors import EnvironmentProblem, ModelError
 
-if TYPE_CHECKING:
-    from dticli.doctor import Finding
+MIN_PYTHON = (3, 11)
+MIN_MEMORY_GIB = 4.0
+MIN_DISK_GIB = 10.0
+HUB_SECONDS = 5.0
+LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "huggingface-hub", "pillow", "numpy")
+PLUGINS = {
+    "pillow_heif": "HEIC photos: pip install pillow-heif",
+    "imageio_ffmpeg": "MP4: pip install 'dticli[video]'",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        state: `problem` keeps dti from working; `note` narrows what it can do.
+        advice: what to do about it; None where all is well.
+    """
+
+    name: str
+    state: Literal["ok", "note", "problem"]
+    found: str
+    advice: str | None = None
 
 
 @dataclass(frozen=True)
 class Examined:
     """All findings, in the order of looking."""
 
-    findings: "tuple[Finding, ...]"
+    findings: tuple[Finding, ...]
 
     def lines(self) -> Iterator[str]:
         width = max(len(finding.name) for finding in self.findings)
@@ -36,10 +66,174 @@ def command(
 
     Example: dti doctor
     """
-    from dticli import doctor
-
-    findings = tuple(doctor.examine(offline=offline))
+    findings = tuple(examine(offline=offline))
     console.show(Examined(findings), as_json=json)
     problems = [finding.name for finding in findings if finding.state == "problem"]
     if problems:
         raise EnvironmentProblem(f"{', '.join(problems)}: expected them to work; do what is said above")
+
+
+def examine(*, offline: bool) -> Iterator[Finding]:
+    """Check everything, one finding after another; nothing is downloaded and nothing is left behind."""
+    yield python()
+    yield from libraries()
+    yield torch_works()
+    yield from devices()
+    yield memory()
+    yield bundled_model()
+    yield from plugins()
+    yield from cache()
+    if not offline:
+        yield hub()
+
+
+def python() -> Finding:
+    found = f"{platform.python_version()} on {platform.platform()}"
+    if sys.version_info < MIN_PYTHON:
+        return Finding("python", "problem", found, "install Python 3.11 or newer")
+    return Finding("python", "ok", found)
+
+
+def libraries() -> Iterator[Finding]:
+    """Versions against those the installation asks for."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = {(r := Requirement(text)).name: r.specifier for text in metadata.requires("dticli") or ()}
+    except metadata.PackageNotFoundError:
+        required = {}
+    for name in LIBRARIES:
+        wanted = required.get(name) or required.get(name.replace("-", "_"))
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding(name, "problem", "not installed", f"pip install '{name}{wanted or ''}'")
+            continue
+        if wanted is not None and not wanted.contains(version, prereleases=True):
+            yield Finding(
+                name, "problem", f"{version}, and {wanted} is needed", f"pip install '{name}{wanted}'"
+            )
+        else:
+            yield Finding(name, "ok", version)
+
+
+def torch_works() -> Finding:
+    """Compute something: a broken installation imports, and fails at the first product."""
+    try:
+        import torch
+
+        torch.ones(8, 8).matmul(torch.ones(8, 8)).sum().item()
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return Finding("computing", "problem", reason, "install torch again: https://pytorch.org/get-started")
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    return Finding("computing", "ok", f"torch for {built}, {torch.get_num_threads()} threads")
+
+
+def devices() -> Iterator[Finding]:
+    """What torch can compute on, and whether it does."""
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
+            name = torch.cuda.get_device_name(index)
+            yield Finding(f"cuda:{index}", "ok", f"{name}, {free:.1f} of {total:.1f} GiB free")
+    elif torch.backends.mps.is_available():
+        yield Finding("mps", "ok", "Apple GPU")
+    elif shutil.which("nvidia-smi"):
+        advice = (
+            "install the CUDA build of torch, and a driver at least as new: https://pytorch.org/get-started"
+        )
+        yield Finding("gpu", "problem", "there is an NVIDIA driver, and torch does not see a GPU", advice)
+    else:
+        yield Finding("gpu", "note", "none", "the bundled model learns on the CPU; large ones need a GPU")
+
+
+def memory() -> Finding:
+    available, total = (
+        size / 2**30 for size in (psutil.virtual_memory().available, psutil.virtual_memory().total)
+    )
+    found = f"{available:.1f} of {total:.1f} GiB free"
+    if available < MIN_MEMORY_GIB:
+        return Finding("memory", "note", found, "close other programs before using a large model")
+    return Finding("memory", "ok", found)
+
+
+def bundled_model() -> Finding:
+    from dticli import bundled
+
+    try:
+        folder = bundled.model_folder()
+    except ModelError as error:
+        return Finding("bundled model", "problem", str(error), "pip install --force-reinstall dticli")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Finding("bundled model", "ok", f"{bundled.MODEL_NAME}, {size / 1e6:.1f} MB")
+
+
+def plugins() -> Iterator[Finding]:
+    """Packages that are not needed, and what they are good for."""
+    for module, use in PLUGINS.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            yield Finding(module, "note", "not installed", f"only needed for {use}")
+        else:
+            yield Finding(module, "ok", "installed")
+
+
+def cache() -> Iterator[Finding]:
+    """Whether downloads can be kept, and how much fits."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    there = next(each for each in (folder, *folder.parents) if each.is_dir())
+    free = shutil.disk_usage(there).free / 2**30
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        yield Finding(
+            "cache", "problem", f"{there}: {error.strerror}", "set HF_HOME to a folder you can write to"
+        )
+        return
+    found = f"{folder}, {free:.1f} GiB free"
+    if free < MIN_DISK_GIB:
+        yield Finding(
+            "cache", "note", found, "a large model needs 10 GiB; `hf cache prune`, or set HF_HOME elsewhere"
+        )
+    else:
+        yield Finding("cache", "ok", found)
+    parts = list(folder.glob("*/blobs/*.incomplete"))
+    if parts:
+        advice = "they are continued when their model is asked for again"
+        yield Finding("downloads", "note", f"{len(parts)} were interrupted", advice)
+
+
+def hub() -> Finding:
+    """Whether the model hub answers, and knows the user; gated models need both."""
+    from huggingface_hub import constants, get_token
+
+    problem = _problem(lambda: _ask(constants.ENDPOINT))
+    if problem:
+        advice = "check network and proxy; models on this machine work with --offline"
+        return Finding("hub", "note", f"{constants.ENDPOINT} does not answer ({problem})", advice)
+    if get_token() is None:
+        advice = "only gated models need it: `hf auth login`"
+        return Finding("hub", "note", f"{constants.ENDPOINT} answers; not logged in", advice)
+    return Finding("hub", "ok", f"{constants.ENDPOINT} answers; logged in")
+
+
+def _ask(address: str) -> None:
+    from huggingface_hub import get_session
+
+    get_session().head(address, timeout=HUB_SECONDS)
+
+
+def _problem(action: Callable[[], None]) -> str | None:
+    try:
+        action()
+    except Exception as error:
+        # The client's own classes, and those of whatever carries its requests.
+        return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return None

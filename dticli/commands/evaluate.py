@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dticli import console
+from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
 from dticli.errors import UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE
-from dticli.options import Debug, Force, Json, Quiet, with_settings
 from dticli.settings import GenerateSettings, model_layer, resolve
 
 if TYPE_CHECKING:
     from dticli.evaluation.measure import Mean, PromptScore
     from dticli.evaluation.summary import PlanResult
-    from dticli.token_file import Token
+    from dticli.words.token_file import Token
 
 
 @dataclass(frozen=True)
@@ -181,17 +181,19 @@ def _words(
     out: Path | None,
     force: bool,
 ) -> Evaluation:
-    from dticli import atomic, models, session
-    from dticli import photos as albums
+    from dticli import atomic
+    from dticli.draw import pipeline
     from dticli.evaluation import drawing, judges, measure, prompts
+    from dticli.models import choice
+    from dticli.photos import albums
 
     asked = prompts.read(how.prompt_set)
-    tokens = [session.read_token(each, offline=bool(given["offline"])) for each in files]
+    tokens = [pipeline.read_token(each, offline=bool(given["offline"])) for each in files]
     nouns = [noun or _noun(source, token) for source, token in zip(files, tokens, strict=True)]
     album = albums.read(folder, masks)
-    opened = session.open_model(given, tokens)
+    opened = pipeline.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
-    device = models.pick_device(settings.device)
+    device = choice.pick_device(settings.device)
     shots = [drawing.shots(token.name, asked, settings.seed, how.count) for token in tokens]
     kept = [drawing.files(out / str(index), each) if out else [] for index, each in enumerate(shots)]
     # Before the first picture: a file in the way, or a judge that is not there, must not cost the drawing.
@@ -201,7 +203,7 @@ def _words(
     for each in nouns:
         reader.require(asked, each)
     wanted = eyes.features([albums.whole(photo) for photo in album.photos])
-    pipe = session.pipeline(opened, settings, safety_checker=False)
+    pipe = pipeline.without_words(opened, settings, safety_checker=False)
     results = []
     for index, token in enumerate(tokens):
         drawn = drawing.draw(pipe, opened, settings, token, shots[index], kept[index], quiet=how.quiet)
@@ -213,10 +215,10 @@ def _words(
 
 def _noun(source: str, token: "Token") -> str:
     """The word a token was learned from, if it was one."""
-    from dticli import initial
+    from dticli.learn import initial_rows
 
     init = token.metadata.get("dti.init", "")
-    if not init or not initial.is_phrase(init):
+    if not init or not initial_rows.is_phrase(init):
         raise UsageError(
             f"{source} does not say what {token.name} is: expected a noun for the judge; name it with --noun"
         )

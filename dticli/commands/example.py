@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from dticli import atomic, bundled, console
+from dticli.commands.options import Debug, Force, Json
 from dticli.errors import UsageError
-from dticli.options import Debug, Force, Json
 
 
 @dataclass(frozen=True)

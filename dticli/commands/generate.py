@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from dticli import console
+from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
 from dticli.errors import UsageError
-from dticli.options import Debug, Force, Json, Quiet, with_settings
 from dticli.settings import GenerateSettings, model_layer, resolve
 
 
@@ -66,23 +66,24 @@ def command(
 
     Example: dti generate "a photo of <dog> in the snow" -t dog.safetensors --count 4 --grid grid.png
     """
-    from dticli import atomic, pictures, sampler, session
+    from dticli import atomic
+    from dticli.draw import pictures, pipeline, sampler
 
     texts = _prompts(prompt or [], prompts)
-    tokens = [session.read_token(each, offline=bool(given["offline"])) for each in token or []]
+    tokens = [pipeline.read_token(each, offline=bool(given["offline"])) for each in token or []]
     names = [each.name for each in tokens]
     sampler.require_words(names, texts)
     _warn_of_others(names, texts)
-    opened = session.open_model(given, tokens)
+    opened = pipeline.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     shots = sampler.shots(texts, settings.seed, count)
     if grid:
         pictures.require_image(grid)
     files = [out / pictures.file_name(index, shot) for index, shot in enumerate(shots)]
     atomic.require_writable([*files, *([grid] if grid else [])], force=force)
-    loaded = session.load(opened, settings, tokens)
+    loaded = pipeline.load(opened, settings, tokens)
     sampler.require_words_seen(loaded.pipe, opened.family, loaded.words, texts)
-    drawn = session.draw(loaded, opened, shots, settings, files=files, quiet=quiet)
+    drawn = pipeline.draw(loaded, opened, shots, settings, files=files, quiet=quiet)
     if grid:
         pictures.save_image(grid, pictures.grid([picture.image for picture in drawn], columns=count))
     results = [Drawn(file, shot.prompt, shot.seed) for file, shot in zip(files, shots, strict=True)]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dticli import console, formats
-from dticli.formats import Verdict
-from dticli.options import Debug, Json
+from dticli import console
+from dticli.commands.options import Debug, Json
+from dticli.words.programs import PROGRAMS, SOLE, Verdict, verdict
 
 if TYPE_CHECKING:
-    from dticli.exchange import Source
+    from dticli.words.conversion import Source
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def command(
 
 
 def _info(name: str, source: "Source") -> Info:
-    from dticli import token_file
+    from dticli.words import token_file
 
     token = source.token
     described = source.described()
@@ -112,7 +112,7 @@ def _info(name: str, source: "Source") -> Info:
         content_hash=token_file.content_hash(token),
         metadata=metadata,
         repairs=tuple(map(_plain, source.repairs)),
-        programs=tuple(formats.verdict(each, described) for each in formats.PROGRAMS),
+        programs=tuple(verdict(each, described) for each in PROGRAMS),
     )
 
 
@@ -120,7 +120,7 @@ def _vectors(source: "Source") -> Iterator[Vectors]:
     stored = [(file, each) for file, layout in source.layouts.items() for each in layout.tensors.values()]
     for (key, rows), (file, each) in zip(source.token.vectors.items(), stored, strict=True):
         yield Vectors(
-            encoder=None if key == formats.SOLE else key,
+            encoder=None if key == SOLE else key,
             file=_plain(file),
             tensor=_plain(each.name),
             stored=f"{each.dtype} {list(each.shape)}",

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dticli import console
-from dticli.options import Base, Debug, Json
+from dticli.commands.options import Base, Debug, Json
 
 if TYPE_CHECKING:
-    from dticli.families import Theory
-    from dticli.models import Model
-    from dticli.norms import Position, Summary, Table
-    from dticli.token_file import Token
+    from dticli.models.choice import Model
+    from dticli.models.families import Theory
+    from dticli.words.norms import Position, Summary, Table
+    from dticli.words.token_file import Token
 
 BAR = 40
 ROWS = 20
@@ -121,7 +121,9 @@ def command(
 
     Example: dti inspect-norms dog.safetensors
     """
-    from dticli import hub, models, provenance
+    from dticli import hub
+    from dticli.models import choice
+    from dticli.words import provenance
 
     folders = [each for each in targets or [] if Path(each).suffix == ".run"]
     runs = tuple(_followed(Path(each)) for each in folders)
@@ -142,8 +144,8 @@ def command(
     reports = []
     for name, indices in wanted.items():
         option = name if names or model else None
-        chosen = models.choose(option, recorded=name, base=base, variant=variant, offline=offline)
-        console.notice(models.announcement(chosen, "text_encoder"))
+        chosen = choice.choose(option, recorded=name, base=base, variant=variant, offline=offline)
+        console.notice(choice.announcement(chosen, "text_encoder"))
         for each in () if option else provenance.strangers([tokens[i] for i in indices], chosen):
             console.warn(each)
         reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices]))
@@ -157,7 +159,7 @@ def _followed(folder: Path) -> Followed:
         InputError: there is no log.
     """
     from dticli.errors import InputError
-    from dticli.run_folder import read_log
+    from dticli.learn.run_folder import read_log
 
     entries = read_log(folder)
     if not entries:
@@ -168,10 +170,11 @@ def _followed(folder: Path) -> Followed:
 
 
 def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected:
-    from dticli import models, norms, token_file
+    from dticli.models import choice
+    from dticli.words import norms, token_file
 
-    encoders = models.family(model).encoders
-    tables = norms.by_key(models.tables(model), encoders)
+    encoders = choice.family(model).encoders
+    tables = norms.by_key(choice.tables(model), encoders)
     widths = {key: table.width for key, table in tables.items()}
     standings = [
         standing
@@ -185,7 +188,7 @@ def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected
 
 
 def _standings(file: str, token: "Token", key: str, rows: Any, table: "Table") -> Iterator[Standing]:
-    from dticli import norms
+    from dticli.words import norms
 
     cosines = _cosines_to_init(token.metadata, rows, table)
     for index, position in enumerate(norms.positions(rows, table)):
@@ -193,7 +196,8 @@ def _standings(file: str, token: "Token", key: str, rows: Any, table: "Table") -
 
 
 def _cosines_to_init(metadata: Mapping[str, str], rows: Any, table: "Table") -> list[float | None]:
-    from dticli import norms, sphere
+    from dticli import sphere
+    from dticli.words import norms
 
     row = norms.row_of(table, metadata.get("dti.init", ""))
     if row is None:
@@ -202,7 +206,7 @@ def _cosines_to_init(metadata: Mapping[str, str], rows: Any, table: "Table") -> 
 
 
 def _summary_lines(model: str, summary: "Summary") -> Iterator[str]:
-    from dticli.norms import readable
+    from dticli.words.norms import readable
 
     yield (
         f"{model}, {summary.encoder}: {summary.rows} rows of width {summary.width} "

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dticli import console
+from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
 from dticli.errors import UsageError
-from dticli.options import Debug, Force, Json, Quiet, with_settings
 from dticli.settings import GenerateSettings, model_layer, resolve
 
 if TYPE_CHECKING:
-    from dticli.token_file import Token
+    from dticli.words.token_file import Token
 
 # What a word between two words still shares with the first: its model, not how it was learned.
 KEPT = frozenset(
@@ -78,11 +78,12 @@ def command(
 
     Example: dti interpolate dog.safetensors cat.safetensors --prompt "a photo of {}" --frames 9 --out morph.gif
     """
-    from dticli import atomic, pictures, sampler, session
+    from dticli import atomic
+    from dticli.draw import pictures, pipeline, sampler
 
     if len(tokens) < 2:
         raise UsageError("one token file: expected two or more to go between; name another")
-    read = [session.read_token(each, offline=bool(given["offline"])) for each in tokens]
+    read = [pipeline.read_token(each, offline=bool(given["offline"])) for each in tokens]
     if save:
         console.show(_save(save, read, at, path, token, given["pooling"], force), as_json=json)
         return
@@ -92,10 +93,10 @@ def command(
         )
     pictures.require_animation(out)
     atomic.require_writable([out], force=force)
-    opened = session.open_model(given, read)
+    opened = pipeline.open_model(given, read)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
-    loaded = session.load(opened, settings, read)
-    drawn = session.draw_way(loaded, opened, path, frames, prompt, [settings.seed], settings, quiet=quiet)
+    loaded = pipeline.load(opened, settings, read)
+    drawn = pipeline.draw_way(loaded, opened, path, frames, prompt, [settings.seed], settings, quiet=quiet)
     pictures.save_animation(out, [picture.image for picture in drawn], seconds)
     turns = sampler.turns([word.rows for word in loaded.words])
     console.show(Interpolated(out, opened.model.label, frames, turns), as_json=json)
@@ -105,7 +106,8 @@ def _save(
     target: Path, tokens: "Sequence[Token]", at: float, path: str, name: str, pooled: str | None, force: bool
 ) -> Interpolated:
     """Write the word at `at` as a token file that remembers where it came from; warns where words are of several models."""
-    from dticli import pooling, sampler, token_file
+    from dticli.draw import sampler
+    from dticli.words import pooling, token_file
 
     if len({token.metadata.get("dti.tables") for token in tokens} - {None}) > 1:
         console.warn(

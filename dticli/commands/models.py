@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dticli import console, families
-from dticli.families import Family
-from dticli.options import Base, Debug, Json
+from dticli import console
+from dticli.commands.options import Base, Debug, Json
+from dticli.models import families
+from dticli.models.families import Family
 
 if TYPE_CHECKING:
-    from dticli.memory import Weights
+    from dticli.models.memory import Weights
 
 
 @dataclass(frozen=True)
@@ -83,20 +84,20 @@ def command(
 
 
 def _describe(target: str, base: str | None, variant: str | None, offline: bool) -> Described:
-    from dticli import memory, models
+    from dticli.models import choice, memory
     from dticli.settings import model_layer
 
-    model = models.choose(target, base=base, variant=variant, offline=offline)
-    family = models.family(model)
+    model = choice.choose(target, base=base, variant=variant, offline=offline)
+    family = choice.family(model)
     own = {
         name: value
         for name, value in model_layer(model.folder, "train").items()
         if hasattr(family.defaults, name)
     }
     family = replace(family, defaults=replace(family.defaults, **own))
-    shapes = models.shapes(model)
+    shapes = choice.shapes(model)
     return Described(
-        model.label, family, models.parameter_counts(shapes), memory.table(model, family, shapes)
+        model.label, family, choice.parameter_counts(shapes), memory.table(model, family, shapes)
     )
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dticli import console
+from dticli.commands.options import Debug, Force, Json
 from dticli.errors import InputError, UsageError
-from dticli.options import Debug, Force, Json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,14 +62,15 @@ def command(
 
     Example: dti push dog.safetensors user/dog --picture pictures/0.png
     """
-    from dticli import exchange, hub
+    from dticli import hub
+    from dticli.words import conversion
 
     named = hub.Repository.named(repository)
     if named is None or named.revision or named.file:
         raise UsageError(
             f"no repository {repository!r}: expected user/name; write your own name before the slash"
         )
-    token = exchange.described(exchange.read(Path(file)).token)
+    token = conversion.described(conversion.read(Path(file)).token)
     contents = hub.contents(named.name, token, _pictures(picture or []))
     url = hub.push(named.name, contents, private=private, message=message or f"Add {token.name}", force=force)
     console.show(Pushed(named.name, token.name, tuple(sorted(contents)), url), as_json=json)

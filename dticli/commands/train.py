@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dticli import console, families, learning
+from dticli import console
+from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
 from dticli.errors import DtiError, Stopped, UsageError
-from dticli.formats import Target
-from dticli.learning import How, Trained
-from dticli.options import Debug, Force, Json, Quiet, with_settings
+from dticli.learn import live
+from dticli.learn.live import How, Trained
+from dticli.models import families
 from dticli.settings import TrainSettings, first_said, read_config
+from dticli.words.programs import Target
 
 if TYPE_CHECKING:
-    from dticli.jobs import Job
-    from dticli.memory import Memory
+    from dticli.learn.jobs import Job
+    from dticli.models.memory import Memory
     from dticli.ranks import Ranks
 
 
@@ -176,7 +178,7 @@ def command(
     for job in jobs:
         job.require_writable()
         if not resume:
-            learning.require_free(job, how)
+            live.require_free(job, how)
     with ranks.joined(team):
         if subjects:
             _each(jobs, team, how, json)
@@ -193,28 +195,29 @@ def _jobs(
     program: Target | None,
 ) -> "tuple[Job, ...]":
     """Every word asked for, on one model."""
-    from dticli import jobs, session
+    from dticli.draw import pipeline
+    from dticli.learn import jobs
 
     file_layer = read_config(TrainSettings, config) if config else {}
     if subjects is None:
         layers = [given | {"photos": str(photos) if photos else None}, file_layer]
-        return (jobs.one(session.open_model(first_said(layers), ()), layers, out, program),)
+        return (jobs.one(pipeline.open_model(first_said(layers), ()), layers, out, program),)
     if photos or given["token"]:
         raise UsageError(
             f"--subjects {subjects} beside {'PHOTOS' if photos else '--token'}: expected these in the file's tables; leave it out"
         )
     words = jobs.read_subjects(subjects)
-    opened = session.open_model(first_said([given, words.shared, file_layer]), ())
+    opened = pipeline.open_model(first_said([given, words.shared, file_layer]), ())
     return jobs.many(opened, given, words, file_layer, out, program)
 
 
 def _require_known(jobs: "Sequence[Job]") -> None:
     """Find words the model does not know before it is loaded; one of the hub is asked once it is here."""
-    from dticli import initial
+    from dticli.learn import initial_rows
 
     model, family = jobs[0].opened.model, jobs[0].opened.family
     if model.folder:
-        initial.require_known(
+        initial_rows.require_known(
             model, family, [text for job in jobs for text in (job.settings.init, job.settings.prior)]
         )
 
@@ -223,11 +226,11 @@ def _require_known(jobs: "Sequence[Job]") -> None:
 
 
 def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
-    from dticli import memory, models
+    from dticli.models import choice, memory
 
     # All words share the model and its settings.
     model, family = jobs[0].opened.model, jobs[0].opened.family
-    tokenizers = models.tokenizers(model, family)
+    tokenizers = choice.tokenizers(model, family)
     weights = memory.estimate(model, family, jobs[0].settings)
     checked = tuple(_check(job, tokenizers, weights) for job in jobs)
     if not many:
@@ -236,8 +239,8 @@ def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
 
 
 def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Checked:
-    from dticli import captions
-    from dticli.photos import crops
+    from dticli.photos import captions
+    from dticli.photos.albums import crops
 
     album, settings = job.album, job.settings
     windows = crops(album.photos, settings, job.opened.family.multiple)
@@ -280,18 +283,18 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How, json: bool) -> None:
     """
     from dticli.ranks import Ranks
 
-    load = learning.loader(jobs[0], Ranks(local=team.local))
+    load = live.loader(jobs[0], Ranks(local=team.local))
     trained, failed = [], []
     for job in jobs[team.rank :: team.size]:
         try:
-            trained.append(learning.learn(job, load, how))
+            trained.append(live.learn(job, load, how))
         except Stopped:
             raise
         except DtiError as error:
             console.error(f"{job.settings.token}: {error}")
             failed.append((job.settings.token, type(error)))
             # What was tried to make it fit would stay with the next word.
-            load = learning.loader(job, Ranks(local=team.local))
+            load = live.loader(job, Ranks(local=team.local))
     if trained:
         console.show(TrainedWords(tuple(trained)), as_json=json)
     # A launcher ends all processes when one fails: those that still learn are waited for.
@@ -307,11 +310,11 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How, json: bool) -> None:
 
 def _together(job: "Job", team: "Ranks", how: How) -> Trained | None:
     """Learn one word with all processes; the result is the first one's."""
-    from dticli import run
+    from dticli.learn import run
 
-    load = learning.loader(job, team)
+    load = live.loader(job, team)
     if team.first:
-        return learning.learn(job, load, how)
-    prepared = learning.prepare(job, load)
+        return live.learn(job, load, how)
+    prepared = live.prepare(job, load)
     run.assist(prepared, job.folder, run.agree(prepared, 0))
     return None

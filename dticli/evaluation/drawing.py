@@ -6,12 +6,12 @@ from typing import Any
 
 from PIL.Image import Image
 
-from dticli import pictures, sampler, session
+from dticli.draw import pictures, pipeline, sampler
+from dticli.draw.pipeline import Opened
+from dticli.draw.sampler import Picture, Shot
 from dticli.evaluation.prompts import Prompt
-from dticli.sampler import Picture, Shot
-from dticli.session import Opened
 from dticli.settings import GenerateSettings
-from dticli.token_file import Token
+from dticli.words.token_file import Token
 
 
 def shots(name: str, asked: Sequence[Prompt], seed: int, count: int) -> tuple[Shot, ...]:
@@ -35,10 +35,10 @@ def draw(
     quiet: bool,
 ) -> list[Picture]:
     """Pictures of one word by itself: words of different pooling can be compared, and company changes no figure."""
-    loaded = session.with_words(pipe, opened, settings, [token])
+    loaded = pipeline.with_words(pipe, opened, settings, [token])
     sampler.require_words_seen(pipe, opened.family, loaded.words, [shot.prompt for shot in asked])
     every = max(1, len(asked) // 10)
-    return session.draw(loaded, opened, asked, settings, files=kept, every=every, quiet=quiet)
+    return pipeline.draw(loaded, opened, asked, settings, files=kept, every=every, quiet=quiet)
 
 
 def by_prompt(images: Sequence[Image], prompts: int) -> list[Sequence[Image]]:

@@ -8,20 +8,24 @@ from typing import Any
 
 from PIL.Image import Image
 
-from dticli import atomic, console, jobs, learning, models, norms, pictures, sampler, session, token_file
+from dticli import atomic, console
+from dticli.draw import pictures, pipeline, sampler
+from dticli.draw.pipeline import Opened
+from dticli.draw.sampler import Shot
 from dticli.errors import DtiError, InputError, NumericalError, Stopped, UsageError
 from dticli.evaluation import drawing, judges, passages, records, summary, trials
 from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.passages import Passage
 from dticli.evaluation.plan import Plan, Trial, Way
 from dticli.evaluation.summary import Outcome, PlanResult
-from dticli.jobs import Job
-from dticli.norms import Summary
+from dticli.learn import jobs, live
+from dticli.learn.jobs import Job
+from dticli.models import choice
 from dticli.ranks import ALONE
-from dticli.sampler import Shot
-from dticli.session import Opened
 from dticli.settings import GenerateSettings, ModelSettings, first_said, model_layer, resolve
-from dticli.token_file import Token
+from dticli.words import norms, token_file
+from dticli.words.norms import Summary
+from dticli.words.token_file import Token
 
 FORCED = "without --force what is there is kept, with it all is done again"
 
@@ -37,7 +41,7 @@ def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool
         DtiError: of the class of the first failure, after everything else was done; model and machine fail at once.
     """
     layers = [given, plan.file.generate, {"model": plan.file.model}]
-    opened = session.open_model(first_said(layers), ())
+    opened = pipeline.open_model(first_said(layers), ())
     settings = resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
     # Before anything is learned: what the judging needs must not be found missing after it.
     stage = _stage(plan, opened, settings, folder, force=force, quiet=quiet)
@@ -86,8 +90,8 @@ class _Stage:
 def _stage(
     plan: Plan, opened: Opened, settings: GenerateSettings, folder: Path, *, force: bool, quiet: bool
 ) -> _Stage:
-    session.require_drawable(opened, settings)
-    device = models.pick_device(settings.device)
+    pipeline.require_drawable(opened, settings)
+    device = choice.pick_device(settings.device)
     eyes = judges.likeness(plan.file.image_judge, device, offline=settings.offline)
     reader = judges.alignment(plan.file.text_judge, device, offline=settings.offline)
     for subject in plan.subjects:
@@ -95,7 +99,7 @@ def _stage(
             reader.require(plan.prompts, subject.noun)
         except UsageError as error:
             raise UsageError(f"[subjects.{subject.name}] {error}") from None
-    tables = norms.by_key(models.tables(opened.model), opened.family.encoders)
+    tables = norms.by_key(choice.tables(opened.model), opened.family.encoders)
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     trials.require_magnitudes(plan.arms, vocabulary)
     return _Stage(
@@ -106,7 +110,7 @@ def _stage(
         eyes=eyes,
         reader=reader,
         vocabulary=vocabulary,
-        pipe=cache(lambda: session.pipeline(opened, settings, safety_checker=False)),
+        pipe=cache(lambda: pipeline.without_words(opened, settings, safety_checker=False)),
         weights=trials.model_mark(opened.model),
         force=force,
         quiet=quiet,
@@ -149,12 +153,12 @@ def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError
     """Learn words on one loaded model; returns why some could not be."""
     failed: dict[Path, DtiError] = {}
     load = None
-    how = learning.How(resume=not stage.force, force=True, quiet=stage.quiet)
+    how = live.How(resume=not stage.force, force=True, quiet=stage.quiet)
     for place, (name, job) in enumerate(missing.items()):
         console.notice(f"word {place + 1} of {len(missing)}: {name}")
-        load = load or learning.loader(job, ALONE)
+        load = load or live.loader(job, ALONE)
         try:
-            learning.learn(job, load, how)
+            live.learn(job, load, how)
         except Stopped as stopped:
             advice = FORCED if stage.force else "give the same command to continue"
             raise Stopped(f"stopped; {advice}", stopped.exit_code - 128) from None
@@ -273,9 +277,9 @@ def _draw(stage: _Stage, token: Token, asked: Sequence[Shot], files: Sequence[Pa
 
 def _draw_frames(stage: _Stage, way: Way, ends: Sequence[Token], files: Sequence[Path]) -> None:
     how = way.how
-    loaded = session.with_words(stage.pipe(), stage.opened, stage.settings, ends)
+    loaded = pipeline.with_words(stage.pipe(), stage.opened, stage.settings, ends)
     seeds = [way.first.seed * how.count + index for index in range(how.count)]
-    session.draw_way(
+    pipeline.draw_way(
         loaded, stage.opened, way.path, how.frames, how.prompt, seeds, stage.settings,
         files=files, every=len(files), quiet=stage.quiet,
     )  # fmt: skip

@@ -11,11 +11,12 @@ from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dticli import hub, models
+from dticli import hub
 from dticli.errors import EnvironmentProblem, ModelError, UsageError
 from dticli.evaluation import stickers
 from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.prompts import Prompt, Reading
+from dticli.models import choice
 
 KNOWN = {
     "dinov2": "facebook/dinov2-base",
@@ -165,7 +166,7 @@ def _model(folder: Path) -> Any:
 @contextmanager
 def _loading(name: str, option: str, offline: bool) -> Iterator[Path]:
     """A judge's folder; what goes wrong in reading it, in one line."""
-    models.quiet_libraries()
+    choice.quiet_libraries()
     folder = _folder(KNOWN.get(name, name), option, offline)
     try:
         yield folder

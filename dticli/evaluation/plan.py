@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict
 
-from dticli import bundled, photos, settings, token_file
+from dticli import bundled, settings
 from dticli.errors import DtiError, InputError, UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE, prompts
 from dticli.evaluation.prompts import Prompt
 from dticli.paths import WORDS_OR_FILES, beside
-from dticli.photos import Album
+from dticli.photos import albums
+from dticli.photos.albums import Album
 from dticli.settings import GenerateSettings, ModelSettings, Positive, Settings, TrainSettings
+from dticli.words import token_file
 
 HERE = Path(__file__).parent / "plans"
 UNTRAINED = "init"
@@ -315,7 +317,7 @@ def _subjects(path: Path, file: PlanFile) -> tuple[Subject, ...]:
 def _example(name: str) -> Subject:
     folder = bundled.photos(name)[0].parent
     noun = next(each.class_word for each in bundled.subjects() if each.name == name)
-    return Subject(name, noun, photos.read(folder), {"photos": str(folder)})
+    return Subject(name, noun, albums.read(folder), {"photos": str(folder)})
 
 
 def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:
@@ -326,4 +328,4 @@ def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:
             f"expected photos and init, and at most masks, as texts, got {', '.join(table) or 'nothing'}; correct it"
         )
     source = beside(_folder(path), {key: value for key, value in table.items() if key != "init"})
-    return Subject(name, table["init"], photos.read(Path(source["photos"]), source.get("masks")), source)
+    return Subject(name, table["init"], albums.read(Path(source["photos"]), source.get("masks")), source)

@@ -14,19 +14,23 @@ import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
-from dticli import initial, models, norms, paths, photos
+from dticli import paths
 from dticli.bundled import judge
 from dticli.evaluation import measure, passages, stickers
 from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.passages import Passage
 from dticli.evaluation.plan import Arm, Plan, Trial, Way
 from dticli.evaluation.summary import Outcome
-from dticli.families import Family
-from dticli.jobs import Job
-from dticli.models import Model
-from dticli.norms import Summary
+from dticli.learn import initial_rows
+from dticli.learn.jobs import Job
+from dticli.models import choice
+from dticli.models.choice import Model
+from dticli.models.families import Family
+from dticli.photos import albums
 from dticli.settings import INCIDENTAL, GenerateSettings, ModelSettings
-from dticli.token_file import Token
+from dticli.words import norms
+from dticli.words.norms import Summary
+from dticli.words.token_file import Token
 
 SCORING = 3
 """Another number whenever the same pictures would get other figures."""
@@ -118,8 +122,8 @@ def frames_mark(
 
 def passage_mark(plan: Plan, way: Way, drawn: str) -> str:
     """Of all that decides a way's figures."""
-    albums = [trial.subject.album for trial in (way.first, way.second)]
-    seen = [[photo.fingerprint for photo in album.photos] for album in albums]
+    pair = [trial.subject.album for trial in (way.first, way.second)]
+    seen = [[photo.fingerprint for photo in album.photos] for album in pair]
     return mark(SCORING, drawn, judge_mark(plan.file.image_judge), seen)
 
 
@@ -135,7 +139,7 @@ def _drawing(settings: GenerateSettings) -> list[tuple[str, Any]]:
 
 def _precision(settings: ModelSettings) -> dict[str, str]:
     """What `auto` stands for on the device: another precision gives other words and pictures."""
-    return {"precision": models.pick_precision(settings.precision, models.pick_device(settings.device))}
+    return {"precision": choice.pick_precision(settings.precision, choice.pick_device(settings.device))}
 
 
 def outcome_mark(plan: Plan, trial: Trial, drawn: str) -> str:
@@ -152,7 +156,7 @@ def outcome_mark(plan: Plan, trial: Trial, drawn: str) -> str:
 
 def untrained(plan: Plan, trial: Trial, pipe: Any, family: Family) -> Token:
     """The class word's rows, under the subject's name, read as the plan's words are."""
-    rows = initial.rows(pipe, family, trial.subject.noun, None, 0)
+    rows = initial_rows.rows(pipe, family, trial.subject.noun, None, 0)
     pooling = plan.file.train.get("pooling")
     return Token(
         trial.subject.token,
@@ -165,8 +169,8 @@ def at_length(token: Token, arm: Arm, vocabulary: Mapping[str, Summary]) -> Toke
     """The token with rows as long as the arm says; as they are where it says nothing."""
     if arm.magnitude is None:
         return token
-    lengths = initial.magnitudes(token.vectors, vocabulary, arm.magnitude)
-    directions = initial.directions(token.vectors)
+    lengths = initial_rows.magnitudes(token.vectors, vocabulary, arm.magnitude)
+    directions = initial_rows.directions(token.vectors)
     return replace(token, vectors={key: lengths[key] * directions[key] for key in directions})
 
 
@@ -216,4 +220,4 @@ def passage(way: Way, degrees: float, images: Sequence[Image], eyes: Eyes) -> Pa
 
 def _photos(trial: Trial, eyes: Eyes) -> Tensor:
     """Features of the photos of a trial's subject."""
-    return eyes.features([photos.whole(photo) for photo in trial.subject.album.photos])
+    return eyes.features([albums.whole(photo) for photo in trial.subject.album.photos])

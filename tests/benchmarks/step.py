@@ -15,36 +15,40 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from dticli import bundled, captions, concept, initial, latents, models, norms, photos, trainer
+from dticli import bundled
+from dticli.learn import initial_rows, trainer
+from dticli.learn.trainer import Learner, Task
+from dticli.models import choice
+from dticli.photos import albums, captions, latents
 from dticli.settings import TrainSettings, resolve
-from dticli.trainer import Learner, Task
+from dticli.words import norms, placement
 
 CPU = torch.device("cpu")
 
 
 def training(batch_size: int) -> tuple[Task, Learner]:
     """A training of `<dog>` on the bundled model, ready to go."""
-    model = models.choose(bundled.MODEL_NAME)
-    family = models.family(model)
+    model = choice.choose(bundled.MODEL_NAME)
+    family = choice.family(model)
     own = {"token": "<dog>", "init": "dog", "steps": 10**6, "batch_size": batch_size, "resolution": 64}
     settings = resolve(TrainSettings, own, vars(family.defaults))
-    pipe = models.load(model, CPU, torch.float32, safety_checker=False)
-    album = [photo for path in bundled.photos("dog") for photo in photos.read(path).photos]
-    crops = photos.crops(album, settings, family.multiple)
+    pipe = choice.load(model, CPU, torch.float32, safety_checker=False)
+    album = [photo for path in bundled.photos("dog") for photo in albums.read(path).photos]
+    crops = albums.crops(album, settings, family.multiple)
     encoded = latents.encode(pipe, family, crops, CPU)
     texts = dict.fromkeys(encoded.paths, captions.from_templates(captions.OBJECT_TEMPLATES, "<dog>"))
-    rows = initial.rows(pipe, family, "dog", 1, 0)
-    vocabulary = {key: norms.summary(table) for key, table in concept.tables(pipe, family.encoders).items()}
-    lengths = initial.magnitudes(rows, vocabulary, "mean")
+    rows = initial_rows.rows(pipe, family, "dog", 1, 0)
+    vocabulary = {key: norms.summary(table) for key, table in placement.tables(pipe, family.encoders).items()}
+    lengths = initial_rows.magnitudes(rows, vocabulary, "mean")
     return Task(pipe, family, encoded, texts, settings), trainer.learner(
-        settings, rows, lengths, initial.directions(rows)
+        settings, rows, lengths, initial_rows.directions(rows)
     )
 
 
 def bare(task: Task) -> Callable[[], None]:
     """One forward and backward pass of the same modules, for the same number of pictures."""
     pipe, size = task.pipe, task.settings.batch_size
-    row = concept.table(pipe, task.family.encoders[0])[1].clone().requires_grad_()
+    row = placement.table(pipe, task.family.encoders[0])[1].clone().requires_grad_()
     text = pipe.tokenizer(["a photo of dog"] * size, padding="max_length", return_tensors="pt").input_ids
     noisy, target = torch.randn(2, size, *task.latents.mean[0].shape)
     level = torch.full((size,), 500)

@@ -1,0 +1,59 @@
+"""The command reference in README and the completion scripts, made from the commands themselves.
+
+`python -m dticli.command_reference` writes them into a source checkout; a test fails when they are out of date.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+from typer.completion import get_completion_script
+
+from dticli.cli import COMMANDS, app
+
+WIDTH = 100
+START, END = "<!-- reference: made by python -m dticli.command_reference -->\n", "<!-- end of reference -->\n"
+SCRIPTS = {"bash": "dti.bash", "zsh": "_dti", "fish": "dti.fish", "powershell": "dti.ps1"}
+
+
+def help_pages() -> Iterator[tuple[str, str]]:
+    """Each command's name and help page."""
+    group = typer.main.get_command(app)
+    root = group.make_context("dti", [next(iter(COMMANDS))], resilient_parsing=True, terminal_width=WIDTH)
+    for name in COMMANDS:
+        command = group.get_command(root, name).load()  # type: ignore[attr-defined]
+        context = command.make_context(name, [], parent=root, resilient_parsing=True, terminal_width=WIDTH)
+        yield f"dti {name}", command.get_help(context)
+
+
+def section() -> str:
+    """The reference as README holds it, markers included."""
+    pages = "\n".join(f"### `{name}`\n\n```text\n{page.strip()}\n```\n" for name, page in help_pages())
+    return f"{START}\n{pages}\n{END}"
+
+
+def in_readme(readme: str) -> str:
+    """README's text with the reference brought up to date."""
+    before, _, rest = readme.partition(START)
+    _, _, after = rest.partition(END)
+    return before + section() + after
+
+
+def completions() -> dict[str, str]:
+    """File name to completion script, one for each shell."""
+    return {
+        file: get_completion_script(prog_name="dti", complete_var="_DTI_COMPLETE", shell=shell).strip() + "\n"
+        for shell, file in SCRIPTS.items()
+    }
+
+
+def write(root: Path) -> None:
+    """Bring a source checkout up to date."""
+    readme = root / "README.md"
+    readme.write_text(in_readme(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for file, script in completions().items():
+        (root / "completions" / file).write_text(script, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(__file__).parents[1])

@@ -1,0 +1,130 @@
+"""Pictures on disk: names that sort, settings as text inside, grids, strips and animations; written whole or not at all."""
+
+import importlib.util
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dticli import atomic
+from dticli.draw.sampler import Picture, Shot
+from dticli.errors import EnvironmentProblem, InputError, UsageError
+
+GAP = 2
+
+
+def file_name(index: int, shot: Shot) -> str:
+    """A name that sorts in the order of drawing and says what it shows."""
+    words = re.sub(r"[^a-z0-9]+", "-", shot.prompt.lower()).strip("-")[:48].strip("-")
+    return f"{index:04d}-{words or 'picture'}-{shot.seed}.png"
+
+
+def save(path: Path, picture: Picture, description: Mapping[str, str]) -> None:
+    """Write a picture as PNG with prompt, seed and `description` as text."""
+    text = PngInfo()
+    said = {"prompt": picture.shot.prompt, "seed": str(picture.shot.seed), **description}
+    for name, value in said.items():
+        text.add_itxt(name, value)
+    save_image(path, picture.image, pnginfo=text)
+
+
+def require_image(path: Path) -> str:
+    """The format an image file's suffix names.
+
+    Raises:
+        UsageError: none that can be written.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise UsageError(
+            f"cannot write {path.name}: expected a name that ends in .png, .jpg or .webp; rename it"
+        )
+    return str(kind)
+
+
+def require_animation(path: Path) -> None:
+    """Check that frames can be written to a file of this name.
+
+    Raises:
+        EnvironmentProblem: MP4 without imageio-ffmpeg.
+        UsageError: a suffix of no image, animation or video.
+    """
+    if path.suffix.lower() != ".mp4":
+        require_image(path)
+        return
+    missing = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EnvironmentProblem(
+            "MP4 needs imageio-ffmpeg, which is not installed: pip install 'dticli[video]', or write .gif"
+        )
+
+
+def save_image(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write an image in the format its suffix names."""
+    kind = require_image(path)
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    atomic.make_folder(path.parent)
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def read(path: Path) -> Image.Image:
+    """A picture of ours in RGB.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): expected a picture; delete it and try again"
+        ) from None
+
+
+def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """All images, `columns` a row, on white."""
+    width = max(image.width for image in images)
+    height = max(image.height for image in images)
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * (width + GAP), index // columns * (height + GAP)))
+    return sheet
+
+
+def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float) -> None:
+    """Write frames as GIF, WebP or MP4, or, as PNG or JPEG, side by side.
+
+    Raises:
+        EnvironmentProblem, UsageError: as `require_animation`.
+    """
+    require_animation(path)
+    match path.suffix.lower():
+        case ".gif" | ".webp":
+            duration = round(1000 * seconds / len(frames))
+            save_image(path, frames[0], save_all=True, append_images=frames[1:], duration=duration, loop=0)
+        case ".mp4":
+            _save_video(path, frames, len(frames) / seconds)
+        case _:
+            save_image(path, grid(frames, columns=len(frames)))
+
+
+def _save_video(path: Path, frames: Sequence[Image.Image], rate: float) -> None:
+    import imageio.v3 as imageio
+    import numpy as np
+
+    atomic.make_folder(path.parent)
+    with atomic.staged(path) as staged:
+        imageio.imwrite(
+            staged,
+            np.stack([np.asarray(frame) for frame in frames]),
+            extension=".mp4",
+            fps=rate,
+            codec="libx264",
+        )

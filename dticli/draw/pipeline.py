@@ -1,0 +1,228 @@
+"""What commands that draw share: token files read, a model chosen for them, loaded, matched to the words, and drawn with."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dticli import console, hub
+from dticli.draw import pictures, sampler
+from dticli.draw.sampler import Picture, Shot
+from dticli.errors import UsageError
+from dticli.models import choice, memory
+from dticli.models.choice import Model
+from dticli.models.families import Family
+from dticli.settings import GenerateSettings
+from dticli.words import norms, placement, pooling, provenance, token_file
+from dticli.words.placement import FreeWord
+from dticli.words.pooling import Pooling
+from dticli.words.token_file import Token
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A chosen model, known by its index, its weights not yet read."""
+
+    model: Model
+    family: Family
+
+
+@dataclass(frozen=True)
+class PipelineWithWords:
+    """A pipeline, and words that fit it.
+
+    Attributes:
+        description: what every picture made with it says about itself.
+    """
+
+    pipe: Any
+    words: tuple[FreeWord, ...]
+    description: Mapping[str, str]
+
+
+def read_token(source: str, *, offline: bool = False) -> Token:
+    """Read the word of a file, folder or hub repository, or `NAME=SOURCE` under another name."""
+    name, equals, rest = source.partition("=")
+    if not equals or Path(source).exists():
+        return hub.read(source, offline=offline).token
+    token_file.check_name(name)
+    return dataclasses.replace(hub.read(rest, offline=offline).token, name=name)
+
+
+def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
+    """Choose the model the command line, or else the tokens, ask for, and announce it.
+
+    Raises:
+        UsageError: tokens of several models, and none was named.
+    """
+    recorded = list(
+        dict.fromkeys(filter(None, (provenance.usable_model(token.metadata) for token in tokens)))
+    )
+    if len(recorded) > 1 and not given["model"]:
+        raise UsageError(
+            f"the tokens were learned on {' and '.join(recorded)}: expected one model; choose it with --model"
+        )
+    model = choice.choose(
+        given["model"],
+        recorded=recorded[0] if recorded else None,
+        base=given["base"],
+        variant=given["variant"],
+        offline=bool(given["offline"]),
+        device=given["device"] or "auto",
+    )
+    console.notice(choice.announcement(model))
+    if not given["model"]:
+        for each in provenance.strangers(tokens, model):
+            console.warn(each)
+    return Opened(model, choice.family(model))
+
+
+def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> PipelineWithWords:
+    """Load the pipeline and match every token to its encoders; warns where the tables are not those it was learned on."""
+    return with_words(without_words(opened, settings), opened, settings, tokens)
+
+
+def require_drawable(opened: Opened, settings: GenerateSettings) -> None:
+    """Raise UsageError if the size does not suit the model, or there is no such scheduler: before anything is loaded."""
+    if settings.scheduler:
+        sampler.require_scheduler(settings.scheduler)
+    if settings.height_width:
+        choice.require_multiple(settings.height_width, opened.family)
+
+
+def without_words(opened: Opened, settings: GenerateSettings, *, safety_checker: bool = True) -> Any:
+    """Load the pipeline to draw with.
+
+    Args:
+        safety_checker: False leaves out the picture filter of models that ship one: black pictures cannot be judged.
+
+    Raises:
+        UsageError: as `require_drawable`.
+        ModelError, EnvironmentProblem: as `memory.load`.
+    """
+    require_drawable(opened, settings)
+    if settings.deterministic:
+        choice.make_deterministic()
+    device = choice.pick_device(settings.device)
+    pipe = memory.load(opened.model, opened.family, settings, device, safety_checker=safety_checker)
+    if settings.low_memory:
+        memory.offload(pipe, device)
+    return pipe
+
+
+def with_words(
+    pipe: Any, opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]
+) -> PipelineWithWords:
+    """Match tokens to a pipeline's encoders, and let it pool as they want it."""
+    device = choice.pick_device(settings.device)
+    pooling.choose(pipe, opened.family.encoders, _pooling(settings, tokens))
+    tables = placement.tables(pipe, opened.family.encoders)
+    fingerprint = norms.fingerprint(tables.values())
+    for token in tokens:
+        if token.metadata.get("dti.tables", fingerprint) != fingerprint:
+            console.warn(
+                f"{token.name} was learned on {token.metadata.get('dti.model', 'another model')}, whose vocabulary differs "
+                f"from that of {opened.model.label}: the likeness may suffer"
+            )
+    widths = {encoder.key: placement.table(pipe, encoder).shape[1] for encoder in opened.family.encoders}
+    words = tuple(_word(token, widths, device) for token in tokens)
+    return PipelineWithWords(pipe, words, _description(opened, settings, tokens))
+
+
+def draw(
+    loaded: PipelineWithWords,
+    opened: Opened,
+    shots: Sequence[Shot],
+    settings: GenerateSettings,
+    *,
+    files: Sequence[Path] = (),
+    what: str = "picture",
+    every: int = 1,
+    quiet: bool = False,
+) -> list[Picture]:
+    """Draw every shot under a live line that counts them.
+
+    Args:
+        files: where each picture is written as soon as it is there; empty for nowhere.
+        what: the line calls a picture.
+        every: as for `console.progress`.
+    """
+    drawn: list[Picture] = []
+    with console.progress(len(shots), every=every, quiet=quiet) as line:
+        for picture in sampler.sample(loaded.pipe, opened.family, loaded.words, shots, settings):
+            if files:
+                pictures.save(files[len(drawn)], picture, loaded.description)
+            drawn.append(picture)
+            if line:
+                line.update(len(drawn), f"{what} {len(drawn)}/{len(shots)}")
+    if filtered := sum(picture.filtered for picture in drawn):
+        console.warn(
+            f"{filtered} of {len(drawn)} pictures are black: the model's safety checker took them for indecent; "
+            "try another --seed"
+        )
+    return drawn
+
+
+def draw_way(
+    loaded: PipelineWithWords,
+    opened: Opened,
+    path: str,
+    frames: int,
+    prompt: str,
+    seeds: Sequence[int],
+    settings: GenerateSettings,
+    *,
+    files: Sequence[Path] = (),
+    every: int = 1,
+    quiet: bool = False,
+) -> list[Picture]:
+    """Draw a prompt with words on the way through the loaded ones in place of {}; frame by frame, the same noises in each.
+
+    Args:
+        path: as for `sampler.way`.
+        frames: how many words, ends included.
+
+    Raises:
+        InputError: as `sampler.way`.
+    """
+    positions = [index / (frames - 1) for index in range(frames)]
+    way = sampler.way([word.rows for word in loaded.words], positions, path)
+    # A word a frame, side by side in one vocabulary: the model is set up once, and frames can share a batch.
+    words = tuple(FreeWord(f"<dti-frame-{index}>", rows) for index, rows in enumerate(way))
+    shots = [Shot(prompt.replace("{}", word.name), seed) for word in words for seed in seeds]
+    # One stands for all: frames differ in direction, not in how many pieces they take.
+    sampler.require_words_seen(loaded.pipe, opened.family, words[:1], [shots[0].prompt])
+    along = dataclasses.replace(loaded, words=words)
+    return draw(along, opened, shots, settings, files=files, what="frame", every=every, quiet=quiet)
+
+
+def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:
+    """The pooling asked for, or that of the words; warns where a word was learned with the other."""
+    if settings.pooling is None:
+        return pooling.recorded([(token.name, token.metadata) for token in tokens])
+    for token in tokens:
+        if pooling.said(token.metadata) not in (settings.pooling, "mixed"):
+            console.warn(
+                f"{token.name} was learned with --pooling {pooling.said(token.metadata)}: "
+                f"with {settings.pooling} the likeness may suffer"
+            )
+    return settings.pooling
+
+
+def _word(token: Token, widths: Mapping[str, int], device: Any) -> FreeWord:
+    return FreeWord(token.name, {key: rows.to(device) for key, rows in token_file.fit(token, widths).items()})
+
+
+def _description(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> dict[str, str]:
+    """Settings that were set, the model, and each word with the hash of its vectors."""
+    used = {
+        name: value
+        for name, value in settings.model_dump(exclude={"model", "base", "seed"}).items()
+        if value is not None
+    }
+    return {
+        "model": opened.model.label,
+        "tokens": ", ".join(f"{token.name} sha256:{token_file.content_hash(token)[:16]}" for token in tokens),
+        "settings": ", ".join(f"{name}={value}" for name, value in used.items()),
+    } | provenance.versions()

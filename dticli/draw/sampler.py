@@ -1,0 +1,251 @@
+"""From a loaded pipeline and words to pictures, through the pipeline's own `__call__`."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from dticli import sphere
+from dticli.errors import EnvironmentProblem, InputError, UsageError
+from dticli.models.families import Family
+from dticli.models.families.shape import FIXED, Frame, call_defaults
+from dticli.settings import GenerateSettings
+from dticli.words.placement import Word, place
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to draw; `seed` starts its own noise."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and the shot it came from; `filtered` if the model's safety checker blacked it out."""
+
+    shot: Shot
+    image: Image
+    filtered: bool = False
+
+
+def shots(prompts: Sequence[str], seed: int, count: int) -> tuple[Shot, ...]:
+    """`count` shots of every prompt; picture i of each prompt uses seed + i, so that prompts share their noise."""
+    return tuple(Shot(prompt, seed + index) for prompt in prompts for index in range(count))
+
+
+def sample(
+    pipe: Any, family: Family, words: Sequence[Word], shots: Sequence[Shot], settings: GenerateSettings
+) -> Iterator[Picture]:
+    """Draw every shot, `settings.batch_size` at a time, and hand each picture over as soon as it is there.
+
+    Raises:
+        EnvironmentProblem: out of memory; says what to lower.
+    """
+    with place(pipe, family.encoders, words) as placement, scheduler_of(pipe, settings.scheduler):
+        for start in range(0, len(shots), settings.batch_size):
+            batch = shots[start : start + settings.batch_size]
+            prompts = [placement.expand(shot.prompt) for shot in batch]
+            drawn = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch])
+            yield from (Picture(shot, *each) for shot, each in zip(batch, drawn, strict=True))
+
+
+def require_words_seen(pipe: Any, family: Family, words: Sequence[Word], prompts: Sequence[str]) -> None:
+    """Encode every prompt once.
+
+    Raises:
+        InputError: a word is cut off at the encoder's limit.
+    """
+    side = (family.multiple, family.multiple)
+    frame = Frame(side, (0, 0), side)
+    with torch.no_grad(), place(pipe, family.encoders, words) as placement:
+        for prompt in dict.fromkeys(prompts):
+            family.code.encode(pipe, [placement.expand(prompt)], [frame])
+            for word in words:
+                if word.name in prompt and not placement.reached(word):
+                    raise InputError(
+                        f"{word.name} lies beyond the tokens the encoder reads in {prompt[:60]!r}: "
+                        "expected it before the text is cut off; shorten the prompt or move the word to the front"
+                    )
+
+
+def require_words(names: Sequence[str], prompts: Sequence[str]) -> None:
+    """Raise UsageError where a prompt holds none of the words; names it."""
+    for prompt in prompts:
+        if names and not any(name in prompt for name in names):
+            quotes = "; a sentence goes into quotes" if len(prompts) > 1 and " " not in prompt else ""
+            raise UsageError(
+                f"the prompt {prompt[:60]!r} lacks {' or '.join(names)}: write the word where the subject should appear{quotes}"
+            )
+
+
+def _call(
+    pipe: Any, settings: GenerateSettings, prompts: list[str], generators: list[torch.Generator]
+) -> list[tuple[Image, bool]]:
+    """Images, and whether each was filtered."""
+    options = _options(pipe, settings, len(prompts))
+    try:
+        output = pipe(prompt=prompts, generator=generators, **options)
+    except torch.OutOfMemoryError:
+        raise EnvironmentProblem(
+            f"out of device memory drawing {len(prompts)} pictures at once: {_lighter(pipe, settings, len(prompts))}"
+        ) from None
+    # A model of videos draws one frame.
+    images = output.images if "images" in output else [frames[0] for frames in output.frames]
+    filtered = output.get("nsfw_content_detected") or [False] * len(images)
+    return list(zip(images, filtered, strict=True))
+
+
+def _lighter(pipe: Any, settings: GenerateSettings, count: int) -> str:
+    """What takes less memory, of what is not done yet."""
+    ways = {
+        "lower --batch-size": count > 1,
+        "lower --size": True,
+        "add --low-memory": not settings.low_memory,
+        "use --precision bf16": pipe.dtype == torch.float32,
+    }
+    return ", or ".join(way for way, helps in ways.items() if helps)
+
+
+def _options(pipe: Any, settings: GenerateSettings, count: int) -> dict[str, Any]:
+    """Keywords of `pipe(...)` for `count` prompts: what was asked for, and what its defaults would spoil."""
+    known = call_defaults(pipe)
+    options = {name: known[name] for name in FIXED if name in known}
+    options |= {"num_inference_steps": settings.steps, "output_type": "pil"} | _guidance(
+        known, settings, count
+    )
+    if settings.height_width:
+        options |= dict(zip(("height", "width"), settings.height_width, strict=True))
+        if "use_resolution_binning" in known:
+            # It would draw the nearest of the model's own sizes, and resize.
+            options["use_resolution_binning"] = False
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _guidance(known: Mapping[str, Any], settings: GenerateSettings, count: int) -> dict[str, Any]:
+    """How strongly to follow `count` prompts, and what to stay away from.
+
+    Where `pipe(...)` takes a `true_cfg_scale`, that is the strength against a negative prompt, and `guidance_scale` an
+    input of distilled denoisers. If it is above 1 by default, the model wants to be guided: against a blank prompt.
+
+    Args:
+        known: parameters of `pipe(...)` with their defaults.
+    """
+    if settings.negative is not None and "negative_prompt" not in known:
+        raise UsageError("this model takes no negative prompt: leave out --negative")
+    strength = known.get("true_cfg_scale")
+    blank = " " if strength and strength > 1 else None
+    negative = blank if settings.negative is None else settings.negative
+    negatives = None if negative is None else [negative] * count
+    if strength is None or negatives is None:
+        return {"guidance_scale": settings.guidance, "negative_prompt": negatives}
+    strength = strength if settings.guidance is None else settings.guidance
+    if settings.negative is not None and strength <= 1:
+        raise UsageError(
+            f"guidance {strength} ignores the negative prompt of this model: expected more than 1; set --guidance 4"
+        )
+    return {"true_cfg_scale": strength, "negative_prompt": negatives}
+
+
+def _generator(seed: int) -> torch.Generator:
+    """On the CPU, so that a seed draws the same noise on every device."""
+    return torch.Generator().manual_seed(seed)
+
+
+def require_scheduler(name: str) -> None:
+    """Raise UsageError unless there is a scheduler of this name."""
+    if name not in SCHEDULERS:
+        raise UsageError(f"unknown scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
+
+
+@contextlib.contextmanager
+def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
+    """Let `pipe` sample with another scheduler while the context is open; None keeps its own."""
+    if name is None:
+        yield
+        return
+    require_scheduler(name)
+    own = pipe.scheduler
+    kind, options = SCHEDULERS[name]
+    flow = own.config._class_name.startswith("FlowMatch") or own.config.get("use_flow_sigmas")
+    if flow:
+        raise UsageError(f"--scheduler {name} does not suit a flow-matching model; leave it out")
+    pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
+
+
+def between(a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float, path: str) -> dict[str, Tensor]:
+    """Rows at `t` on the way from `a` to `b`, with the ends returned exactly.
+
+    Args:
+        a, b: encoder key to rows, (vectors, width).
+        path: `slerp` turns directions at constant speed, and lengths change geometrically; `lerp` is the straight line.
+
+    Source: arXiv:2512.13672, section 3.
+    """
+    if t == 0:
+        return dict(a)
+    if t == 1:
+        return dict(b)
+    step = _slerp if path == "slerp" else torch.lerp
+    return {key: step(a[key], b[key], t) for key in a}
+
+
+def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    lengths = [rows.norm(dim=-1, keepdim=True) for rows in (a, b)]
+    magnitude = lengths[0] ** (1 - t) * lengths[1] ** t
+    return magnitude * sphere.slerp(sphere.normalize(a), sphere.normalize(b), t)
+
+
+def way(
+    stops: Sequence[Mapping[str, Tensor]], positions: Sequence[float], path: str
+) -> list[dict[str, Tensor]]:
+    """Rows at each position on the way through `stops`: 0 is the first stop, 1 the last, and legs are equally long.
+
+    Raises:
+        InputError: stops have different numbers of vectors or different encoders.
+    """
+    shapes = [{key: tuple(rows.shape) for key, rows in stop.items()} for stop in stops]
+    other = next((shape for shape in shapes if shape != shapes[0]), None)
+    if other:
+        raise InputError(
+            f"the tokens have (vectors, width) {shapes[0]} and {other}: expected the same; "
+            "learn both on one model with the same --vectors"
+        )
+    legs = len(stops) - 1
+    places = [(min(int(position * legs), legs - 1), position * legs) for position in positions]
+    return [between(stops[leg], stops[leg + 1], place - leg, path) for leg, place in places]
+
+
+def turns(stops: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, float], ...]:
+    """Degrees between the directions of neighbouring stops, by encoder, mean over vectors."""
+    return tuple(
+        {
+            key: torch.rad2deg(sphere.angle(sphere.normalize(a[key]), sphere.normalize(b[key]))).mean().item()
+            for key in a
+        }
+        for a, b in itertools.pairwise(stops)
+    )

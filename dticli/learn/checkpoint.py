@@ -1,0 +1,172 @@
+"""Exact resume: the state of a run between two steps, as a safetensors file with text metadata.
+
+Random draws are keyed (see `randomness`), so that rows, optimizer and step number are all of the state.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dticli import atomic
+from dticli.errors import InputError, UsageError
+
+FORMAT = 1
+KEPT = 2
+"""How many checkpoints stay: should the disk have damaged the newest one, the one before is there."""
+
+_STATE, _ROWS = "state.", "rows."
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for a run to continue; names and texts only.
+
+    Attributes:
+        settings: every setting that decides what is learned, except `steps`.
+        photos: fingerprint of each photo with its mask, by name.
+        captions: what is said about each photo, by name.
+        model: name, weights, precision, and the rows the word starts from.
+    """
+
+    settings: Mapping[str, str]
+    photos: Mapping[str, str]
+    captions: Mapping[str, str]
+    model: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A run between two steps.
+
+    Attributes:
+        step: steps done.
+        loss: the smoothed loss, exactly.
+        state: of `Learner.state`.
+        rows: encoder key to the word's rows, (vectors, width), float32.
+        machine: versions, device and threads, for those who compare.
+    """
+
+    step: int
+    loss: float
+    state: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor]
+    identity: Identity
+    machine: Mapping[str, str]
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        EnvironmentProblem: the disk refuses.
+    """
+    tensors = {f"{_STATE}{name}": each for name, each in checkpoint.state.items()}
+    tensors |= {f"{_ROWS}{key}": each for key, each in checkpoint.rows.items()}
+    # Copies: the format refuses tensors that share memory, as free rows do with the state.
+    tensors = {name: each.detach().cpu().clone().contiguous() for name, each in tensors.items()}
+    metadata = {
+        "format": str(FORMAT),
+        "step": str(checkpoint.step),
+        "loss": checkpoint.loss.hex(),
+        "identity": json.dumps(asdict(checkpoint.identity)),
+        "machine": json.dumps(dict(checkpoint.machine)),
+    }
+    atomic.write_bytes(path, save(tensors, metadata))
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        InputError: damaged, or not a checkpoint.
+        UsageError: written by a newer dti.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _require_format(path, metadata)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return Checkpoint(
+            step=_count(metadata["step"]),
+            loss=float.fromhex(metadata["loss"]),
+            state=_part(tensors, _STATE),
+            rows=_part(tensors, _ROWS),
+            identity=Identity(
+                **{name: _texts(each) for name, each in json.loads(metadata["identity"]).items()}
+            ),
+            machine=_texts(json.loads(metadata["machine"])),
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged ({type(error).__name__}): expected a checkpoint of dti train; "
+            "delete it, or start again with --force"
+        ) from None
+
+
+def _require_format(path: Path, metadata: Mapping[str, str]) -> None:
+    if _count(metadata["format"]) > FORMAT:
+        raise UsageError(
+            f"{path} has format {metadata['format']}: expected {FORMAT} or older; "
+            "continue with the newer dti that wrote it, or start again with --force"
+        )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is no count")
+    return int(text)
+
+
+def _texts(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise TypeError("expected names with texts")
+    return value
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+
+
+def require_same(checkpoint: Checkpoint, now: Identity, steps: int) -> None:
+    """Check that a run of `steps` steps can continue from a checkpoint.
+
+    The step length is the same at every step, so a run can be made longer; it cannot be made shorter than it is.
+
+    Raises:
+        UsageError: names every difference.
+    """
+    found = list(_differences(checkpoint.identity, now))
+    if steps < checkpoint.step:
+        found.append(f"steps is {steps}, and {checkpoint.step} are done")
+    if found:
+        raise UsageError(
+            f"cannot continue at step {checkpoint.step}: {'; '.join(found)}; "
+            "expected the same run; undo the change, or start again with --force"
+        )
+
+
+def _differences(before: Identity, now: Identity) -> Iterator[str]:
+    for name, was, now_is in _changes(before.settings, now.settings):
+        # What is compared is a step's pictures on all devices; users see the setting of one.
+        of_all = " on all devices together" if name == "batch_size" else ""
+        yield f"{name}{of_all} was {was} and is {now_is}"
+    for name, was, now_is in _changes(before.model, now.model):
+        yield f"the model's {name} was {was} and is {now_is}"
+    for name, was, now_is in _changes(before.photos, now.photos):
+        yield f"photo {name} is {'new' if was is None else 'gone' if now_is is None else 'another'}"
+    for name, was, now_is in _changes(before.captions, now.captions):
+        if was is not None and now_is is not None:
+            yield f"the captions of {name} changed"
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, old and new value of what differs; None where it is missing."""
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            yield name, before.get(name), now.get(name)

@@ -1,0 +1,162 @@
+"""The words asked for, by `train` or a plan: settings, photos and captions of each, read and checked before a model is loaded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dticli import atomic
+from dticli.draw.pipeline import Opened
+from dticli.errors import DtiError, UsageError
+from dticli.learn.run_folder import RunFolder
+from dticli.models import choice
+from dticli.paths import beside
+from dticli.photos import albums, captions
+from dticli.photos.albums import Album
+from dticli.photos.captions import Captions
+from dticli.settings import ModelSettings, TrainSettings, model_layer, read_layers, resolve
+from dticli.words import token_file
+from dticli.words.programs import Target
+
+
+@dataclass(frozen=True)
+class Job:
+    """One word to learn.
+
+    Attributes:
+        target: the token file.
+        program: also written for this program, in a folder of its name.
+    """
+
+    opened: Opened
+    settings: TrainSettings
+    album: Album
+    captions: Captions
+    target: Path
+    program: Target | None
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run keeps its books."""
+        return RunFolder.beside(self.target)
+
+    def require_writable(self) -> None:
+        """Raise UsageError or EnvironmentProblem unless the token file can be written."""
+        atomic.require_writable([self.target], force=True)
+        if self.target.suffix != ".safetensors":
+            raise UsageError(
+                f"cannot write {self.target}: expected a name ending in .safetensors; choose another name"
+            )
+
+
+def one(
+    opened: Opened,
+    layers: Sequence[Mapping[str, Any]],
+    out: Path | None,
+    program: Target | None,
+) -> Job:
+    """The job of one word.
+
+    Args:
+        layers: settings, the strongest first; those of the model and its family come after them.
+        out: the token file; default: the token's name.
+
+    Raises:
+        UsageError: settings are missing or do not fit together.
+        InputError: no usable photos.
+    """
+    model, family = opened.model, opened.family
+    defaults = vars(family.defaults)
+    settings = resolve(TrainSettings, model.settings, *layers, model_layer(model.folder, "train"), defaults)
+    if settings.photos is None:
+        raise UsageError(
+            "no photos: expected a folder; write dti train ./photos --token ... --init ..., or photos = in a settings file"
+        )
+    token_file.check_name(settings.token)
+    choice.require_multiple((settings.resolution, settings.resolution), family)
+    target = out or Path(_file_name(settings.token))
+    album = albums.read(Path(settings.photos), settings.masks)
+    return Job(opened, settings, album, captions.read(album.photos, settings), target, program)
+
+
+def _file_name(token: str) -> str:
+    return f"{token.strip('<>')}.safetensors"
+
+
+# ------------------------------------------------------------------- many words in one file
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """A subjects file: settings for all words, and those of each word by its table's name.
+
+        steps = 500
+        [rex]
+        photos = "rex"        # beside this file
+        init = "dog"          # token: "<rex>" unless it is said
+
+    Settings of the model are for all.
+    """
+
+    shared: Mapping[str, Any]
+    words: Mapping[str, Mapping[str, Any]]
+
+
+def read_subjects(path: Path) -> Subjects:
+    """Read a subjects file.
+
+    Raises:
+        UsageError: not TOML, no word, unknown or wrong settings; names all of them.
+    """
+    shared, tables = read_layers(TrainSettings, path)
+    if not tables:
+        raise UsageError(
+            f"{path} names no word: expected a table for each, such as [rex] with photos and init; add one"
+        )
+    words = {name: {"token": f"<{name}>"} | beside(path.parent, table) for name, table in tables.items()}
+    misplaced = [
+        f"{key} in [{name}]"
+        for name, table in tables.items()
+        for key in table
+        if key in ModelSettings.model_fields
+    ]
+    if misplaced:
+        raise UsageError(
+            f"{path}: {', '.join(misplaced)}: expected the model's settings above the tables, for all words; move it"
+        )
+    tokens = [layer["token"] for layer in words.values()]
+    twice = next((token for token in tokens if tokens.count(token) > 1), None)
+    if twice:
+        raise UsageError(f"{path}: two words are called {twice}: expected different names; change one token")
+    return Subjects(beside(path.parent, shared), words)
+
+
+def many(
+    opened: Opened,
+    given: Mapping[str, Any],
+    subjects: Subjects,
+    config: Mapping[str, Any],
+    out: Path | None,
+    program: Target | None,
+) -> tuple[Job, ...]:
+    """The jobs of a subjects file, in its order.
+
+    Args:
+        given: settings of the command line, which win.
+        config: settings of a config file, which the subjects file overrides.
+        out: folder of the token files; default: the present one.
+
+    Raises:
+        DtiError: something is wrong with one of them or several; names all, before any is begun.
+    """
+    found, problems = [], []
+    for name, word in subjects.words.items():
+        target = (out or Path()) / _file_name(str(word["token"]))
+        try:
+            found.append(one(opened, [given, word, subjects.shared, config], target, program))
+        except DtiError as error:
+            problems.append((name, error))
+    if problems:
+        first = problems[0][1]
+        raise type(first)("; ".join(f"[{name}] {error}" for name, error in problems))
+    return tuple(found)

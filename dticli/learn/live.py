@@ -1,0 +1,249 @@
+"""A word learned from its first step to its file, under a live line: what `train` and plans share."""
+
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dticli import console
+from dticli.errors import UsageError
+
+if TYPE_CHECKING:
+    from dticli.learn.checkpoint import Checkpoint
+    from dticli.learn.jobs import Job
+    from dticli.learn.run import FrozenModel, Progress, Run
+    from dticli.learn.run_folder import RunFolder
+    from dticli.models.choice import Model
+    from dticli.ranks import Ranks
+    from dticli.words.norms import Neighbour
+
+    Load = Callable[[], FrozenModel]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A word that was learned.
+
+    Attributes:
+        folder: settings, log and last state of the run.
+        exports: files for the program asked for.
+        model_options: what `generate` must be told to draw with the same model; empty where the token file says it.
+        seconds: since this command began to train; earlier parts of a resumed run do not count.
+        norm, vocabulary_norm: mean row length of the word, and mean norm of the vocabulary, by encoder.
+        angle: mean degrees turned from where it began.
+        cosine_to_init: mean over vectors, by encoder.
+        nearest: words with their cosines, by encoder.
+    """
+
+    file: Path
+    folder: Path
+    exports: tuple[Path, ...]
+    token: str
+    model: str
+    model_options: tuple[str, ...]
+    steps: int
+    seconds: float
+    loss: float
+    angle: float
+    norm: Mapping[str, float]
+    vocabulary_norm: Mapping[str, float]
+    cosine_to_init: Mapping[str, float]
+    nearest: "Mapping[str, tuple[Neighbour, ...]]"
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.file}: {self.token}, {self.steps} steps in {self.seconds:.0f} s, {self.angle:.0f} degrees from its init"
+        for key in self.norm:
+            words = ", ".join(f"{each.name} {each.cosine:.2f}" for each in self.nearest[key])
+            yield (
+                f"{key}: norm {self.norm[key]:.4f} (vocabulary mean {self.vocabulary_norm[key]:.4f}), "
+                f"cosine to init {self.cosine_to_init[key]:.3f}; nearest words: {words}"
+            )
+        yield from (f"for {path.relative_to(self.file.parent).parts[0]}: {path}" for path in self.exports)
+        yield f"the run, with its settings and log: {self.folder}"
+        # A file or folder cannot be found again by what the token file says of it: that is never a path.
+        yield " ".join(
+            [
+                f'use it: dti generate "a photo of {self.token}" -t {shlex.quote(str(self.file))}',
+                *self.model_options,
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class How:
+    """What may be continued or overwritten, and how much is said."""
+
+    resume: bool
+    force: bool
+    quiet: bool
+
+
+def learn(job: "Job", load: "Load", how: How) -> Trained:
+    """Learn a word as the process that writes.
+
+    Args:
+        load: loads the job's model; words of one model may share it.
+
+    Raises:
+        DtiError: it cannot be learned or written; what was learned so far is kept beside it.
+    """
+    from dticli import atomic
+
+    for skipped in job.album.skipped:
+        console.warn(f"skipped {skipped.name}: {skipped.reason}")
+    with job.folder.locked():
+        before = _before(job, how)
+        # Before the first step: a program that cannot use the word, or a file in the way, must not cost a training.
+        prepared = prepare(job, load)
+        overwrite = how.force or before is not None
+        atomic.require_writable(_exports(job, prepared), force=overwrite)
+        step, loss = _begin(job, prepared, before)
+        started = time.monotonic()
+        loss = _follow(prepared, job.folder, step, loss, how.quiet)
+        exports = _write(job, prepared)
+        return _result(job, prepared, loss, time.monotonic() - started, exports)
+
+
+def require_free(job: "Job", how: How) -> None:
+    """Raise UsageError where an unfinished run or a token file is in the way, and no option says what to do with it."""
+    from dticli import atomic
+
+    if job.folder.checkpoints() and not how.force:
+        raise UsageError(
+            f"{job.folder.path} holds an unfinished run: continue it with --resume, or start again with --force"
+        )
+    atomic.require_writable([job.target], force=how.force)
+
+
+def _before(job: "Job", how: How) -> "Checkpoint | None":
+    """The state to continue from, or None to begin.
+
+    Raises:
+        UsageError: as `require_free`.
+    """
+    if how.resume and (before := job.folder.newest()):
+        return before
+    if how.resume:
+        console.notice(f"nothing to continue in {job.folder.path}: starting afresh")
+    require_free(job, how)
+    return None
+
+
+def loader(job: "Job", ranks: "Ranks") -> "Load":
+    """Loads the job's model when it is first called; words of one file share it."""
+    from dticli.learn import run
+
+    opened = job.opened
+    return cache(lambda: run.load(job.settings, opened.model, opened.family, ranks))
+
+
+def prepare(job: "Job", load: "Load") -> "Run":
+    """Everything loaded and encoded, for the steps to begin."""
+    from dticli.learn import run
+
+    return run.prepare(load(), job.settings, job.album, job.captions.texts)
+
+
+def _exports(job: "Job", prepared: "Run") -> "dict[Path, bytes]":
+    from dticli.words import conversion
+
+    return conversion.files(prepared.token(), job.program, job.target.parent)
+
+
+def _begin(job: "Job", prepared: "Run", before: "Checkpoint | None") -> tuple[int, float]:
+    """Bring all processes to the state before; returns its step and smoothed loss."""
+    from dticli.learn import run
+
+    if before is None:
+        console.notice(f"the run is kept in {job.folder.path}")
+        return run.agree(prepared, 0), math.nan
+    changes = run.resume(prepared, before)
+    console.notice(f"continuing after step {before.step} of {job.settings.steps}, from {job.folder.path}")
+    if changes:
+        console.warn(f"{'; '.join(changes)}: the result may differ in its last bits")
+    return run.agree(prepared, before.step), before.loss
+
+
+def _write(job: "Job", prepared: "Run") -> tuple[Path, ...]:
+    """The token file, and the files of the program asked for; returns the latter."""
+    from dticli import atomic
+    from dticli.words import token_file
+
+    token_file.write(job.target, prepared.token(), force=True)
+    exports = _exports(job, prepared)
+    for path, content in exports.items():
+        atomic.write_bytes(path, content)
+    job.folder.finish()
+    return tuple(exports)
+
+
+def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: tuple[Path, ...]) -> Trained:
+    from dticli.words import norms
+
+    learner, vectors = prepared.learner, prepared.token().vectors
+    return Trained(
+        file=job.target,
+        folder=job.folder.path,
+        exports=exports,
+        token=job.settings.token,
+        model=job.opened.model.label,
+        model_options=_model_options(job.opened.model),
+        steps=job.settings.steps,
+        seconds=round(seconds, 1),
+        loss=loss,
+        angle=math.degrees(learner.angle()),
+        norm=learner.norm(),
+        vocabulary_norm={key: each.mean for key, each in prepared.vocabulary.items()},
+        cosine_to_init=learner.cosine_to_start(),
+        nearest={
+            key: norms.position(vectors[key][0], table, k=5).nearest for key, table in prepared.tables.items()
+        },
+    )
+
+
+def _model_options(model: "Model") -> tuple[str, ...]:
+    found_again = model.kind in ("bundled", "hub")
+    options = {} if found_again else dict(model.settings)
+    if model.layout.variant:
+        options["variant"] = model.layout.variant
+    return tuple(f"--{name} {shlex.quote(value)}" for name, value in options.items())
+
+
+def _follow(prepared: "Run", folder: "RunFolder", first: int, loss: float, quiet: bool) -> float:
+    """Run the training to its end under a live line; returns the smoothed loss."""
+    from dticli.learn.run import advance, concerns
+
+    steps = prepared.settings.steps
+    started = time.monotonic()
+    with console.progress(steps, every=max(1, steps // 10), quiet=quiet) as line:
+        for progress in advance(prepared, folder, first, loss):
+            loss = progress.loss
+            if line:
+                done = progress.report.step
+                rate = (done - first) / (time.monotonic() - started)
+                line.update(done, _status(prepared, progress, rate))
+    for concern in concerns(folder, prepared.settings):
+        console.warn(concern)
+    return loss
+
+
+def _status(prepared: "Run", progress: "Progress", rate: float) -> str:
+    report, steps = progress.report, prepared.settings.steps
+    norms = " ".join(f"{norm:.3f}" for norm in report.norm.values())
+    parts = [
+        f"{prepared.settings.token} step {report.step}/{steps}",
+        f"loss {progress.loss:.4f}",
+        f"angle {math.degrees(report.angle):.1f} deg",
+        f"norm {norms}",
+        f"{rate:.1f} steps/s",
+        f"{(steps - report.step) / rate:.0f} s left",
+    ]
+    if prepared.device.type == "cuda":
+        import torch
+
+        parts.append(f"{torch.cuda.max_memory_allocated(prepared.device) / 2**30:.1f} GiB")
+    return "  ".join(parts)

@@ -1,0 +1,404 @@
+"""One training: from settings and checked photos to a word, recorded in its folder and continued exactly."""
+
+import hashlib
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_state
+from safetensors.torch import save as save_state
+from torch import Tensor
+
+from dticli import paths, signals
+from dticli.errors import EnvironmentProblem, NumericalError, Stopped
+from dticli.learn import checkpoint, initial_rows, trainer
+from dticli.learn.checkpoint import Checkpoint, Identity
+from dticli.learn.run_folder import Log, RunFolder, read_log
+from dticli.learn.trainer import Captions, Learner, StepReport, Task
+from dticli.models import choice, memory
+from dticli.models.choice import Model
+from dticli.models.families import Family
+from dticli.photos import albums, latents
+from dticli.photos.albums import Album, Crop
+from dticli.photos.latents import Latents
+from dticli.ranks import ALONE, Ranks
+from dticli.settings import INCIDENTAL, ModelSettings, TrainSettings, anchored, to_toml
+from dticli.words import norms, placement, provenance
+from dticli.words.norms import Summary, Table
+from dticli.words.token_file import Token
+
+SMOOTHING = 0.98
+STILL = 0.5
+"""Fewer step lengths than this in a whole run are no movement."""
+STILL_DEGREES = 0.01
+"""And less than this is no movement whatever the step length: what float32 rounds comes close."""
+ENOUGH = 50
+"""Losses of single steps scatter widely: averages of fewer say nothing."""
+CLEAR = 3.0
+"""Standard errors that a difference of averages must exceed to be one."""
+STEP = "step"
+SAMPLE = 16
+"""Numbers of each parameter that stand for it in the fingerprint of a model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything loaded and encoded; only the steps are missing."""
+
+    model: Model
+    task: Task
+    learner: Learner
+    tables: Mapping[str, Table]
+    vocabulary: Mapping[str, Summary]
+    identity: Identity
+    machine: Mapping[str, str]
+
+    @property
+    def settings(self) -> TrainSettings:
+        return self.task.settings
+
+    @property
+    def device(self) -> torch.device:
+        return self.task.latents.device
+
+    def token(self) -> Token:
+        """The word as it is now, with its provenance."""
+        rows = {key: each.detach().float().cpu() for key, each in self.learner.word.rows.items()}
+        tables = norms.fingerprint(self.tables.values())
+        settings = as_alone(self.task)
+        metadata = provenance.of_training(settings, self.model, self.task.family, self.task.pipe, tables)
+        return Token(self.settings.token, rows, metadata)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step that was done, and the smoothed loss after it."""
+
+    report: StepReport
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenModel:
+    """A frozen model on the device of this process, to learn one word on or several."""
+
+    model: Model
+    family: Family
+    pipe: Any
+    device: torch.device
+    ranks: Ranks
+
+
+def load(settings: ModelSettings, model: Model, family: Family, ranks: Ranks = ALONE) -> FrozenModel:
+    """Load the model.
+
+    Raises:
+        ModelError, EnvironmentProblem: as `memory.load`.
+    """
+    if settings.deterministic:
+        choice.make_deterministic()
+    device = ranks.own(choice.pick_device(settings.device))
+    pipe = memory.load(model, family, settings, device, safety_checker=False)
+    return FrozenModel(model, family, pipe, device, ranks)
+
+
+def prepare(loaded: FrozenModel, settings: TrainSettings, album: Album, captions: Captions) -> Run:
+    """Encode the photos, and set the word to its start."""
+    model, family, pipe, device = loaded.model, loaded.family, loaded.pipe, loaded.device
+    crops = albums.crops(album.photos, settings, family.multiple)
+    with memory.fitting(model, settings, device):
+        encoded = _encoded(loaded, settings, crops)
+    tables = placement.tables(pipe, family.encoders)
+    vocabulary = {key: norms.summary(table) for key, table in tables.items()}
+    learner = _learner(settings, pipe, family, vocabulary)
+    task = Task(pipe, family, encoded, captions, settings, loaded.ranks)
+    identity = _identity(model, task, learner, album)
+    return Run(model, task, learner, tables, vocabulary, identity, _machine(device))
+
+
+def _encoded(loaded: FrozenModel, settings: TrainSettings, crops: Sequence[Crop]) -> Latents:
+    """The photos as the autoencoder sees them; the pipeline is ready for the first step then."""
+    pipe, family, device = loaded.pipe, loaded.family, loaded.device
+    if not settings.low_memory:
+        return latents.encode(pipe, family, crops, device)
+    memory.set_aside(pipe)
+    encoded = memory.encode(pipe, family, crops, device)
+    memory.economize(pipe, family, device)
+    return encoded
+
+
+def as_alone(task: Task) -> TrainSettings:
+    """The settings with which one process takes the steps of all."""
+    return task.settings.model_copy(update={"batch_size": task.settings.batch_size * task.ranks.size})
+
+
+def _learner(
+    settings: TrainSettings, pipe: Any, family: Family, vocabulary: Mapping[str, Summary]
+) -> Learner:
+    """The word at its start: rows of the initialiser, brought to the magnitude asked for."""
+    rows = initial_rows.rows(pipe, family, settings.init, settings.vectors, settings.seed)
+    count = len(next(iter(rows.values())))
+    magnitude = initial_rows.magnitudes(rows, vocabulary, settings.magnitude_rule)
+    match settings.prior:
+        case "none":
+            prior = None
+        case "init":
+            prior = initial_rows.directions(rows)
+        case phrase:
+            prior = initial_rows.directions(initial_rows.rows(pipe, family, phrase, count, settings.seed))
+    return trainer.learner(settings, rows, magnitude, prior)
+
+
+def _identity(model: Model, task: Task, learner: Learner, album: Album) -> Identity:
+    settings = as_alone(task)
+    return Identity(
+        settings={
+            name: json.dumps(getattr(settings, name))
+            for name in TrainSettings.model_fields
+            if name not in INCIDENTAL
+            # The rows of a token file are compared, wherever it lies.
+            and not (name in paths.WORDS_OR_FILES and paths.names_token_file(getattr(settings, name)))
+        }
+        | _tiles(task.latents),
+        photos={photo.name: photo.fingerprint for photo in album.photos},
+        captions={
+            photo.name: _digest(json.dumps(list(task.captions[photo.path])).encode())
+            for photo in album.photos
+        },
+        model={
+            "name": model.label,
+            "weights": _weights(task.pipe),
+            "precision": str(task.dtype).removeprefix("torch."),
+            # Files the word starts from, and its prior, may change under the same name.
+            "first rows": _digest(*(_bytes(each) for each in _start(learner))),
+        },
+    )
+
+
+def _tiles(encoded: Latents) -> dict[str, str]:
+    """Photos encoded in tiles are nearly the same, and not quite."""
+    return {"photos encoded": "in tiles"} if encoded.tiled else {}
+
+
+def _start(learner: Learner) -> list[Tensor]:
+    """The word's rows and what its prior pulls towards."""
+    priors = [each for optimizer in learner.optimizers for each in optimizer.prior or ()]
+    return [*learner.word.rows.values(), *priors]
+
+
+@torch.no_grad()
+def _weights(pipe: Any) -> str:
+    """A fingerprint of all weights, from a sample of each."""
+    samples = [
+        name.encode() + b"".join(_bytes(part.flatten()[:SAMPLE]) for part in memory.stored(parameter))
+        for component, module in sorted(pipe.components.items())
+        if isinstance(module, torch.nn.Module)
+        for name, parameter in module.named_parameters(component)
+        if not parameter.is_meta
+    ]
+    return _digest(*samples)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().float().cpu().numpy().tobytes()
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """What can change the last bits of a result."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return provenance.versions() | {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": f"{device.type} {name or platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def resume(run: Run, before: Checkpoint) -> tuple[str, ...]:
+    """Bring the word to where a checkpoint left it.
+
+    Returns:
+        what differs about the machine, which may change the last bits of the result.
+
+    Raises:
+        UsageError: the checkpoint is of another run; names every difference.
+    """
+    checkpoint.require_same(before, run.identity, run.settings.steps)
+    run.learner.restore(before.state)
+    return tuple(
+        f"{name} was {before.machine.get(name, 'unknown')} and is {now}"
+        for name, now in run.machine.items()
+        if before.machine.get(name) != now
+    )
+
+
+def agree(run: Run, step: int) -> int:
+    """Bring every rank to the state of the first one; returns the steps that one has done."""
+    # By name: an optimizer that has not stepped yet has less of a state than one that has.
+    state = {name: each.detach().cpu().contiguous() for name, each in run.learner.state().items()}
+    found = load_state(run.task.ranks.shared(save_state({**state, STEP: torch.tensor(step)})))
+    step = int(found.pop(STEP))
+    run.learner.restore(found)
+    return step
+
+
+def assist(run: Run, folder: RunFolder, step: int) -> None:
+    """Take the steps of `advance` beside the first rank, which keeps the books.
+
+    Raises:
+        Stopped: a signal came, to whichever rank.
+        NumericalError: NaN or inf.
+    """
+    with signals.postponed() as request:
+        for report in _explained(run, folder, step):
+            _stop_if(run, folder, report.step, run.task.ranks.largest(request.number or 0))
+
+
+def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Progress]:
+    """Train to the end; every step is logged, and the state is saved when it is time.
+
+    Args:
+        step: steps done before.
+        loss: the smoothed loss after them, NaN for none.
+
+    Raises:
+        Stopped: a signal came; the state is saved.
+        NumericalError: NaN or inf; the last good checkpoint stays.
+    """
+    settings = run.settings
+    folder.start(to_toml(anchored(as_alone(run.task))), run.machine, step)
+    started = saved = time.monotonic()
+    with folder.appending() as log, signals.postponed() as request:
+        for report in _explained(run, folder, step):
+            loss = _smoothed(loss, report)
+            log.append(_entry(report, loss, run.learner, time.monotonic() - started))
+            asked = run.task.ranks.largest(request.number or 0)
+            if (
+                asked
+                or report.step == settings.steps
+                or report.step % settings.checkpoint_steps == 0
+                or time.monotonic() - saved >= settings.checkpoint_seconds
+            ):
+                _save(run, folder, log, report.step, loss)
+                saved = time.monotonic()
+            _stop_if(run, folder, report.step, asked)
+            yield Progress(report, loss)
+
+
+def _smoothed(before: float, report: StepReport) -> float:
+    """The mean of all steps at first, then their moving average: one noisy step must not look like a trend."""
+    if math.isnan(before):
+        return report.loss
+    return before + (report.loss - before) * max(1 - SMOOTHING, 1 / report.step)
+
+
+def _stop_if(run: Run, folder: RunFolder, step: int, asked: int) -> None:
+    """Raise Stopped if a signal of that number, not 0, has asked for it."""
+    if asked:
+        raise Stopped(
+            f"stopped at step {step} of {run.settings.steps}; its state is in {folder.path}: "
+            "give the same command with --resume to continue",
+            asked,
+        )
+
+
+def _save(run: Run, folder: RunFolder, log: Log, step: int, loss: float) -> None:
+    log.sync()
+    learner = run.learner
+    folder.save(Checkpoint(step, loss, learner.state(), dict(learner.word.rows), run.identity, run.machine))
+
+
+def _explained(run: Run, folder: RunFolder, step: int) -> Iterator[StepReport]:
+    """The steps; errors also say what is left of the run."""
+    try:
+        yield from trainer.fit(run.task, run.learner, step)
+    except NumericalError as error:
+        raise type(error)(f"{error}; {_left(folder)}") from None
+    except torch.OutOfMemoryError:
+        # Outside of this clause the failed step, held by the error, has let go of its memory.
+        pass
+    else:
+        return
+    raise EnvironmentProblem(f"out of memory on {run.device.type}: {_smaller(run)}; {_left(folder)}")
+
+
+def _left(folder: RunFolder) -> str:
+    kept = folder.checkpoints()
+    return f"{kept[-1]} is the last good state" if kept else "no checkpoint was due yet"
+
+
+def _smaller(run: Run) -> str:
+    """Which option makes the run fit, found by trying."""
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    task, learner, settings = run.task, run.learner, run.settings
+    option, size = "", trainer.largest_batch(task, learner)
+    if not settings.low_memory:
+        memory.economize(task.pipe, task.family, run.device)
+        if trainer.fits(task, learner, settings.batch_size):
+            return "--low-memory would fit, and learn the same; add it, and --resume to continue"
+        if not size:
+            option, size = "--low-memory ", trainer.largest_batch(task, learner)
+    if size:
+        more = settings.accumulate * settings.batch_size // size
+        return (
+            f"{option}--batch-size {size} --accumulate {more} would fit, and learn the same; "
+            "start again with --force"
+        )
+    ways = {
+        f"lower --resolution (now {settings.resolution})": True,
+        "try --precision bf16": task.dtype == torch.float32,
+        "try --quantize 8bit": settings.quantize == "none" and run.model.file is None,
+    }
+    return "not even one picture fits at a time, with --low-memory or without; " + ", or ".join(
+        way for way, helps in ways.items() if helps
+    )
+
+
+def _entry(report: StepReport, smooth: float, learner: Learner, seconds: float) -> dict[str, Any]:
+    """A line of the log; angles in degrees, seconds since the run was started or resumed."""
+    return {
+        "step": report.step,
+        "loss": report.loss,
+        "smoothed": smooth,
+        "angle": math.degrees(report.angle),
+        "cosine_to_init": learner.cosine_to_start(),
+        "norm": dict(report.norm),
+        "gradient": {key: list(each) for key, each in report.gradient.items()},
+        "seconds": round(seconds, 3),
+    }
+
+
+def concerns(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
+    """Signs in the log that nothing was learned, each with its likely cause."""
+    entries = read_log(folder.path)
+    if not entries:
+        return
+    if entries[-1]["angle"] < max(STILL_DEGREES, STILL * math.degrees(math.atan(settings.lr))):
+        yield (
+            f"the direction did not move ({entries[-1]['angle']:.2g} degrees in {len(entries)} steps): "
+            "--lr is too small, the steps cancel, or the prior holds it; try a larger --lr or --batch-size, or a smaller --kappa"
+        )
+    losses = [entry["loss"] for entry in entries]
+    third = len(losses) // 3
+    if third < ENOUGH:
+        return
+    first, last = losses[:third], losses[-third:]
+    early, late = statistics.fmean(first), statistics.fmean(last)
+    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / third)
+    # A word that is learned lowers a loss of mostly noise by less than its error: only a clear rise says something.
+    if late - early > CLEAR * error:
+        yield (
+            f"the loss rose ({early:.4f} in the first third, {late:.4f} in the last): "
+            f"look at a picture before you trust {settings.token}; --init may be far off, or --lr too large"
+        )

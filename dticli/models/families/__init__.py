@@ -1,0 +1,230 @@
+"""The model families: what differs between them is data in one table row and a few functions in one file.
+
+The table is readable without torch, so that `dti train --help` can show defaults. The functions of a family live in the
+module its row names; `shape.FamilyCode` says which functions and what they take.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from dticli.errors import ModelError
+
+if TYPE_CHECKING:
+    from dticli.models.families.shape import FamilyCode
+
+
+TINY = "tiny random pipelines on the CPU, not the public weights"
+
+
+@dataclass(frozen=True)
+class Theory:
+    """Which arguments for a fixed norm hold in an encoder (arXiv:2512.13672, Lemmas 1 and 2, Proposition 1).
+
+    Attributes:
+        positional_attenuation: a longer row drowns its position: what is added to it counts O(1/m) after normalising.
+        residual_stagnation: a longer row turns less: every block adds something of bounded length to a state of length m.
+        because: the trait of the encoder that decides.
+    """
+
+    positional_attenuation: bool
+    residual_stagnation: bool
+    because: str
+
+    def __str__(self) -> str:
+        attenuation, stagnation = (
+            "holds" if holds else "does not"
+            for holds in (self.positional_attenuation, self.residual_stagnation)
+        )
+        return f"positional attenuation {attenuation}, residual stagnation {stagnation} ({self.because})"
+
+
+ADDED_POSITIONS = Theory(True, True, "positions added to the rows, pre-norm blocks")
+RELATIVE_POSITIONS = Theory(False, True, "positions in attention only, pre-norm blocks")
+POST_NORM = Theory(True, False, "normalised right after the embeddings, post-norm blocks")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder the word is learned in.
+
+    Attributes:
+        key: name of its tensor in token files, as ComfyUI and A1111 spell it.
+        component: attribute of the pipeline that holds the encoder.
+        tokenizer: attribute of the pipeline that holds its tokenizer.
+        theory: what the paper's arguments say about it.
+        lstrip: added tokens swallow the space before them. Tokenizers of language models mark word starts with that
+            space, and would leave it behind as a token of its own.
+    """
+
+    key: str
+    component: str
+    tokenizer: str
+    theory: Theory
+    lstrip: bool = False
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Training settings a family starts from.
+
+    Attributes:
+        lr: tangent length of one step. Paper values are multiplied by batch x accumulation, as its launcher does.
+    """
+
+    resolution: int
+    steps: int = 500
+    lr: float = 0.02
+    kappa: float = 1e-4
+    batch_size: int = 4
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table.
+
+    Attributes:
+        name: how messages and token files call it.
+        pipelines: names of diffusers pipeline classes that belong to it.
+        encoders: every encoder the word is learned in; those a model was saved without are left out.
+        module: file under `dticli/models/families/` with its functions.
+        defaults: training settings.
+        source: where these come from.
+        multiple: picture sides must be multiples of this many pixels.
+        refused: entries of `model_index.json` that mark models of the same class which are trained in another way.
+        verified: what it was tried on.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    encoders: tuple[Encoder, ...]
+    module: str
+    defaults: Defaults
+    source: str = "those of SDXL in the paper; not measured"
+    multiple: int = 16
+    refused: tuple[str, ...] = ()
+    verified: tuple[str, ...] = (TINY,)
+
+    @property
+    def code(self) -> "FamilyCode":
+        """The family's functions; imports torch."""
+        return cast("FamilyCode", importlib.import_module(f"dticli.models.families.{self.module}"))
+
+
+CLIP_L = Encoder("clip_l", "text_encoder", "tokenizer", ADDED_POSITIONS)
+CLIP_G = Encoder("clip_g", "text_encoder_2", "tokenizer_2", ADDED_POSITIONS)
+T5_FIRST = Encoder("t5xxl", "text_encoder", "tokenizer", RELATIVE_POSITIONS)
+T5_SECOND = Encoder("t5xxl", "text_encoder_2", "tokenizer_2", RELATIVE_POSITIONS)
+T5_THIRD = Encoder("t5xxl", "text_encoder_3", "tokenizer_3", RELATIVE_POSITIONS)
+UMT5 = Encoder("umt5xxl", "text_encoder", "tokenizer", RELATIVE_POSITIONS)
+GEMMA_2 = Encoder("gemma2_2b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, lstrip=True)
+QWEN_3 = Encoder("qwen3_4b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, lstrip=True)
+QWEN_25 = Encoder("qwen25_7b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, lstrip=True)
+BERT = Encoder("bert", "text_encoder", "tokenizer", POST_NORM)
+MT5 = Encoder("mt5xl", "text_encoder_2", "tokenizer_2", RELATIVE_POSITIONS)
+
+# Models of several billion parameters see one picture at a time, and as many a step as the others.
+ONE_BY_ONE = {"batch_size": 1, "accumulate": 4}
+PAPER = "arXiv:2512.13672"
+
+TABLE: tuple[Family, ...] = (
+    Family(
+        "sd",
+        ("StableDiffusionPipeline",),
+        (CLIP_L,),
+        "sd",
+        Defaults(resolution=512),
+        multiple=8,
+        verified=(TINY, "the bundled model on the CPU"),
+    ),
+    Family(
+        "sdxl",
+        ("StableDiffusionXLPipeline",),
+        (CLIP_L, CLIP_G),
+        "sdxl",
+        Defaults(resolution=768),
+        source=PAPER,
+        multiple=8,
+    ),
+    Family(
+        "sana",
+        ("SanaPipeline",),
+        (GEMMA_2,),
+        "sana",
+        Defaults(resolution=1024, steps=1000, lr=0.08, kappa=5e-5),
+        source=PAPER,
+        multiple=32,
+    ),
+    Family(
+        "sd3",
+        ("StableDiffusion3Pipeline",),
+        (CLIP_L, CLIP_G, T5_THIRD),
+        "sd3",
+        Defaults(resolution=1024, **ONE_BY_ONE),
+    ),
+    Family("flux", ("FluxPipeline",), (CLIP_L, T5_SECOND), "flux", Defaults(resolution=512, **ONE_BY_ONE)),
+    Family(
+        "wan",
+        ("WanPipeline",),
+        (UMT5,),
+        "wan",
+        Defaults(resolution=480, **ONE_BY_ONE),
+        # Wan 2.2: two denoisers by noise level, or a noise level for each token.
+        refused=("transformer_2", "boundary_ratio", "expand_timesteps"),
+    ),
+    Family(
+        "flux2_klein",
+        ("Flux2KleinPipeline",),
+        (QWEN_3,),
+        "flux2_klein",
+        Defaults(resolution=512, **ONE_BY_ONE),
+    ),
+    Family("z_image", ("ZImagePipeline",), (QWEN_3,), "z_image", Defaults(resolution=512, **ONE_BY_ONE)),
+    Family(
+        "qwen_image", ("QwenImagePipeline",), (QWEN_25,), "qwen_image", Defaults(resolution=512, **ONE_BY_ONE)
+    ),
+    Family("pixart_sigma", ("PixArtSigmaPipeline",), (T5_FIRST,), "pixart_sigma", Defaults(resolution=1024)),
+    Family("lumina2", ("Lumina2Pipeline",), (GEMMA_2,), "lumina2", Defaults(resolution=1024, **ONE_BY_ONE)),
+    Family(
+        "hunyuandit",
+        ("HunyuanDiTPipeline",),
+        (BERT, MT5),
+        "hunyuandit",
+        Defaults(resolution=1024, **ONE_BY_ONE),
+    ),
+)
+
+
+def of_index(index: Mapping[str, Any], model: str) -> Family:
+    """The family of a model, from its `model_index.json`, with the encoders that model has.
+
+    Raises:
+        ModelError: no family uses that pipeline class, or the model is of a kind the family does not know.
+    """
+    pipeline = index.get("_class_name")
+    family = next((family for family in TABLE if pipeline in family.pipelines), None)
+    if family is None:
+        known = ", ".join(name for family in TABLE for name in family.pipelines)
+        raise ModelError(f"{model} is a {pipeline}: expected one of {known}; choose another --model")
+    strange = next((name for name in family.refused if _is_there(index, name)), None)
+    if strange:
+        raise ModelError(
+            f"{model} is a {pipeline} with {strange}: expected one without; "
+            f"dti cannot train this kind of {family.name}, choose another --model"
+        )
+    there = tuple(each for each in family.encoders if _is_there(index, each.component, unsaid=True))
+    return dataclasses.replace(family, encoders=there)
+
+
+def _is_there(index: Mapping[str, Any], name: str, *, unsaid: bool = False) -> bool:
+    """Whether an entry is set; components a model was saved without are a pair of nulls."""
+    entry = index.get(name, unsaid)
+    return bool(entry[0]) if isinstance(entry, list | tuple) else bool(entry)
+
+
+def of_name(name: str) -> Family | None:
+    """The family with this name, or None."""
+    return next((family for family in TABLE if family.name == name), None)

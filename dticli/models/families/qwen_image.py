@@ -1,0 +1,41 @@
+"""Qwen-Image: the language part of Qwen2.5-VL; latents of a video autoencoder, packed two by two."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
+from dticli.models.families.shape import height_width as call_options
+from dticli.models.families.shape import no_architecture as architecture
+from dticli.models.families.shape import rectified_flow as process
+from dticli.models.families.video import posterior, to_latents
+
+__all__ = [
+    "architecture",
+    "call_options",
+    "denoiser",
+    "encode",
+    "posterior",
+    "predict",
+    "process",
+    "to_latents",
+]
+
+
+def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
+    embeds, mask = encode_prompt(pipe, prompts)
+    return {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask}
+
+
+def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
+    batch, channels, _, height, width = noisy.shape
+    output = pipe.transformer(
+        hidden_states=pipe._pack_latents(noisy, batch, channels, height, width),
+        timestep=level,
+        img_shapes=[[(1, height // 2, width // 2)]] * batch,
+        **conditioning,
+        return_dict=False,
+    )[0]
+    scale = pipe.vae_scale_factor
+    return pipe._unpack_latents(output, height * scale, width * scale, scale)

@@ -1,0 +1,42 @@
+"""Stable Diffusion XL: two CLIP encoders, a pooled state, and sizes and crop as conditioning."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dticli.models.families.kl import posterior, to_latents
+from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
+from dticli.models.families.shape import diffusion as process
+from dticli.models.families.shape import size_and_crop as call_options
+
+__all__ = [
+    "architecture",
+    "call_options",
+    "denoiser",
+    "encode",
+    "posterior",
+    "predict",
+    "process",
+    "to_latents",
+]
+
+
+def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
+    embeds, _, pooled, _ = encode_prompt(pipe, prompts)
+    times = [
+        pipe._get_add_time_ids(frame.original, frame.crop, frame.target, embeds.dtype, pooled.shape[-1])
+        for frame in frames
+    ]
+    added = {"text_embeds": pooled, "time_ids": torch.cat(times).to(embeds.device)}
+    return {"encoder_hidden_states": embeds, "added_cond_kwargs": added}
+
+
+def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
+    return pipe.unet(noisy, level, **conditioning, return_dict=False)[0]
+
+
+def architecture(pipe: Any) -> str | None:
+    widths = (pipe.text_encoder.config.hidden_size, pipe.text_encoder_2.config.hidden_size)
+    return "stable-diffusion-xl-v1-base" if widths == (768, 1280) else None

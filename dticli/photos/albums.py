@@ -1,0 +1,435 @@
+"""From a folder or one picture to checked photos: what is used, what is skipped and why, crops of them, and masks."""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import io
+import math
+import os
+import stat
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from dticli import paths, randomness
+from dticli.errors import InputError
+from dticli.randomness import Key
+from dticli.settings import TrainSettings
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2"}
+    | {".avif", ".heic", ".heif"}
+)
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
+"""What is read, whatever the name says: Pillow would run Ghostscript on a PostScript file."""
+PLUGINS = {"pillow_heif": "register_heif_opener"}
+MIN_SIDE = 8
+"""Pixels; what is smaller shows nothing."""
+MAX_SHAPE = 4.0
+"""Longer than this, even whole photos are cropped."""
+BACKGROUND = 0.1
+"""Weight of the loss beside the subject: with none at all, what the word draws there would be anyone's guess."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A readable picture.
+
+    Attributes:
+        name: path inside the folder of photos, with slashes.
+        size: (height, width) in pixels, upright as EXIF says.
+        fingerprint: of the file's content, and of its mask's.
+        mask: picture whose bright parts are the subject; the photo's own path where that is its transparency.
+        note: what was done to make it usable.
+    """
+
+    path: Path
+    name: str
+    size: tuple[int, int]
+    fingerprint: str
+    mask: Path | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not used, and why."""
+
+    path: Path
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Album:
+    """What was found: photos in the order of their names, what was left out, and how many other files there are."""
+
+    photos: tuple[Photo, ...]
+    skipped: tuple[Skipped, ...]
+    others: int = 0
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A window on a resized photo.
+
+    Attributes:
+        resized: (height, width) the whole photo is scaled to, keeping its shape.
+        corner: (top, left) of the window there.
+        size: (height, width) of the window.
+        flipped: mirrored left to right.
+    """
+
+    photo: Photo
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    size: tuple[int, int]
+    flipped: bool = False
+
+
+# Finding
+
+
+def read(source: Path, masks: str | None = None) -> Album:
+    """Check every picture under `source`, a folder (with sub-folders) or a single picture.
+
+    Args:
+        masks: None, `alpha`, or a folder with a mask of the same name for each photo.
+
+    Raises:
+        InputError: nothing is there, no picture can be used, or a mask is missing; says why.
+    """
+    try:
+        os.stat(source)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"no folder {source} ({reason}): expected a folder of photos; check path and permissions"
+        ) from None
+    _register_plugins()
+    found = _Found(source)
+    checked = [_check(path, found.name(path)) for path in found.pictures()]
+    items = [*found.unreadable, *_without_copies(checked)]
+    photos = tuple(item for item in items if isinstance(item, Photo))
+    skipped = tuple(item for item in items if isinstance(item, Skipped))
+    if not photos and not skipped:
+        raise InputError(
+            f"no photos in {source}: expected .jpg, .png or .webp; pass the folder that holds them"
+        )
+    if not photos:
+        first = skipped[0]
+        raise InputError(
+            f"none of {len(skipped)} pictures in {source} can be read ({first.name}: {first.reason}): "
+            "expected intact .jpg, .png or .webp files; export them again"
+        )
+    return Album(_with_masks(photos, masks) if masks else photos, skipped, found.others)
+
+
+class _Found:
+    """The files under a folder; links to folders are not followed, so that loops end."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.unreadable: list[Skipped] = []
+        self.others = 0
+
+    def pictures(self) -> list[Path]:
+        """Pictures by suffix, in all sub-folders, in the order of their names; hidden files are none."""
+        if self.source.is_file():
+            return [self.source]
+        return sorted(self._walk(), key=self.name)
+
+    def name(self, path: Path) -> str:
+        """The path inside the folder."""
+        return path.name if path == self.source else path.relative_to(self.source).as_posix()
+
+    def _walk(self) -> Iterator[Path]:
+        for root, folders, names in os.walk(self.source, onerror=self._refused):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                if name.startswith("."):
+                    continue
+                if Path(name).suffix.lower() in SUFFIXES:
+                    yield Path(root, name)
+                else:
+                    self.others += 1
+
+    def _refused(self, error: OSError) -> None:
+        path = Path(error.filename)
+        self.unreadable.append(Skipped(path, self.name(path), f"cannot be opened ({error.strerror})"))
+
+
+def _without_copies(items: Sequence[Photo | Skipped]) -> Iterator[Photo | Skipped]:
+    """A second copy would count twice in every epoch."""
+    seen: dict[str, str] = {}
+    for item in items:
+        if isinstance(item, Photo):
+            original = seen.setdefault(item.fingerprint, item.name)
+            if original != item.name:
+                yield Skipped(item.path, item.name, f"a copy of {original}")
+                continue
+        yield item
+
+
+def _register_plugins() -> None:
+    """Let Pillow use what is installed beside it."""
+    for module, function in PLUGINS.items():
+        with contextlib.suppress(ImportError):
+            getattr(importlib.import_module(module), function)()
+    Image.init()
+
+
+# Checking
+
+
+def _check(path: Path, name: str) -> Photo | Skipped:
+    """Decode once: a truncated file only shows when all of it is read."""
+    problem = _unusable(path)
+    if problem:
+        return Skipped(path, name, problem)
+    try:
+        picture = _open(path)
+        fingerprint = _fingerprint(path)
+    except Exception as error:
+        # Damaged and hostile pictures raise whatever their bytes lead the decoders to.
+        return Skipped(path, name, _reason(error, path))
+    width, height = picture.size
+    if min(width, height) < MIN_SIDE:
+        return Skipped(path, name, f"only {width}x{height} pixels")
+    frames = picture.info["dti.frames"]
+    note = f"the first of {frames} frames" if frames > 1 else None
+    return Photo(path, name, (height, width), fingerprint, note=note)
+
+
+def _unusable(path: Path) -> str | None:
+    """What is wrong with a file before it is opened: opening a pipe would wait for ever."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    return None if status.st_size else "empty"
+
+
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return "too many pixels; make it smaller"
+    if isinstance(error, UnidentifiedImageError) and path.suffix.lower() in (".heic", ".heif"):
+        return "HEIC needs a plug-in: pip install pillow-heif"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture, or damaged"
+    return f"cannot be read ({next(iter(str(error).splitlines()), '') or type(error).__name__})"
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(path: Path) -> Image.Image:
+    """Decoded, upright, RGB or RGBA, 8 bits in sRGB; `info` counts the frames, of which this is the first."""
+    with warnings.catch_warnings():
+        # Pillow warns of half of its pixel limit and of odd metadata: only what stops it is ours to report.
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
+            frames = getattr(file, "n_frames", 1)
+            file.load()
+            picture = _in_srgb(_in_eight_bits(ImageOps.exif_transpose(file)))
+    picture.info = {"dti.frames": frames}
+    return picture
+
+
+def _in_eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey pictures of 16 bits and of floats; deep colours are reduced by Pillow itself."""
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0).clip(0)
+    whole = 65535 if picture.mode.startswith("I") else 1
+    scale = 255 / max(whole, values.max() if values.max() > whole else whole)
+    return Image.fromarray((values * scale).round().astype(np.uint8))
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """RGB or RGBA, from the colour space its profile names."""
+    profile = picture.info.get("icc_profile")
+    mode = "RGBA" if picture.has_transparency_data else "RGB"
+    if picture.mode not in ("RGB", "RGBA", "CMYK", "L", "LAB"):
+        picture = picture.convert(mode)
+    if profile:
+        # A broken profile, or one for other channels, says nothing about the colours.
+        with contextlib.suppress(ImageCms.PyCMSError, OSError, TypeError, ValueError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(source):
+                converted = ImageCms.profileToProfile(picture, source, _srgb(), outputMode=mode)
+                picture = converted or picture
+    return picture.convert(mode)
+
+
+@functools.cache
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+# Masks
+
+
+def _with_masks(photos: Sequence[Photo], masks: str) -> tuple[Photo, ...]:
+    if masks == paths.ALPHA:
+        if not any(_open(photo.path).mode == "RGBA" for photo in photos):
+            raise InputError(
+                "no photo is transparent anywhere: expected --masks alpha's masks; use --masks FOLDER"
+            )
+        return tuple(replace(p, mask=p.path, fingerprint=f"{p.fingerprint} alpha") for p in photos)
+    folder = Path(masks)
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}: expected a mask for each photo; check --masks")
+    by_stem = {_stem(found): path for found, path in _named(folder)}
+    missing = [photo.name for photo in photos if _stem(photo.name) not in by_stem]
+    if missing:
+        raise InputError(
+            f"no mask for {listed(missing)} in {folder}: expected a picture of the same name; add it, or leave out the photo"
+        )
+    return tuple(_with_mask(photo, by_stem[_stem(photo.name)]) for photo in photos)
+
+
+def _named(folder: Path) -> list[tuple[str, Path]]:
+    found = _Found(folder)
+    return [(found.name(path), path) for path in found.pictures()]
+
+
+def _stem(name: str) -> str:
+    return unicodedata.normalize("NFC", name.rpartition(".")[0])
+
+
+def _with_mask(photo: Photo, path: Path) -> Photo:
+    mask = _check(path, path.name)
+    if isinstance(mask, Skipped):
+        raise InputError(f"the mask {path} cannot be used: {mask.reason}; save it again")
+    (height, width), (mask_height, mask_width) = photo.size, mask.size
+    if abs(math.log(height / width * mask_width / mask_height)) > 0.02:
+        raise InputError(
+            f"the mask {path} has {mask_width}x{mask_height} pixels: expected the shape of {photo.name}, {width}x{height}"
+        )
+    return replace(photo, mask=path, fingerprint=f"{photo.fingerprint} {mask.fingerprint}")
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# Cropping
+
+
+def crops(photos: Sequence[Photo], settings: TrainSettings, multiple: int) -> list[Crop]:
+    """Every window the settings ask for, photo by photo, each followed by its mirror image if they are wanted."""
+    return [
+        Crop(photo, resized, corner, size, flipped)
+        for photo in photos
+        for resized, corner, size in _windows(photo, settings, multiple)
+        for flipped in ((False, True) if settings.flip else (False,))
+    ]
+
+
+def _windows(
+    photo: Photo, settings: TrainSettings, multiple: int
+) -> Iterator[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
+    """Resized size, corner and size of each window; the photo's tighter side fits exactly."""
+    side = settings.resolution
+    size = bucket(photo.size, side, multiple) if settings.crop == "none" else (side, side)
+    height, width = photo.size
+    scale = max(size[0] / height, size[1] / width)
+    resized = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    room = (resized[0] - size[0], resized[1] - size[1])
+    for index in range(settings.crops):
+        centred = index == 0 and settings.crop != "random"
+        corner = (room[0] // 2, room[1] // 2) if centred else _corner(photo, room, index, settings.seed)
+        yield resized, corner, size
+
+
+def _corner(photo: Photo, room: tuple[int, int], index: int, seed: int) -> tuple[int, int]:
+    """A corner drawn evenly; from the photo's name, so that other photos in the folder do not move it."""
+    top, left = (
+        randomness.integer(Key(seed, purpose, photo.name, sample=index), most + 1)
+        for purpose, most in zip(("crop top", "crop left"), room, strict=True)
+    )
+    return top, left
+
+
+def bucket(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
+    """The (height, width) of about side x side pixels that is nearest in shape, on a grid of about side / 16."""
+    grid = multiple * max(1, round(side / 16 / multiple))
+    shape = min(MAX_SHAPE, max(1 / MAX_SHAPE, size[0] / size[1]))
+    height, width = side * math.sqrt(shape), side / math.sqrt(shape)
+    return max(grid, round(height / grid) * grid), max(grid, round(width / grid) * grid)
+
+
+def pixels(crop: Crop) -> Tensor:
+    """The crop as (3, height, width) float32 in [-1, 1]; transparency lies on white."""
+    values = np.asarray(_window(_on_white(_decoded(crop.photo)), crop), dtype=np.float32)
+    return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def whole(photo: Photo) -> Image.Image:
+    """The photo in RGB; what is transparent, or hidden by its mask, is white."""
+    picture, mask = _decoded(photo), _mask(photo)
+    if mask is None:
+        return _on_white(picture)
+    white = Image.new("RGB", picture.size, "white")
+    return Image.composite(picture.convert("RGB"), white, mask.resize(picture.size))
+
+
+def weights(crop: Crop) -> Tensor | None:
+    """How much each pixel of the crop counts, (height, width) float32 from `BACKGROUND` to 1; None without a mask."""
+    mask = _mask(crop.photo)
+    if mask is None:
+        return None
+    values = np.asarray(_window(mask, crop), dtype=np.float32) / 255
+    return torch.from_numpy(BACKGROUND + (1 - BACKGROUND) * values)
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode != "RGBA":
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _mask(photo: Photo) -> Image.Image | None:
+    """White on the subject; None without a mask."""
+    if photo.mask is None:
+        return None
+    if photo.mask != photo.path:
+        return _open(photo.mask).convert("L")
+    picture = _decoded(photo)
+    return picture.getchannel("A") if picture.mode == "RGBA" else Image.new("L", picture.size, 255)
+
+
+def _window(picture: Image.Image, crop: Crop) -> Image.Image:
+    height, width = crop.resized
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    top, left = crop.corner
+    picture = picture.crop((left, top, left + crop.size[1], top + crop.size[0]))
+    return ImageOps.mirror(picture) if crop.flipped else picture
+
+
+@functools.lru_cache(maxsize=1)
+def _decoded(photo: Photo) -> Image.Image:
+    """The photo's picture; crops of one photo follow each other, so that each is decoded once."""
+    try:
+        return _open(photo.path)
+    except Exception as error:
+        raise InputError(
+            f"{photo.path} was readable before and is not now ({_reason(error, photo.path)}): "
+            "leave the photos where they are until training has begun"
+        ) from None

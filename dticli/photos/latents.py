@@ -1,0 +1,101 @@
+"""Photos encoded once: every crop's posterior is kept, and a fresh sample of it is drawn at every step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dticli import randomness
+from dticli.errors import NumericalError
+from dticli.models.families import Family
+from dticli.models.families.shape import Frame
+from dticli.photos import albums
+from dticli.photos.albums import Crop
+from dticli.randomness import Key
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Posteriors of all crops on the training device; lists, because whole photos differ in shape.
+
+    Attributes:
+        mean, std: (channels, ..., height, width) float32 a crop. The std is kept too: a frozen sample would train on
+            one noise draw.
+        weights: (height, width) float32 a crop, of mean one, to multiply squared errors with; None for no mask.
+        frames: where each crop lies on its photo.
+        paths: the photo of each crop.
+        tiled: the autoencoder saw the photos piece by piece.
+    """
+
+    mean: Sequence[Tensor]
+    std: Sequence[Tensor]
+    weights: Sequence[Tensor | None]
+    frames: tuple[Frame, ...]
+    paths: tuple[Path, ...]
+    tiled: bool = False
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean[0].device
+
+    def sample(self, picks: Sequence[int], keys: Sequence[Key]) -> Tensor:
+        """One sample of the posterior of each picked crop, all of one shape, (batch, channels, ...), float32."""
+        shape = tuple(self.mean[picks[0]].shape)
+        noise = torch.stack([randomness.normal(key, shape) for key in keys]).to(self.device)
+        mean, std = (torch.stack([each[pick] for pick in picks]) for each in (self.mean, self.std))
+        return mean + std * noise
+
+    def weight(self, picks: Sequence[int]) -> Tensor | None:
+        """Weights of the picked crops, all of one shape, (batch, height, width); None if none has a mask."""
+        found = [self.weights[pick] for pick in picks]
+        if all(each is None for each in found):
+            return None
+        whole = torch.ones(self.mean[picks[0]].shape[-2:], device=self.device)
+        return torch.stack([whole if each is None else each for each in found])
+
+
+@torch.no_grad()
+def encode(pipe: Any, family: Family, crops: Sequence[Crop], device: torch.device) -> Latents:
+    """Run every crop through the autoencoder, in float32, then send the autoencoder off the device.
+
+    Float32, because half precision overflows in the autoencoder of SDXL, and this happens only once.
+
+    Raises:
+        InputError: a photo is no longer readable.
+        NumericalError: the autoencoder returns NaN or inf; names the photo.
+    """
+    pipe.vae.to(device, torch.float32)
+    moments = [_moments(pipe, family, crop, device) for crop in crops]
+    pipe.vae.to("cpu")
+    return Latents(
+        mean=[mean for mean, _ in moments],
+        std=[std for _, std in moments],
+        weights=[_weight(crop, mean) for crop, (mean, _) in zip(crops, moments, strict=True)],
+        frames=tuple(Frame(crop.photo.size, crop.corner, crop.size) for crop in crops),
+        paths=tuple(crop.photo.path for crop in crops),
+    )
+
+
+def _moments(pipe: Any, family: Family, crop: Crop, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = family.code.posterior(pipe, albums.pixels(crop)[None].to(device))
+    if not (mean.isfinite().all() and std.isfinite().all()):
+        raise NumericalError(
+            f"the autoencoder makes NaN or inf of {crop.photo.name}: expected numbers; "
+            "leave the photo out, or choose another --model"
+        )
+    return mean[0], std[0]
+
+
+def _weight(crop: Crop, mean: Tensor) -> Tensor | None:
+    """The crop's mask on the grid of its latent, of mean one, so that every photo counts the same."""
+    weights = albums.weights(crop)
+    if weights is None:
+        return None
+    small = torch.nn.functional.adaptive_avg_pool2d(weights[None], (mean.shape[-2], mean.shape[-1]))[0]
+    return (small / small.mean()).to(mean.device)

@@ -1,0 +1,478 @@
+"""Vocabulary statistics: how long a model's embedding rows are, and where a learned vector lies among them.
+
+Tables are read from the model's files without building the model. Rows keep the dtype they are stored in and
+stay mapped to disk; everything is computed in float32, piece by piece. Live rows are those that words have:
+spare rows (index >= the tokenizer's length) and zero rows are left out (arXiv:2512.13672, section 3).
+"""
+
+import hashlib
+import json
+import math
+import re
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dticli import sphere
+from dticli.errors import InputError, ModelError, UsageError
+from dticli.models.families import Encoder
+
+PERCENTILES = (1, 5, 25, 75, 95, 99)
+BINS = 40
+CENTRAL = (0.5, 99.5)
+"""Percentiles between which a norm counts as the vocabulary's own.
+
+The central 99 %: minimum and maximum would hang on single odd rows, and a number of standard deviations would
+presume a bell, which tables with a heavy tail of rare words are not.
+"""
+
+_TABLE_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight")
+# First the files that are loaded when no variant is asked for, then variants such as fp16.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.*.safetensors",
+    "model.safetensors.index.*.json",
+    "pytorch_model.*.bin",
+    "pytorch_model.bin.index.*.json",
+)
+_CHUNK = 2**20
+_STATISTICS = ("mean", "median", "min", "max")
+_NUMBER = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)(?P<times>x?)")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The embedding table of one text encoder.
+
+    Attributes:
+        encoder: the pipeline's component, such as `text_encoder_2`.
+        rows: (vocabulary + spare, width), in the stored dtype, before any scale the encoder applies.
+        words: the tokenizer's pieces in order of their rows, as it spells them (`dog</w>`, `▁dog`).
+    """
+
+    encoder: str
+    rows: Tensor
+    words: Sequence[str]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return self.rows.shape[1]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The lengths of a table's live rows.
+
+    Attributes:
+        rows: all rows of the table.
+        spare: rows beyond the tokenizer's length.
+        zero: rows of words that hold only zeros.
+        std: of the population.
+        percentiles: percent -> length, interpolated linearly.
+        argmin, argmax: words of the shortest and the longest row.
+        counts, edges: histogram in bins of equal size from min to max.
+    """
+
+    encoder: str
+    width: int
+    rows: int
+    spare: int
+    zero: int
+    min: float
+    mean: float
+    median: float
+    max: float
+    std: float
+    percentiles: Mapping[int, float]
+    argmin: str
+    argmax: str
+    counts: tuple[int, ...]
+    edges: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A word of the vocabulary and the cosine of its row with a vector."""
+
+    word: str
+    cosine: float
+
+    @property
+    def name(self) -> str:
+        """The word as a reader writes it."""
+        return readable(self.word)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a vector lies among a table's live rows.
+
+    Attributes:
+        norm: its length.
+        percentile: percent of live rows that are shorter; rows of the same length count half.
+        z_score: distance from their mean length in standard deviations.
+        in_distribution: whether its length lies between the `CENTRAL` percentiles.
+        nearest: words by falling cosine.
+    """
+
+    norm: float
+    percentile: float
+    z_score: float
+    in_distribution: bool
+    nearest: tuple[Neighbour, ...]
+
+
+def readable(piece: str) -> str:
+    """A tokenizer's piece without its marks of word starts and ends."""
+    return piece.removesuffix("</w>").lstrip("▁Ġ")
+
+
+# Statistics
+
+
+def live_norms(weight: Tensor, vocabulary_size: int) -> Tensor:
+    """Lengths of the rows that words can have, (live,), float32 on the CPU.
+
+    Args:
+        weight: (rows, width), any float dtype and device; rows >= `vocabulary_size` are spare.
+        vocabulary_size: length of the base tokenizer, without words added to it.
+
+    Raises:
+        ModelError: a row holds NaN or inf, or none is live.
+    """
+    norms = _norms(weight, vocabulary_size)
+    return norms[norms > 0]
+
+
+def summary(table: Table) -> Summary:
+    """Summarise the lengths of a table's live rows.
+
+    Raises:
+        ModelError: as `live_norms`.
+    """
+    norms = _norms(table.rows, len(table.words))
+    words = (norms > 0).nonzero()[:, 0]
+    live = norms[words].double()
+    low, high = live.aminmax()
+    counts, edges = torch.histogram(live, BINS)
+    return Summary(
+        encoder=table.encoder,
+        width=table.width,
+        rows=len(table.rows),
+        spare=len(table.rows) - len(norms),
+        zero=len(norms) - len(live),
+        min=low.item(),
+        mean=live.mean().item(),
+        median=_percentile(live, 50),
+        max=high.item(),
+        std=live.std(correction=0).item(),
+        percentiles={percent: _percentile(live, percent) for percent in PERCENTILES},
+        argmin=table.words[int(words[live.argmin()])],
+        argmax=table.words[int(words[live.argmax()])],
+        counts=tuple(map(int, counts.tolist())),
+        edges=tuple(edges.tolist()),
+    )
+
+
+def magnitude(norms: Summary | Tensor, rule: str) -> float:
+    """The length a rule asks for.
+
+    Args:
+        norms: a summary, or lengths of live rows, (live,).
+        rule: `mean`, `median`, `min`, `max`, a length such as `0.4`, or a multiple of the mean such as `2x`.
+
+    Raises:
+        UsageError: another rule, or a number that is not positive.
+    """
+    if rule in _STATISTICS:
+        return _statistic(norms, rule)
+    match = _NUMBER.fullmatch(rule)
+    number = float(match["number"]) if match else 0.0
+    if match is None or not 0 < number < math.inf:
+        raise UsageError(
+            f"magnitude {rule!r}: expected mean, median, min, max, a length above 0 such as 0.4, "
+            "or a multiple of the mean such as 2x"
+        )
+    return number * _statistic(norms, "mean") if match["times"] else number
+
+
+def position(vector: Tensor, table: Table, k: int = 8) -> Position:
+    """Where one vector, (width,), lies among a table's live rows; see `positions`."""
+    return positions(vector[None], table, k)[0]
+
+
+def positions(vectors: Tensor, table: Table, k: int = 8) -> tuple[Position, ...]:
+    """Where vectors lie among a table's live rows, in two passes over the table for all of them.
+
+    Args:
+        vectors: (n, width), of any length but zero.
+        k: how many words to name.
+
+    Raises:
+        InputError: the widths differ.
+        ModelError: as `live_norms`.
+        NumericalError: a vector is zero, or holds NaN or inf; names the row.
+    """
+    if vectors.shape[1] != table.width:
+        raise InputError(
+            f"vectors of width {vectors.shape[1]}: expected {table.width} as in {table.encoder}; "
+            "use the model they were learned on"
+        )
+    vectors = vectors.detach().float().cpu()
+    units = sphere.normalize(vectors)
+    norms = _norms(table.rows, len(table.words))
+    live = norms[norms > 0].double()
+    lengths = vectors.norm(dim=1).double()
+    low, high = (_percentile(live, percent) for percent in CENTRAL)
+    z_scores = (lengths - live.mean()) / live.std(correction=0)
+    nearest = _nearest(units, table, norms, k)
+    return tuple(
+        Position(
+            norm=length.item(),
+            percentile=_rank(live, length),
+            z_score=z_score.item(),
+            in_distribution=low <= length.item() <= high,
+            nearest=neighbours,
+        )
+        for length, z_score, neighbours in zip(lengths, z_scores, nearest, strict=True)
+    )
+
+
+def fingerprint(tables: Iterable[Table]) -> str:
+    """SHA-256, in hexadecimal, over the signs of each table's rows of words, in order.
+
+    Signs survive rounding, so the same model gives the same fingerprint in fp32, bf16 and fp16, and a finetune with
+    other rows another one.
+    """
+    digest = hashlib.sha256()
+    for table in tables:
+        for _, chunk in _chunks(table.rows[: len(table.words)]):
+            # Row by row, so that it does not matter how many are packed at once.
+            digest.update(np.packbits(chunk.signbit().numpy(), axis=1).tobytes())
+    return digest.hexdigest()
+
+
+def row_of(table: Table, word: str) -> Tensor | None:
+    """The row of a word as it occurs inside a sentence, (width,) float32, or None if it is not one piece."""
+    for spelling in (f"{word}</w>", f"▁{word}", f"Ġ{word}", word):
+        if word and spelling in table.words:
+            return table.rows[table.words.index(spelling)].float()
+    return None
+
+
+def _chunks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Pieces of a table as float32 on the CPU, each valid until the next, with the index of their first row."""
+    step = max(1, _CHUNK // weight.shape[1])
+    # One buffer for all pieces: a fresh one each fragments the heap until the whole table is in it.
+    buffer = torch.empty(min(step, len(weight)), weight.shape[1])
+    for start in range(0, len(weight), step):
+        rows = weight[start : start + step].detach()
+        in_place = rows.dtype == torch.float32 and rows.device.type == "cpu"
+        yield start, rows if in_place else buffer[: len(rows)].copy_(rows)
+
+
+def _norms(weight: Tensor, vocabulary_size: int) -> Tensor:
+    """Lengths of the rows of all words, zero rows included, (vocabulary,)."""
+    norms = torch.empty(min(vocabulary_size, len(weight)))
+    for start, chunk in _chunks(weight[:vocabulary_size]):
+        norms[start : start + len(chunk)] = chunk.norm(dim=1)
+    if not norms.isfinite().all():
+        row = int((~norms.isfinite()).nonzero()[0])
+        raise ModelError(f"row {row} of the embedding table holds NaN or inf: download the model again")
+    if not norms.any():
+        raise ModelError(
+            "the embedding table holds only zeros: expected rows of words; download the model again"
+        )
+    return norms
+
+
+def _percentile(norms: Tensor, percent: float) -> float:
+    return norms.quantile(percent / 100).item()
+
+
+def _statistic(norms: Summary | Tensor, name: str) -> float:
+    if isinstance(norms, Summary):
+        return getattr(norms, name)
+    return _percentile(norms.double(), 50) if name == "median" else getattr(norms.double(), name)().item()
+
+
+def _rank(norms: Tensor, length: Tensor) -> float:
+    """Percent of `norms` below `length`, equal ones counting half."""
+    below, equal = (norms < length).sum(), (norms == length).sum()
+    return (100 * (below + equal / 2) / len(norms)).item()
+
+
+def _nearest(units: Tensor, table: Table, norms: Tensor, k: int) -> list[tuple[Neighbour, ...]]:
+    """The `k` live words of the highest cosine with each of `units`, (n, width)."""
+    k = min(k, int((norms > 0).sum()))
+    cosines, words = torch.empty(len(units), 0), torch.empty(len(units), 0, dtype=torch.long)
+    for start, chunk in _chunks(table.rows[: len(table.words)]):
+        lengths = norms[start : start + len(chunk)]
+        found = (units @ chunk.T / lengths).where(lengths > 0, -math.inf)
+        cosines = torch.cat([cosines, found], dim=1)
+        words = torch.cat([words, torch.arange(start, start + len(chunk)).expand_as(found)], dim=1)
+        cosines, best = cosines.topk(min(k, cosines.shape[1]), dim=1)
+        words = words.gather(1, best)
+    return [
+        tuple(Neighbour(table.words[word], cosine) for word, cosine in zip(*pairs, strict=True))
+        for pairs in zip(words.tolist(), cosines.tolist(), strict=True)
+    ]
+
+
+# Reading
+
+
+def table_of(encoder: str, weight: Tensor, tokenizer: Any) -> Table:
+    """A table of a loaded encoder.
+
+    Args:
+        encoder: name of the component.
+        weight: (rows, width), such as `text_encoder.get_input_embeddings().weight`.
+        tokenizer: the base tokenizer, before words are added to it.
+    """
+    # Some tokenizers know special pieces beyond the end of the table; ids without a piece have no word.
+    pieces = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), len(weight)))))
+    return Table(encoder, weight.detach(), tuple(piece or "" for piece in pieces))
+
+
+def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None = None) -> tuple[Table, ...]:
+    """Read the embedding table of every text encoder that has a tokenizer, in order of their names.
+
+    Only that tensor is read, from safetensors, shards or pickled weights of plain tensors; a variant such as
+    fp16 only where there is nothing else.
+
+    Args:
+        folder: a model in diffusers layout.
+        elsewhere: file, and name of the tensor in it, of tables that are not in the folder, by encoder.
+
+    Raises:
+        ModelError: a file is missing or damaged, or no text encoder is found; names the file.
+    """
+    folder, elsewhere = Path(folder), elsewhere or {}
+    index = _json(folder / "model_index.json")
+    tables = []
+    for encoder in sorted(name for name in index if re.fullmatch(r"text_encoder(_\d+)?", name)):
+        tokenizer = encoder.replace("text_encoder", "tokenizer")
+        kind = _class_name(index, tokenizer)
+        if _class_name(index, encoder) and kind:
+            weight = _read_weight(*(elsewhere.get(encoder) or _find_table(folder / encoder)))
+            tables.append(table_of(encoder, weight, read_tokenizer(folder / tokenizer, kind)))
+    if not tables:
+        raise ModelError(f"{folder} names no text encoder with a tokenizer: expected a text-to-image model")
+    return tuple(tables)
+
+
+def by_key(tables: Iterable[Table], encoders: Iterable[Encoder]) -> dict[str, Table]:
+    """Encoder key to table, of those encoders a word is learned in."""
+    keys = {encoder.component: encoder.key for encoder in encoders}
+    return {keys[table.encoder]: table for table in tables if table.encoder in keys}
+
+
+def _class_name(index: Mapping[str, Any], component: str) -> str | None:
+    """The class of a component; None where the pipeline has none, which diffusers writes as [null, null]."""
+    match index.get(component):
+        case [_, str(name)]:
+            return name
+    return None
+
+
+def _find_table(folder: Path) -> tuple[Path, str | None]:
+    """The file with an encoder's table, and its name there if that is known already."""
+    path = _weight_file(folder)
+    if path.suffix != ".json":
+        return path, None
+    shards = _json(path).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ModelError(f"{path} names no shards: expected a weight_map; download the model again")
+    key = _table_key(shards, path)
+    return folder / Path(str(shards[key])).name, key
+
+
+def _read_weight(path: Path, key: str | None) -> Tensor:
+    weight = _read_tensor(path, key)
+    if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
+        raise ModelError(
+            f"the embedding table in {path} is {weight.dtype} of shape {list(weight.shape)}: "
+            "expected rows of floating-point numbers; choose a model that is not quantised"
+        )
+    return weight
+
+
+def _weight_file(folder: Path) -> Path:
+    """The file, or the index of shards, that `from_pretrained` would load."""
+    for pattern in _WEIGHT_FILES:
+        for path in sorted(folder.glob(pattern)):
+            if "-of-" not in path.name:
+                return path
+    raise ModelError(f"no weights in {folder}: expected model.safetensors; download the model again")
+
+
+def _read_tensor(path: Path, key: str | None) -> Tensor:
+    """The table in one file of weights, mapped to disk where the format allows; `key` is searched if None."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(key or _table_key(file.keys(), path))
+        # Only the zip format of torch >= 1.6 can be mapped.
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return weights[key or _table_key(weights, path)]
+    except ModelError:
+        raise
+    except Exception as error:
+        # The libraries raise SafetensorError, UnpicklingError, RuntimeError, KeyError, OSError and more.
+        raise ModelError(f"{path} cannot be read ({_line(error)}); download the model again") from error
+
+
+def _table_key(keys: Collection[str], path: Path) -> str:
+    """The name of the input table among a text encoder's tensors; not its decoder's or its output's."""
+    for ending in _TABLE_KEYS:
+        found = [key for key in keys if f".{key}".endswith(f".{ending}") and "decoder" not in key.split(".")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ModelError(
+                f"{path} holds several embedding tables ({', '.join(sorted(found))}): expected one"
+            )
+    raise ModelError(f"{path} holds no embedding table: expected a tensor {', '.join(_TABLE_KEYS)}")
+
+
+def read_tokenizer(folder: Path, kind: str) -> Any:
+    import transformers
+
+    loader = getattr(transformers, kind, transformers.AutoTokenizer)
+    try:
+        loaded = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # Missing files, broken JSON and absent optional packages each raise their own class.
+        raise ModelError(f"no tokenizer in {folder} ({_line(error)}); download the model again") from error
+    if isinstance(loaded, transformers.PreTrainedTokenizerBase):
+        return loaded
+    return loaded.tokenizer  # of a processor, which handles pictures too
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read ({_line(error)}): expected a model in diffusers layout"
+        ) from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is damaged: expected names and values; download the model again")
+    return content
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message, or its class."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,61 @@
+"""Where CLIP's pooled state is read: the one vector of a prompt that SDXL, SD3 and FLUX.1 get besides its states.
+
+Public configs call 2 the end of text, which makes transformers pool at the highest id of the prompt. That is the end of
+text, unless a word was added: its id is higher still. The pooled state then stands at the word, and knows nothing of what
+follows it. Plain diffusers does the same, and the paper's words were learned so; ComfyUI and kohya pool at the end of text.
+"""
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from dticli.errors import UsageError
+from dticli.models.families import Encoder
+
+Pooling = Literal["stock", "eos"]
+Learned = Literal["stock", "eos", "mixed"]
+"""What a word may be learned with; mixed takes the two in turn, and suits both."""
+
+
+def choose(pipe: Any, encoders: Sequence[Encoder], pooling: Pooling) -> None:
+    """Let the encoders of a loaded pipeline pool at the end of text, or, with `stock`, where their configs say.
+
+    The attribute is set, because the config is no longer read once the encoder is built.
+    """
+    for encoder in encoders:
+        text_encoder = getattr(pipe, encoder.component)
+        pooler = getattr(text_encoder, "text_model", text_encoder)
+        if hasattr(pooler, "eos_token_id"):
+            knows = getattr(pipe, encoder.tokenizer) if pooling == "eos" else pooler.config
+            pooler.eos_token_id = knows.eos_token_id
+
+
+def at_step(learned: Learned, step: int) -> Pooling:
+    """The pooling of one training step."""
+    if learned != "mixed":
+        return learned
+    return "eos" if step % 2 else "stock"
+
+
+def recorded(words: Sequence[tuple[str, Mapping[str, str]]]) -> Pooling:
+    """The pooling that words were learned with; `stock` where files do not say, or all words suit both.
+
+    Args:
+        words: names, and what the token file of each says.
+
+    Raises:
+        UsageError: they differ.
+    """
+    found = {learned for _, each in words if (learned := said(each)) != "mixed"}
+    if len(found) > 1:
+        raise UsageError(
+            f"{' and '.join(name for name, _ in words)} were learned with different pooling: expected one; "
+            "choose it with --pooling"
+        )
+    return next(iter(found), "stock")
+
+
+def said(metadata: Mapping[str, str]) -> Learned:
+    """The pooling one word was learned with."""
+    known: tuple[Learned, ...] = typing.get_args(Learned)
+    return next((each for each in known if each == metadata.get("dti.pooling")), "stock")

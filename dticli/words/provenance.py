@@ -1,0 +1,102 @@
+"""What a token file says about itself: metadata for programs (`modelspec.*`) and for dti (`dti.*`). Never a path."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dticli import __version__
+from dticli.paths import names_token_file
+from dticli.words import programs
+
+if TYPE_CHECKING:
+    from dticli.models.choice import Model
+    from dticli.models.families import Family
+    from dticli.settings import TrainSettings
+    from dticli.words.token_file import Token
+
+RECORDED = (
+    "method",
+    "optimizer",
+    "steps",
+    "batch_size",
+    "accumulate",
+    "lr",
+    "beta",
+    "kappa",
+    "seed",
+)
+
+
+def of_training(
+    settings: "TrainSettings", model: "Model", family: "Family", pipe: Any, tables: str
+) -> dict[str, str]:
+    """Metadata of a freshly learned word.
+
+    Args:
+        tables: fingerprint of the embedding tables it was learned beside.
+    """
+    made = {f"dti.{name}": str(getattr(settings, name)) for name in RECORDED}
+    made["dti.magnitude"] = settings.magnitude_rule
+    # The prior and the initialiser may be files: their names say enough, and say nothing about the machine.
+    sources = {"dti.init": _name(settings.init), "dti.prior": _name(settings.prior)}
+    lstrip = any(encoder.lstrip for encoder in family.encoders)
+    return (
+        _modelspec(settings, family, pipe)
+        | made
+        | sources
+        | of_model(model, family, tables)
+        | {"dti.token": settings.token, "dti.lstrip": str(lstrip).lower(), "dti.pooling": settings.pooling}
+        | versions()
+    )
+
+
+def of_model(model: "Model", family: "Family", tables: str) -> dict[str, str]:
+    """Which model a word belongs to."""
+    return {
+        "dti.model": model.label,
+        "dti.model_kind": model.kind,
+        "dti.family": family.name,
+        "dti.tables": tables,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What computed it."""
+    import diffusers
+    import torch
+    import transformers
+
+    return {
+        "dti.version": __version__,
+        "dti.torch": torch.__version__,
+        "dti.diffusers": diffusers.__version__,
+        "dti.transformers": transformers.__version__,
+    }
+
+
+def usable_model(metadata: Mapping[str, str]) -> str | None:
+    """The recorded model, if its name is enough to find it again: a folder's name is not."""
+    return metadata.get("dti.model") if metadata.get("dti.model_kind") in ("hub", "bundled") else None
+
+
+def strangers(tokens: "Iterable[Token]", model: "Model") -> Iterator[str]:
+    """A warning for each word that was learned on a folder or file that is not this model: a name is too little to find it."""
+    for token in tokens:
+        home = token.metadata.get("dti.model")
+        if home and home != model.label and not usable_model(token.metadata):
+            yield f"{token.name} was learned on {home}, and this is {model.label}; pass it with --model"
+
+
+def _modelspec(settings: "TrainSettings", family: "Family", pipe: Any) -> dict[str, str]:
+    from dticli.words import placement
+
+    widths = {encoder.key: placement.table(pipe, encoder).shape[1] for encoder in family.encoders}
+    size = f"{settings.resolution}x{settings.resolution}"
+    architecture = family.code.architecture(pipe)
+    return programs.modelspec(settings.token, family.name, widths, architecture) | {
+        "modelspec.resolution": size
+    }
+
+
+def _name(source: str) -> str:
+    return Path(source).name if names_token_file(source) else source

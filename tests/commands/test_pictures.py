@@ -1,0 +1,355 @@
+"""`dti generate` and `dti interpolate` as a user runs them, on the bundled model."""
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import BatchFeature
+
+from dticli import bundled
+from dticli.draw import pipeline
+from dticli.models import memory
+from dticli.words import token_file
+from tests.conftest import Outcome
+
+Dti = Callable[..., Outcome]
+QUICK = ("--steps", 2, "--quiet", "--model", "stickers")
+
+
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image).astype(int)
+
+
+def stock(file: Path, prompts: list[str], *, scheduler: bool = False, **options: object) -> list[np.ndarray]:
+    """What diffusers alone draws with the token file."""
+    pipe = StableDiffusionPipeline.from_pretrained(bundled.model_folder(), dtype=torch.float32)
+    pipe.load_textual_inversion(file)
+    if scheduler:
+        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+    images = pipe(prompts, generator=generators, num_inference_steps=2, guidance_scale=3.0, **options).images
+    return [np.asarray(image).astype(int) for image in images]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+    ":diffusers.schedulers.scheduling_euler_discrete"
+)
+def test_pictures_are_those_of_a_stock_pipeline(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """Same batch, scheduler, seeds and negative prompt: the same pixels as diffusers with load_textual_inversion."""
+    prompt, negative = "a photo of <dog> in the snow", "a cat"
+    options = ("--count", 2, "--batch-size", 2, "--negative", negative, "--scheduler", "euler")
+    outcome = dti("generate", prompt, "-t", dog, "-o", tmp_path, *options, *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    ours = [pixels(Path(each["file"])) for each in outcome.json["pictures"]]
+    theirs = stock(dog, [prompt] * 2, scheduler=True, negative_prompt=[negative] * 2)
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert not np.array_equal(ours[0], ours[1])
+
+
+def test_batch_size_does_not_change_pictures(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """Every picture has noise of its own: one at a time or three at once differ by rounding alone."""
+    for size in (1, 3):
+        dti(
+            "generate",
+            "<dog>",
+            "-t",
+            dog,
+            "-o",
+            tmp_path / str(size),
+            "--count",
+            3,
+            "--batch-size",
+            size,
+            *QUICK,
+        )
+    single, together = (sorted((tmp_path / size).iterdir()) for size in "13")
+    assert [file.name for file in single] == [file.name for file in together]
+    assert all(np.abs(pixels(a) - pixels(b)).max() <= 2 for a, b in zip(single, together, strict=True))
+
+
+def test_the_word_changes_the_picture(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
+    """Two words at once, each where the prompt says."""
+    outcome = dti("generate", "a <dog>", "a <cat>", "-t", dog, "-t", cat, "-o", tmp_path, *QUICK, "--json")
+    first, second = (pixels(Path(each["file"])) for each in outcome.json["pictures"])
+    assert not np.array_equal(first, second)
+
+
+def test_pictures_say_how_they_were_made(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """PNG text holds prompt, seed, model, tokens and settings; names sort in the order of drawing."""
+    outcome = dti(
+        "generate", "a photo of <dog>", "-t", dog, "-o", tmp_path, "--count", 2, "--seed", 7, *QUICK
+    )
+    files = sorted(tmp_path.iterdir())
+    assert outcome.out.split() == [str(file) for file in files]
+    with Image.open(files[1]) as image:
+        text = image.text
+    assert (text["prompt"], text["seed"], text["model"]) == ("a photo of <dog>", "8", "stickers")
+    assert "<dog>" in text["tokens"]
+    assert "steps=2" in text["settings"]
+
+
+def test_prompts_from_a_file_and_stdin(
+    dti: Dti, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt a line, empty lines left out, and a grid with a row a prompt."""
+    (tmp_path / "prompts.txt").write_text("a <dog>\n\na photo of <dog>\n")
+    grid = tmp_path / "grid.png"
+    options = ("-t", dog, "--count", 3, "--batch-size", 3, "--grid", grid, *QUICK)
+    outcome = dti("generate", "--prompts", tmp_path / "prompts.txt", "-o", tmp_path / "a", *options)
+    assert outcome.code == 0, outcome.err
+    assert len(list((tmp_path / "a").iterdir())) == 6
+    assert pixels(grid).shape == (2 * 64 + 2, 3 * 64 + 2 * 2, 3)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a <dog>\n"))
+    assert dti("generate", "--prompts", "-", "-t", dog, "-o", tmp_path / "b", *QUICK).code == 0
+
+
+def test_words_that_share_a_name_can_be_renamed(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """`-t NAME=FILE` gives a word another name; two words of one name are refused with that remedy."""
+    outcome = dti("generate", "<dog> and <rex>", "-t", dog, "-t", f"<rex>={dog}", "-o", tmp_path, *QUICK)
+    assert outcome.code == 0, outcome.err
+    outcome = dti("generate", "<dog>", "-t", dog, "-t", dog, "-o", tmp_path, "--force", *QUICK)
+    assert (outcome.code, "NAME=FILE" in outcome.error) == (2, True)
+
+
+BAD: dict[str, tuple[tuple[object, ...], int, tuple[str, ...]]] = {
+    "no prompt": ((), 2, ("prompt",)),
+    "no word": (("a photo of a dog",), 2, ("<dog>",)),
+    "cut off": (("grass " * 60 + "<dog>",), 3, ("shorten",)),
+    "unknown scheduler": (("<dog>", "--scheduler", "magic"), 2, ("magic", "euler")),
+    "odd size": (("<dog>", "--size", "63"), 2, ("63", "64")),
+    "bad size": (("<dog>", "--size", "big"), 2, ("size",)),
+    "no file": (("<dog>", "-t", "missing.safetensors"), 3, ("missing.safetensors",)),
+    "no prompts file": (("--prompts", "missing.txt"), 2, ("missing.txt",)),
+    "negative seed": (("<dog>", "--seed", "-1"), 2, ("--seed",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_are_one_line(dti: Dti, dog: Path, tmp_path: Path, case: str) -> None:
+    """Every mistake is one line with the remedy and the right exit code, and draws nothing."""
+    options, code, parts = BAD[case]
+    outcome = dti("generate", *options, "-t", dog, "-o", tmp_path / "out", *QUICK)
+    assert outcome.code == code, outcome.err
+    assert all(part in outcome.error for part in parts), outcome.error
+    assert list(tmp_path.rglob("*.png")) == []
+
+
+def test_existing_pictures_are_kept_without_force(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """Drawing into the same folder again needs `--force`."""
+    assert dti("generate", "<dog>", "-t", dog, "-o", tmp_path, *QUICK).code == 0
+    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, *QUICK)
+    assert (outcome.code, "--force" in outcome.error) == (2, True)
+    assert dti("generate", "<dog>", "-t", dog, "-o", tmp_path, *QUICK, "--force").code == 0
+
+
+def test_token_files_of_other_models(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """Another width is refused; the same width with another vocabulary warns."""
+    from tests import tiny
+
+    tiny.build("sd1").save_pretrained(tmp_path / "tiny")
+    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--model", tmp_path / "tiny", "--steps", 2)
+    assert (outcome.code, "256" in outcome.error, "32" in outcome.error) == (3, True, True)
+    pipe = StableDiffusionPipeline.from_pretrained(bundled.model_folder(), dtype=torch.float32)
+    with torch.no_grad():
+        pipe.text_encoder.get_input_embeddings().weight.neg_()
+    pipe.save_pretrained(tmp_path / "finetune")
+    outcome = dti(
+        "generate", "<dog>", "-t", dog, "-o", tmp_path, "--model", tmp_path / "finetune", "--steps", 2
+    )
+    assert outcome.code == 0
+    assert "warning: <dog> was learned on stickers" in outcome.err
+
+
+def test_interpolation_ends_are_the_words_own_pictures(
+    dti: Dti, dog: Path, cat: Path, tmp_path: Path
+) -> None:
+    """The first and last frames are what each word draws by itself from the same noise."""
+    strip = tmp_path / "strip.png"
+    options = ("--prompt", "a photo of {}", "--frames", 3, "-o", strip, *QUICK)
+    outcome = dti("interpolate", dog, cat, *options)
+    assert outcome.code == 0, outcome.err
+    frames = [pixels(strip)[:, start : start + 64] for start in (0, 66, 132)]
+    for frame, file, word in ((frames[0], dog, "<dog>"), (frames[2], cat, "<cat>")):
+        dti("generate", f"a photo of {word}", "-t", file, "-o", tmp_path / word, *QUICK)
+        assert np.array_equal(frame, pixels(next((tmp_path / word).iterdir())))
+    assert not np.array_equal(frames[0], frames[1])
+
+
+def test_interpolation_as_animation(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
+    """A GIF holds every frame for its share of the time; three words make two legs."""
+    out = tmp_path / "morph.gif"
+    outcome = dti("interpolate", dog, cat, dog, "--frames", 5, "-o", out, "--seconds", 1, *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.json["degrees"]) == 2
+    with Image.open(out) as image:
+        assert (image.n_frames, image.info["duration"]) == (5, 200)
+
+
+def test_a_word_between_two_words(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
+    """`--save --at` writes the SLERP point, by NumPy's reckoning, as a token file that draws."""
+    mix = tmp_path / "mix.safetensors"
+    outcome = dti("interpolate", dog, cat, "--save", mix, "--at", 0.25, "--token", "<mix>")
+    assert outcome.code == 0, outcome.err
+    a, b, between = (next(iter(load_file(file).values()))[0].double().numpy() for file in (dog, cat, mix))
+    lengths = [np.linalg.norm(each) for each in (a, b)]
+    theta = np.arccos(a @ b / lengths[0] / lengths[1])
+    expected = (np.sin(0.75 * theta) * a / lengths[0] + np.sin(0.25 * theta) * b / lengths[1]) / np.sin(theta)
+    np.testing.assert_allclose(between, expected * lengths[0] ** 0.75 * lengths[1] ** 0.25, atol=1e-6)
+    assert dti("generate", "a <mix>", "-t", mix, "-o", tmp_path / "out", *QUICK).code == 0
+
+
+def test_bad_interpolations(dti: Dti, dog: Path, cat: Path, photos: Path, tmp_path: Path) -> None:
+    """One file, different vector counts, a prompt without a place, an unknown format: one line each."""
+    assert dti("interpolate", dog, *QUICK).code == 2
+    assert "{}" in dti("interpolate", dog, cat, "--prompt", "a dog", *QUICK).error
+    two = tmp_path / "two.safetensors"
+    options = (
+        "--init",
+        "dog",
+        "--vectors",
+        2,
+        "--steps",
+        1,
+        "--batch-size",
+        1,
+        "--model",
+        "stickers",
+        "-o",
+        two,
+    )
+    assert dti("train", photos, "--token", "<two>", *options).code == 0
+    outcome = dti("interpolate", dog, two, "-o", tmp_path / "strip.png", *QUICK)
+    assert (outcome.code, "--vectors" in outcome.error) == (3, True)
+    cut = dti("interpolate", dog, cat, "--prompt", "grass " * 60 + "{}", "-o", tmp_path / "s.png", *QUICK)
+    assert (cut.code, "shorten" in cut.error) == (3, True)
+
+
+def test_names_that_cannot_be_written_cost_no_drawing(
+    dti: Dti, dog: Path, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unknown formats, and MP4 where its writer is missing, are found before a model is chosen."""
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setattr(pipeline, "open_model", lambda *_: pytest.fail("a model was chosen"))
+    for command, code, part in (
+        (("interpolate", dog, cat, "-o", tmp_path / "strip.xyz"), 2, ".png"),
+        (("interpolate", dog, cat, "-o", tmp_path / "morph.mp4"), 5, "dticli[video]"),
+        (("generate", "a dog", "-t", dog, "-o", tmp_path), 2, "lacks <dog>"),
+    ):
+        outcome = dti(*command, *QUICK)
+        assert (outcome.code, part in outcome.error) == (code, True), outcome.err
+    monkeypatch.undo()
+    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--grid", tmp_path / "grid.xyz", *QUICK)
+    assert (outcome.code, list(tmp_path.glob("*.png"))) == (2, [])
+
+
+def test_a_word_that_no_file_brings_is_told(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """`<cat>` without its file is drawn as text, with a warning; the words that were loaded are not warned of."""
+    outcome = dti("generate", "<dog> and <cat>", "-t", dog, "-o", tmp_path / "a", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "<cat> is drawn as if it were any text" in outcome.err
+    assert "<dog> is drawn" not in outcome.err
+    outcome = dti("generate", "a", "photo", "of", "<dog>", "-t", dog, "-o", tmp_path / "b", *QUICK)
+    assert (outcome.code, "quotes" in outcome.error) == (2, True)
+
+
+def test_words_of_two_kinds_do_not_mix_unsaid(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
+    """Between words of different pooling one must be chosen, which is recorded; of different vocabularies, there is a warning."""
+    other = tmp_path / "cat.safetensors"
+    read = token_file.read(cat)
+    strange = read.metadata | {"dti.pooling": "eos", "dti.tables": "other"}
+    token_file.write(other, replace(read, name="<dog>", metadata=strange))
+    mix = tmp_path / "mix.safetensors"
+    outcome = dti("interpolate", dog, other, "--save", mix)
+    assert (outcome.code, "--pooling" in outcome.error) == (2, True)
+    outcome = dti("interpolate", dog, other, "-o", tmp_path / "strip.png", *QUICK)
+    assert (outcome.code, "--pooling" in outcome.error) == (2, True)
+    outcome = dti("interpolate", dog, other, "--save", mix, "--pooling", "eos")
+    assert outcome.code == 0, outcome.err
+    assert "vocabularies differ" in outcome.err
+    assert token_file.read(mix).metadata["dti.pooling"] == "eos"
+
+
+def test_pictures_that_the_safety_checker_blacked_out_are_told(
+    dti: Dti, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many, and that it was the model's filter; a judge gets them as they were drawn."""
+
+    def check(images: torch.Tensor, clip_input: object) -> tuple[torch.Tensor, list[bool]]:
+        return torch.cat([images[:1] * 0, images[1:]]), [True] + [False] * (len(images) - 1)
+
+    pipe = StableDiffusionPipeline.from_pretrained(bundled.model_folder(), dtype=torch.float32)
+    pipe.feature_extractor = lambda images, return_tensors: BatchFeature({"pixel_values": torch.zeros(1)})
+    asked = []
+
+    def load(*_: object, safety_checker: bool) -> StableDiffusionPipeline:
+        asked.append(safety_checker)
+        pipe.safety_checker = check if safety_checker else None
+        return pipe
+
+    monkeypatch.setattr(memory, "load", load)
+    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--count", 2, "--batch-size", 2, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "1 of 2 pictures are black" in outcome.err
+    judging = (
+        "--image-judge",
+        "stickers-b",
+        "--text-judge",
+        "stickers-b",
+        "--prompt-set",
+        "stickers",
+        "-n",
+        1,
+    )
+    outcome = dti("evaluate", dog, "--photos", bundled.photos("dog")[0].parent, *judging, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert asked == [True, False]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+    ":diffusers.schedulers.scheduling_euler_discrete"
+)
+def test_a_word_of_sdxl_draws_the_same_in_a_stock_pipeline(dti: Dti, photos: Path, tmp_path: Path) -> None:
+    """Learned in both encoders, two vectors, loaded by two stock calls: the same pixels."""
+    from tests import tiny
+
+    tiny.build("sdxl").save_pretrained(tmp_path / "xl")
+    file = tmp_path / "dog.safetensors"
+    learn = (
+        "--init",
+        "red dog",
+        "--steps",
+        2,
+        "--batch-size",
+        1,
+        "--resolution",
+        16,
+        "--model",
+        tmp_path / "xl",
+    )
+    assert dti("train", photos, "--token", "<dog>", "-o", file, *learn).code == 0
+    draw = ("--steps", 2, "--size", 16, "--model", tmp_path / "xl", "-o", tmp_path / "out")
+    outcome = dti("generate", "a photo of <dog>", "-t", file, *draw, "--json")
+    assert outcome.code == 0, outcome.err
+    pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "xl", dtype=torch.float32)
+    word = load_file(file)
+    assert [len(rows) for rows in word.values()] == [2, 2]
+    for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+        encoder, tokenizer = (getattr(pipe, name + suffix) for name in ("text_encoder", "tokenizer"))
+        pipe.load_textual_inversion(word[key], token="<dog>", text_encoder=encoder, tokenizer=tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    stock = pipe("a photo of <dog>", height=16, width=16, num_inference_steps=2, generator=generator).images[
+        0
+    ]
+    assert np.array_equal(pixels(Path(outcome.json["pictures"][0]["file"])), np.asarray(stock))
