@@ -16,7 +16,7 @@ from dticli.words.programs import Target
 
 if TYPE_CHECKING:
     from dticli.models.choice import Model
-    from dticli.words.norms import Table
+    from dticli.models.embeddings import Table
     from dticli.words.token_file import Token
 
 
@@ -169,7 +169,7 @@ def _prepared(
     token: "Token", model: "Model | None", name: str | None, rule: str | None
 ) -> "tuple[Token, tuple[Rescaled, ...]]":
     """The word under its new name and at its new length."""
-    from dticli.models import choice
+    from dticli.models import choice, embeddings
     from dticli.words import conversion, norms, token_file
 
     family = choice.family(model) if model else None
@@ -178,7 +178,7 @@ def _prepared(
         word = conversion.renamed(word, name)
     if not (rule and model and family):
         return word, ()
-    tables: Mapping[str, Table] = norms.by_key(choice.tables(model), family.encoders)
+    tables: Mapping[str, Table] = embeddings.by_key(choice.tables(model), family.encoders)
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     scaled = conversion.rescaled(word, vocabulary, rule)
     console.notice(f"{word.name}: {conversion.DIRECTION_ONLY}")

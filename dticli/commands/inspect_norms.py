@@ -12,8 +12,9 @@ from dticli.commands.options import Base, Debug, Json
 
 if TYPE_CHECKING:
     from dticli.models.choice import Model
+    from dticli.models.embeddings import Table
     from dticli.models.families import Theory
-    from dticli.words.norms import Position, Summary, Table
+    from dticli.words.norms import Position, Summary
     from dticli.words.token_file import Token
 
 BAR = 40
@@ -170,11 +171,11 @@ def _followed(folder: Path) -> Followed:
 
 
 def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected:
-    from dticli.models import choice
+    from dticli.models import choice, embeddings
     from dticli.words import norms, token_file
 
     encoders = choice.family(model).encoders
-    tables = norms.by_key(choice.tables(model), encoders)
+    tables = embeddings.by_key(choice.tables(model), encoders)
     widths = {key: table.width for key, table in tables.items()}
     standings = [
         standing

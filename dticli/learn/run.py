@@ -23,6 +23,7 @@ from dticli.learn.run_folder import Log, RunFolder, read_log
 from dticli.learn.trainer import Captions, Learner, StepReport, Task
 from dticli.models import choice, memory
 from dticli.models.choice import Model
+from dticli.models.embeddings import Table
 from dticli.models.families import Family
 from dticli.photos import albums, latents
 from dticli.photos.albums import Album, Crop
@@ -30,7 +31,7 @@ from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks
 from dticli.settings import INCIDENTAL, ModelSettings, TrainSettings, anchored, to_toml
 from dticli.words import norms, placement, provenance
-from dticli.words.norms import Summary, Table
+from dticli.words.norms import Summary
 from dticli.words.token_file import Token
 
 SMOOTHING = 0.98

@@ -22,7 +22,7 @@ from dticli.models.families import Family
 from dticli.models.single_file import Base, Shapes, SingleFile
 
 if TYPE_CHECKING:
-    from dticli.words.norms import Table
+    from dticli.models.embeddings import Table
 
 DEFAULT_ON_CUDA = "stabilityai/stable-diffusion-xl-base-1.0"
 ENVIRONMENT_VARIABLE = "DTI_MODEL"
@@ -184,7 +184,7 @@ def tables(model: Model) -> "tuple[Table, ...]":
         ModelError: a file is missing or damaged.
         EnvironmentProblem: the hub cannot be reached.
     """
-    from dticli.words.norms import read_tables
+    from dticli.models.embeddings import read_tables
 
     patterns = ["model_index.json", "tokenizer*/*", "text_encoder*/*.json", "text_encoder*/*.safetensors"]
     folder = model.layout.folder or _snapshot(model, patterns)
@@ -198,7 +198,7 @@ def tokenizers(model: Model, family: Family) -> list[Any]:
         ModelError: one is missing or broken.
         EnvironmentProblem: the hub cannot be reached.
     """
-    from dticli.words.norms import read_tokenizer
+    from dticli.models.embeddings import read_tokenizer
 
     patterns = ["model_index.json", "tokenizer*/*"]
     parts, folder = index(model), model.layout.folder or _snapshot(model, patterns)

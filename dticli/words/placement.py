@@ -16,8 +16,8 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from dticli.errors import ModelError, UsageError
+from dticli.models.embeddings import Table, table_of
 from dticli.models.families import Encoder
-from dticli.words.norms import Table, table_of
 
 
 class Word(Protocol):

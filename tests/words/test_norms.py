@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from dticli.errors import InputError, ModelError, NumericalError, UsageError
+from dticli.models import embeddings
+from dticli.models.embeddings import Table
 from dticli.words import norms
-from dticli.words.norms import Table
 from tests import tiny
 from tests.tiny import tokenizers
 
@@ -225,7 +226,7 @@ def test_the_row_of_a_word_is_that_of_its_id_in_a_sentence(kind: str) -> None:
     """Each tokenizer's own id for the word after another one; words of several pieces have no row."""
     tokenizer = getattr(tokenizers, f"{kind}_tokenizer")()
     rows = torch.tensor(np.random.default_rng(0).standard_normal((len(tokenizer), 4)), dtype=torch.bfloat16)
-    table = norms.table_of("text_encoder", rows, tokenizer)
+    table = embeddings.table_of("text_encoder", rows, tokenizer)
     last = tokenizer("a dog", add_special_tokens=False).input_ids[-1]
     assert torch.equal(norms.row_of(table, "dog"), rows[last].float())
     assert norms.readable(table.words[last]) == "dog"
@@ -261,7 +262,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 def test_tables_of_a_saved_pipeline(saved: Path) -> None:
     """Both encoders' tables and words equal those of the loaded pipeline."""
     pipe = tiny.build("sdxl")
-    first, second = norms.read_tables(saved)
+    first, second = embeddings.read_tables(saved)
     for table, encoder, tokenizer in (
         (first, "text_encoder", pipe.tokenizer),
         (second, "text_encoder_2", pipe.tokenizer_2),
@@ -270,7 +271,9 @@ def test_tables_of_a_saved_pipeline(saved: Path) -> None:
         loaded = getattr(pipe, encoder).get_input_embeddings().weight.detach()
         assert torch.equal(table.rows, loaded)
         assert [tokenizer.convert_tokens_to_ids(word) for word in table.words] == list(range(len(tokenizer)))
-        in_memory = norms.table_of(encoder, getattr(pipe, encoder).get_input_embeddings().weight, tokenizer)
+        in_memory = embeddings.table_of(
+            encoder, getattr(pipe, encoder).get_input_embeddings().weight, tokenizer
+        )
         assert in_memory.words == table.words
         assert norms.fingerprint([in_memory]) == norms.fingerprint([table])
 
@@ -328,7 +331,7 @@ def test_every_way_weights_are_stored(change: Callable[[Path], torch.dtype], mod
     """Single files, shards, variants and pickles give the model's table, in the stored dtype."""
     dtype = change(model)
     expected = tiny.build("sdxl").text_encoder.get_input_embeddings().weight.detach().to(dtype)
-    found = norms.read_tables(model)[0].rows
+    found = embeddings.read_tables(model)[0].rows
     assert found.dtype == dtype
     assert torch.equal(found, expected)
 
@@ -373,7 +376,7 @@ def test_other_families_tables(
         np.random.default_rng(0).standard_normal((len(tokenizer) + SPARE, 8)), dtype=torch.bfloat16
     )
     tensors = {key: rows} | {other: torch.ones_like(rows) for other in others}
-    (table,) = norms.read_tables(bare(tmp_path / "model", tensors, tokenizer, kind))
+    (table,) = embeddings.read_tables(bare(tmp_path / "model", tensors, tokenizer, kind))
     assert torch.equal(table.rows, rows)
     assert list(table.words) == tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     assert norms.summary(table).spare == SPARE
@@ -383,7 +386,7 @@ def test_a_tokenizer_longer_than_the_table(tmp_path: Path) -> None:
     """Words without a row are left out."""
     tokenizer = tokenizers.t5_tokenizer()
     folder = bare(tmp_path / "model", {"shared.weight": torch.ones(50, 8)}, tokenizer, "T5Tokenizer")
-    (table,) = norms.read_tables(folder)
+    (table,) = embeddings.read_tables(folder)
     assert len(table.words) == 50
     assert norms.summary(table).spare == 0
 
@@ -402,7 +405,7 @@ def test_only_the_table_is_read(tmp_path: Path) -> None:
         file.write(struct.pack("<Q", len(text)) + text + np.arange(400, dtype="<f4").tobytes())
         file.truncate(8 + len(text) + 1600 + 2**32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    (table,) = norms.read_tables(folder)
+    (table,) = embeddings.read_tables(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
     assert torch.equal(table.rows, torch.arange(400.0).reshape(50, 8))
     os.truncate(path, 0)  # some copying tools would fill the hole
@@ -413,7 +416,7 @@ def test_encoders_that_are_not_there_are_skipped(model: Path) -> None:
     index = json.loads((model / "model_index.json").read_text())
     index |= {"text_encoder_2": [None, None], "tokenizer_2": [None, None], "text_encoder_out_layers": [9, 18]}
     (model / "model_index.json").write_text(json.dumps(index))
-    assert [table.encoder for table in norms.read_tables(model)] == ["text_encoder"]
+    assert [table.encoder for table in embeddings.read_tables(model)] == ["text_encoder"]
 
 
 def remove(name: str) -> Callable[[Path], Any]:
@@ -476,6 +479,6 @@ def test_missing_and_broken_pieces_are_named(damage: Callable[[Path], Any], said
     """Each ends in one line that names the file."""
     damage(model)
     with pytest.raises(ModelError, match=said) as caught:
-        norms.read_tables(model)
+        embeddings.read_tables(model)
     assert "\n" not in str(caught.value)
     assert str(model) in str(caught.value)

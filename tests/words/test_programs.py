@@ -399,9 +399,10 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
 
 def test_rescaling_keeps_directions(tmp_path: Path) -> None:
     """Every vector gets the vocabulary's mean length, by NumPy's reckoning, and twice is once."""
+    from dticli.models import embeddings
     from dticli.words import norms
 
-    table = norms.Table("text_encoder", torch.randn(50, 24), tuple(map(str, range(50))))
+    table = embeddings.Table("text_encoder", torch.randn(50, 24), tuple(map(str, range(50))))
     vocabulary = {"clip_l": norms.summary(table)}
     token = Token("<dog>", {SOLE: torch.randn(3, 24) * 40}, {})
     once = conversion.rescaled(token, vocabulary, "mean")

@@ -1,0 +1,197 @@
+"""A model's vocabulary: the embedding table of each text encoder, read from its files without building the model.
+
+Rows keep the dtype they are stored in and stay mapped to disk.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dticli.errors import ModelError
+from dticli.models.families import Encoder
+
+_TABLE_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight")
+# First the files that are loaded when no variant is asked for, then variants such as fp16.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.*.safetensors",
+    "model.safetensors.index.*.json",
+    "pytorch_model.*.bin",
+    "pytorch_model.bin.index.*.json",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The embedding table of one text encoder.
+
+    Attributes:
+        encoder: the pipeline's component, such as `text_encoder_2`.
+        rows: (vocabulary + spare, width), in the stored dtype, before any scale the encoder applies.
+        words: the tokenizer's pieces in order of their rows, as it spells them (`dog</w>`, `▁dog`).
+    """
+
+    encoder: str
+    rows: Tensor
+    words: Sequence[str]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return self.rows.shape[1]
+
+
+def table_of(encoder: str, weight: Tensor, tokenizer: Any) -> Table:
+    """A table of a loaded encoder.
+
+    Args:
+        encoder: name of the component.
+        weight: (rows, width), such as `text_encoder.get_input_embeddings().weight`.
+        tokenizer: the base tokenizer, before words are added to it.
+    """
+    # Some tokenizers know special pieces beyond the end of the table; ids without a piece have no word.
+    pieces = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), len(weight)))))
+    return Table(encoder, weight.detach(), tuple(piece or "" for piece in pieces))
+
+
+def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None = None) -> tuple[Table, ...]:
+    """Read the embedding table of every text encoder that has a tokenizer, in order of their names.
+
+    Only that tensor is read, from safetensors, shards or pickled weights of plain tensors; a variant such as
+    fp16 only where there is nothing else.
+
+    Args:
+        folder: a model in diffusers layout.
+        elsewhere: file, and name of the tensor in it, of tables that are not in the folder, by encoder.
+
+    Raises:
+        ModelError: a file is missing or damaged, or no text encoder is found; names the file.
+    """
+    folder, elsewhere = Path(folder), elsewhere or {}
+    index = _json(folder / "model_index.json")
+    tables = []
+    for encoder in sorted(name for name in index if re.fullmatch(r"text_encoder(_\d+)?", name)):
+        tokenizer = encoder.replace("text_encoder", "tokenizer")
+        kind = _class_name(index, tokenizer)
+        if _class_name(index, encoder) and kind:
+            weight = _read_weight(*(elsewhere.get(encoder) or _find_table(folder / encoder)))
+            tables.append(table_of(encoder, weight, read_tokenizer(folder / tokenizer, kind)))
+    if not tables:
+        raise ModelError(f"{folder} names no text encoder with a tokenizer: expected a text-to-image model")
+    return tuple(tables)
+
+
+def by_key(tables: Iterable[Table], encoders: Iterable[Encoder]) -> dict[str, Table]:
+    """Encoder key to table, of those encoders a word is learned in."""
+    keys = {encoder.component: encoder.key for encoder in encoders}
+    return {keys[table.encoder]: table for table in tables if table.encoder in keys}
+
+
+def _class_name(index: Mapping[str, Any], component: str) -> str | None:
+    """The class of a component; None where the pipeline has none, which diffusers writes as [null, null]."""
+    match index.get(component):
+        case [_, str(name)]:
+            return name
+    return None
+
+
+def _find_table(folder: Path) -> tuple[Path, str | None]:
+    """The file with an encoder's table, and its name there if that is known already."""
+    path = _weight_file(folder)
+    if path.suffix != ".json":
+        return path, None
+    shards = _json(path).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ModelError(f"{path} names no shards: expected a weight_map; download the model again")
+    key = _table_key(shards, path)
+    return folder / Path(str(shards[key])).name, key
+
+
+def _read_weight(path: Path, key: str | None) -> Tensor:
+    weight = _read_tensor(path, key)
+    if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
+        raise ModelError(
+            f"the embedding table in {path} is {weight.dtype} of shape {list(weight.shape)}: "
+            "expected rows of floating-point numbers; choose a model that is not quantised"
+        )
+    return weight
+
+
+def _weight_file(folder: Path) -> Path:
+    """The file, or the index of shards, that `from_pretrained` would load."""
+    for pattern in _WEIGHT_FILES:
+        for path in sorted(folder.glob(pattern)):
+            if "-of-" not in path.name:
+                return path
+    raise ModelError(f"no weights in {folder}: expected model.safetensors; download the model again")
+
+
+def _read_tensor(path: Path, key: str | None) -> Tensor:
+    """The table in one file of weights, mapped to disk where the format allows; `key` is searched if None."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(key or _table_key(file.keys(), path))
+        # Only the zip format of torch >= 1.6 can be mapped.
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return weights[key or _table_key(weights, path)]
+    except ModelError:
+        raise
+    except Exception as error:
+        # The libraries raise SafetensorError, UnpicklingError, RuntimeError, KeyError, OSError and more.
+        raise ModelError(f"{path} cannot be read ({_line(error)}); download the model again") from error
+
+
+def _table_key(keys: Collection[str], path: Path) -> str:
+    """The name of the input table among a text encoder's tensors; not its decoder's or its output's."""
+    for ending in _TABLE_KEYS:
+        found = [key for key in keys if f".{key}".endswith(f".{ending}") and "decoder" not in key.split(".")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ModelError(
+                f"{path} holds several embedding tables ({', '.join(sorted(found))}): expected one"
+            )
+    raise ModelError(f"{path} holds no embedding table: expected a tensor {', '.join(_TABLE_KEYS)}")
+
+
+def read_tokenizer(folder: Path, kind: str) -> Any:
+    import transformers
+
+    loader = getattr(transformers, kind, transformers.AutoTokenizer)
+    try:
+        loaded = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # Missing files, broken JSON and absent optional packages each raise their own class.
+        raise ModelError(f"no tokenizer in {folder} ({_line(error)}); download the model again") from error
+    if isinstance(loaded, transformers.PreTrainedTokenizerBase):
+        return loaded
+    return loaded.tokenizer  # of a processor, which handles pictures too
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read ({_line(error)}): expected a model in diffusers layout"
+        ) from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is damaged: expected names and values; download the model again")
+    return content
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message, or its class."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
