@@ -12,7 +12,7 @@ from dticli.models import families
 from dticli.models.families import Family
 
 if TYPE_CHECKING:
-    from dticli.models.memory import Weights
+    from dticli.models.footprint import Weights
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def command(
 
 
 def _describe(target: str, base: str | None, variant: str | None, offline: bool) -> Described:
-    from dticli.models import choice, memory
+    from dticli.models import choice, footprint
     from dticli.settings import model_layer
 
     model = choice.choose(target, base=base, variant=variant, offline=offline)
@@ -97,7 +97,7 @@ def _describe(target: str, base: str | None, variant: str | None, offline: bool)
     family = replace(family, defaults=replace(family.defaults, **own))
     shapes = choice.shapes(model)
     return Described(
-        model.label, family, choice.parameter_counts(shapes), memory.table(model, family, shapes)
+        model.label, family, choice.parameter_counts(shapes), footprint.table(model, family, shapes)
     )
 
 

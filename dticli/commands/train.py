@@ -18,7 +18,7 @@ from dticli.words.programs import Target
 
 if TYPE_CHECKING:
     from dticli.learn.jobs import Job
-    from dticli.models.memory import Memory
+    from dticli.models.footprint import Memory
     from dticli.ranks import Ranks
 
 
@@ -226,12 +226,12 @@ def _require_known(jobs: "Sequence[Job]") -> None:
 
 
 def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
-    from dticli.models import choice, memory
+    from dticli.models import choice, footprint
 
     # All words share the model and its settings.
     model, family = jobs[0].opened.model, jobs[0].opened.family
     tokenizers = choice.tokenizers(model, family)
-    weights = memory.estimate(model, family, jobs[0].settings)
+    weights = footprint.estimate(model, family, jobs[0].settings)
     checked = tuple(_check(job, tokenizers, weights) for job in jobs)
     if not many:
         return checked[0]

@@ -21,7 +21,7 @@ from dticli.learn import checkpoint, initial_rows, trainer
 from dticli.learn.checkpoint import Checkpoint, Identity
 from dticli.learn.run_folder import Log, RunFolder, read_log
 from dticli.learn.trainer import Captions, Learner, StepReport, Task
-from dticli.models import choice, memory
+from dticli.models import choice, memory, quantization
 from dticli.models.choice import Model
 from dticli.models.embeddings import Table
 from dticli.models.families import Family
@@ -129,7 +129,7 @@ def _encoded(loaded: FrozenModel, settings: TrainSettings, crops: Sequence[Crop]
     if not settings.low_memory:
         return latents.encode(pipe, family, crops, device)
     memory.set_aside(pipe)
-    encoded = memory.encode(pipe, family, crops, device)
+    encoded = latents.encode_low_memory(pipe, family, crops, device)
     memory.economize(pipe, family, device)
     return encoded
 
@@ -197,7 +197,7 @@ def _start(learner: Learner) -> list[Tensor]:
 def _weights(pipe: Any) -> str:
     """A fingerprint of all weights, from a sample of each."""
     samples = [
-        name.encode() + b"".join(_bytes(part.flatten()[:SAMPLE]) for part in memory.stored(parameter))
+        name.encode() + b"".join(_bytes(part.flatten()[:SAMPLE]) for part in quantization.stored(parameter))
         for component, module in sorted(pipe.components.items())
         if isinstance(module, torch.nn.Module)
         for name, parameter in module.named_parameters(component)

@@ -1,7 +1,8 @@
 """Photos encoded once: every crop's posterior is kept, and a fresh sample of it is drawn at every step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dticli import randomness
 from dticli.errors import NumericalError
+from dticli.models import memory
 from dticli.models.families import Family
 from dticli.models.families.shape import Frame
 from dticli.photos import albums
@@ -80,6 +82,17 @@ def encode(pipe: Any, family: Family, crops: Sequence[Crop], device: torch.devic
         frames=tuple(Frame(crop.photo.size, crop.corner, crop.size) for crop in crops),
         paths=tuple(crop.photo.path for crop in crops),
     )
+
+
+def encode_low_memory(pipe: Any, family: Family, crops: Sequence[Crop], device: torch.device) -> Latents:
+    """As `encode`; where whole pictures do not fit, in tiles, which the autoencoder blends into nearly the same."""
+    with suppress(torch.OutOfMemoryError):
+        return encode(pipe, family, crops, device)
+    memory.tile(pipe.vae)
+    try:
+        return replace(encode(pipe, family, crops, device), tiled=True)
+    finally:
+        memory.untile(pipe.vae)
 
 
 def _moments(pipe: Any, family: Family, crop: Crop, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -20,10 +20,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dticli import bundled, randomness
 from dticli.draw.sampler import sample, shots
 from dticli.errors import EnvironmentProblem
-from dticli.models import choice, families, memory
+from dticli.models import choice, families, footprint, memory, quantization
 from dticli.models.families import Family
 from dticli.models.families.shape import Frame, pipe_device
-from dticli.models.memory import Weights
+from dticli.models.footprint import Weights
 from dticli.photos import albums, latents
 from dticli.randomness import Key
 from dticli.settings import INCIDENTAL, GenerateSettings, ModelSettings, TrainSettings, resolve
@@ -226,7 +226,7 @@ def test_pictures_that_do_not_fit_are_encoded_in_tiles(monkeypatch: pytest.Monke
     """Whole where that fits; otherwise in tiles, whose latents are near those of the whole, and not the same."""
     pipe = choice.load(choice.choose(bundled.MODEL_NAME), CPU, torch.float32)
     family, crops = family_of(pipe), some_crops(128)
-    whole = memory.encode(pipe, family, crops, CPU).mean[0]
+    whole = latents.encode_low_memory(pipe, family, crops, CPU).mean[0]
     assert not pipe.vae.use_tiling
     posterior = family.code.posterior
 
@@ -236,7 +236,7 @@ def test_pictures_that_do_not_fit_are_encoded_in_tiles(monkeypatch: pytest.Monke
         return posterior(pipe, pixels)
 
     monkeypatch.setattr(family.code, "posterior", short)
-    encoded = memory.encode(pipe, family, crops, CPU)
+    encoded = latents.encode_low_memory(pipe, family, crops, CPU)
     tiled = encoded.mean[0]
     assert encoded.tiled
     assert not pipe.vae.use_tiling, "the next word's photos would be tiled too"
@@ -308,7 +308,7 @@ def test_a_model_that_does_not_fit_says_what_takes_less(train: Dti, monkeypatch:
     assert all(each in outcome.error for each in ("--quantize 8bit", "--precision bf16"))
     assert not any(each in outcome.error for each in ("--low-memory", "4bit"))
     assert "--precision" not in train("dog", "--steps", 1, "--precision", "bf16").error
-    monkeypatch.setattr(memory, "OWN_MEMORY", frozenset({"cpu"}))
+    monkeypatch.setattr(footprint, "OWN_MEMORY", frozenset({"cpu"}))
     assert "--low-memory" in train("dog", "--steps", 1).error
     assert "--low-memory" not in train("dog", "--steps", 1, "--low-memory").error
 
@@ -375,7 +375,7 @@ def index_of(name: str, folder: Path) -> dict[str, Any]:
 def test_large_components_are_rounded(name: str, expected: set[str], tmp_path: Path) -> None:
     """The denoiser and large text encoders; CLIP, BERT and the autoencoder stay as they are."""
     index = index_of(name, tmp_path)
-    assert set(memory.rounded(index, families.of_index(index, name))) == expected
+    assert set(quantization.rounded(index, families.of_index(index, name))) == expected
 
 
 def test_what_rounds_must_be_installed(monkeypatch: pytest.MonkeyPatch, train: Dti) -> None:
@@ -384,10 +384,10 @@ def test_what_rounds_must_be_installed(monkeypatch: pytest.MonkeyPatch, train: D
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for kind in ("8bit", "4bit"):
         with pytest.raises(EnvironmentProblem, match="pip install bitsandbytes"):
-            memory.quantization({}, family, kind, CUDA, torch.bfloat16)
+            quantization.config({}, family, kind, CUDA, torch.bfloat16)
     with pytest.raises(EnvironmentProblem, match="4bit does not work on cpu"):
-        memory.quantization({}, family, "4bit", CPU, torch.float32)
-    assert memory.quantization({}, family, "none", CPU, torch.float32) is None
+        quantization.config({}, family, "4bit", CPU, torch.float32)
+    assert quantization.config({}, family, "none", CPU, torch.float32) is None
     outcome = train("dog", "--steps", 1, "--quantize", "8bit")
     assert (outcome.code, "pip install torchao" in outcome.error) == (5, True)
     outcome = train("dog", "--check", "--quantize", "8bit")
@@ -432,7 +432,7 @@ def cosines(name: str, folder: Path, quantize: str) -> dict[str, float]:
 def require_same_bytes(folder: Path, quantize: str) -> None:
     model = choice.choose(str(folder))
     family, index, shapes = choice.family(model), choice.index(model), choice.shapes(model)
-    weights = memory._weigh(shapes, index, family, "fp32", quantize)
+    weights = footprint._weigh(shapes, index, family, "fp32", quantize)
     for component, size in bytes_of(loaded(folder, quantize)).items():
         assert weights.components[component] * 1e9 == pytest.approx(size, rel=2e-3), component
 
@@ -467,7 +467,7 @@ def test_words_are_learned_with_bitsandbytes(
     pytest.importorskip("bitsandbytes")
     from diffusers.quantizers.bitsandbytes import bnb_quantizer
 
-    monkeypatch.setattr(memory, "BACKENDS", (_everywhere(memory.BACKENDS[0]),))
+    monkeypatch.setattr(quantization, "BACKENDS", (_everywhere(quantization.BACKENDS[0]),))
     # Its packing for one kind of CPU needs wider matrices than these.
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     for kind in (bnb_quantizer.BnB4BitDiffusersQuantizer, bnb_quantizer.BnB8BitDiffusersQuantizer):
@@ -477,8 +477,8 @@ def test_words_are_learned_with_bitsandbytes(
     require_same_bytes(tmp_path, quantize)
 
 
-def _everywhere(backend: memory.Backend) -> memory.Backend:
-    return memory.Backend(backend.package, frozenset({"cpu", "cuda"}), backend.configs)
+def _everywhere(backend: quantization.Backend) -> quantization.Backend:
+    return quantization.Backend(backend.package, frozenset({"cpu", "cuda"}), backend.configs)
 
 
 @NOISE
@@ -507,7 +507,7 @@ def test_weights_are_what_is_loaded(name: str, precision: str, tmp_path: Path) -
     family = choice.family(model)
     weights = next(
         each
-        for each in memory.table(model, family, choice.shapes(model))
+        for each in footprint.table(model, family, choice.shapes(model))
         if (each.precision, each.quantize) == (precision, "none")
     )
     actual = bytes_of(choice.load(model, CPU, choice.DTYPES[precision], safety_checker=False))
@@ -525,12 +525,12 @@ def test_weights_are_what_is_loaded(name: str, precision: str, tmp_path: Path) -
 
 def estimate(
     monkeypatch: pytest.MonkeyPatch, folder: Path, room: float, device: torch.device, **settings: Any
-) -> memory.Memory:
+) -> footprint.Memory:
     """The estimate where `room` bytes are free."""
     monkeypatch.setattr(choice, "pick_device", lambda wanted: device)
-    monkeypatch.setattr(memory, "free", lambda device: room)
+    monkeypatch.setattr(footprint, "free", lambda device: room)
     model = choice.choose(str(folder), device="cpu")
-    found = memory.estimate(model, choice.family(model), ModelSettings(**{"precision": "fp32"} | settings))
+    found = footprint.estimate(model, choice.family(model), ModelSettings(**{"precision": "fp32"} | settings))
     assert found
     return found
 
@@ -543,7 +543,7 @@ def test_options_are_the_mildest_that_help(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(choice, "shapes", lambda model: matrices | {"transformer": {"q.weight": (1024, 512)}})
     table = {
         (each.precision, each.quantize): each
-        for each in memory.table(model, choice.family(model), choice.shapes(model))
+        for each in footprint.table(model, choice.family(model), choice.shapes(model))
     }
     whole = table["fp32", "none"]
     for room, expected in (
@@ -569,7 +569,7 @@ def test_the_cpu_saves_nothing_by_offloading_to_itself(
     model = choice.choose(str(tmp_path))
     half = next(
         each
-        for each in memory.table(model, choice.family(model), choice.shapes(model))
+        for each in footprint.table(model, choice.family(model), choice.shapes(model))
         if each.precision == "bf16"
     )
     found = estimate(monkeypatch, tmp_path, half.at_once * 1e9, CPU)
@@ -612,4 +612,4 @@ def test_the_hub_is_asked_for_headers_only(dti: Dti, hub: Hub, tmp_path: Path) -
 @pytest.mark.parametrize(("gigabytes", "shown"), [(0.0163, "16 MB"), (0.999, "999 MB"), (1.0, "1.00 GB")])
 def test_small_models_are_weighed_in_megabytes(gigabytes: float, shown: str) -> None:
     """Three figures or so, at any size."""
-    assert memory._shown(gigabytes) == shown
+    assert footprint._shown(gigabytes) == shown

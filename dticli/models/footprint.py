@@ -1,0 +1,251 @@
+"""What a model's weights take, and which options would make them fit."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from dticli.models import choice
+from dticli.models.choice import Model
+from dticli.models.families import Family
+from dticli.models.single_file import Shapes
+from dticli.settings import ModelSettings
+
+if TYPE_CHECKING:
+    pass
+from dticli.models import quantization
+from dticli.models.quantization import KEPT, TABLES
+
+BITS = {"none": 16, "8bit": 8, "4bit": 4}
+"""Of a number in a large matrix, at least, by the setting `quantize`."""
+OWN_MEMORY = frozenset({"cuda"})
+"""Devices on which nothing weighs what waits on the CPU."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a model's weights take while a word is learned, in gigabytes (10^9 bytes); activations come on top.
+
+    Of layers that the libraries keep in float32 for themselves (Wan's embedding of time; in fp16, a part of T5), headers do
+    not tell: they count like the rest.
+
+    Attributes:
+        precision, quantize: how they are stored.
+        components: by name.
+        at_once: on the device, at most: all, the autoencoder in the float32 it encodes in.
+        low_memory: the same with `--low-memory`: the autoencoder, and after it encoders and denoiser.
+    """
+
+    precision: str
+    quantize: str
+    components: Mapping[str, float]
+    total: float
+    at_once: float
+    low_memory: float
+
+    def __str__(self) -> str:
+        bits = "" if self.quantize == "none" else f", large matrices in {self.quantize}"
+        return (
+            f"{_shown(self.total)} in {self.precision}{bits}; on the device at once {_shown(self.at_once)}, "
+            f"{_shown(self.low_memory)} with --low-memory"
+        )
+
+
+def _shown(gigabytes: float) -> str:
+    return f"{gigabytes:.2f} GB" if gigabytes >= 1 else f"{1000 * gigabytes:.0f} MB"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The weights of a run beside the memory there is, in gigabytes; what activations take is not known before the run.
+
+    Attributes:
+        needed: for weights, on the device at once, with the settings as they are.
+        free: on the device now.
+        options: what would bring the weights under `free`; empty where they are, or nothing would.
+    """
+
+    device: str
+    weights: Weights
+    needed: float
+    free: float
+    options: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        yield f"weights: {self.weights}"
+        beside = f"{_shown(self.needed)} of weights, {_shown(self.free)} free on {self.device}"
+        if self.needed <= self.free:
+            yield f"{beside}: they fit; activations come on top, and are not known before the first step"
+        elif self.options:
+            yield f"{beside}: they do not fit; they would with {' '.join(self.options)}"
+        else:
+            yield f"{beside}: they do not fit, and no option would make them; choose a smaller --model"
+
+
+def estimate(model: Model, family: Family, settings: ModelSettings) -> Memory | None:
+    """What the weights of a training take, from the headers of their files; None where these are not safetensors.
+
+    Raises:
+        ModelError, EnvironmentProblem: as `choice.shapes`, or the device is not there, or nothing can quantise as asked.
+    """
+    device = choice.pick_device(settings.device)
+    if settings.quantize != "none":
+        quantization.backend(settings.quantize, device)
+    index, shapes = choice.index(model), choice.shapes(model)
+    if not _complete(shapes, family):
+        return None
+    shapes.pop("safety_checker", None)  # training does without
+
+    def needed(settings: ModelSettings) -> float:
+        weights = _as_set(shapes, index, family, settings, device)
+        economical = settings.low_memory and device.type in OWN_MEMORY
+        return weights.low_memory if economical else weights.at_once
+
+    room = free(device) / 1e9
+    return Memory(
+        device=device.type,
+        weights=_as_set(shapes, index, family, settings, device),
+        needed=needed(settings),
+        free=room,
+        options=_options(settings, model, device, needed, room),
+    )
+
+
+def table(model: Model, family: Family, shapes: Mapping[str, Shapes]) -> tuple[Weights, ...]:
+    """What a model's weights take in every precision; empty where they are not all safetensors.
+
+    Args:
+        shapes: of `choice.shapes`.
+    """
+    index = choice.index(model)
+    if not _complete(shapes, family):
+        return ()
+    ways = (("fp32", "none"), ("bf16", "none"), ("bf16", "8bit"), ("bf16", "4bit"))
+    return tuple(_weigh(shapes, index, family, precision, quantize) for precision, quantize in ways)
+
+
+def free(device: torch.device) -> int:
+    """Bytes of memory that are free on a device."""
+    match device.type:
+        case "cuda":
+            return torch.cuda.mem_get_info(device)[0]
+        case "mps":
+            return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        case _:
+            return psutil.virtual_memory().available
+
+
+def _complete(shapes: Mapping[str, Shapes], family: Family) -> bool:
+    wanted = {"vae", *(each.component for each in family.encoders)}
+    return wanted <= shapes.keys() and bool(shapes.keys() & set(choice.DENOISERS))
+
+
+def _as_set(
+    shapes: Mapping[str, Shapes],
+    index: Mapping[str, Any],
+    family: Family,
+    settings: ModelSettings,
+    device: torch.device,
+) -> Weights:
+    precision = choice.pick_precision(settings.precision, device)
+    return _weigh(shapes, index, family, precision, settings.quantize)
+
+
+def _weigh(
+    shapes: Mapping[str, Shapes], index: Mapping[str, Any], family: Family, precision: str, quantize: str
+) -> Weights:
+    size = choice.DTYPES[precision].itemsize
+    fewer = {
+        name: KEPT.get(index[name][1], ())
+        for name in quantization.rounded(index, family)
+        if quantize != "none"
+    }
+    components = {}
+    for component, tensors in shapes.items():
+        kept = fewer.get(component)
+        components[component] = (
+            sum(
+                _rounded_bytes(shape, quantize)
+                if kept is not None and _is_rounded(name, shape, kept)
+                else math.prod(shape) * size
+                for name, shape in tensors.items()
+            )
+            / 1e9
+        )
+    vae = 4 * sum(map(math.prod, shapes["vae"].values())) / 1e9
+    names = {*choice.DENOISERS, *(each.component for each in family.encoders)}
+    step = sum(value for name, value in components.items() if name in names)
+    total = sum(components.values())
+    return Weights(
+        precision=precision,
+        quantize=quantize,
+        components=components,
+        total=total,
+        at_once=total - components["vae"] + vae,
+        low_memory=max(vae, step),
+    )
+
+
+def _is_rounded(name: str, shape: tuple[int, ...], kept: tuple[str, ...]) -> bool:
+    """Whether a tensor of a component that is rounded is the weight of a linear layer, and outside of modules that are kept."""
+    linear = len(shape) == 2 and name.endswith(".weight") and not name.endswith(TABLES)
+    return linear and not any(f".{each}." in f".{name}" for each in kept)
+
+
+def _rounded_bytes(shape: tuple[int, ...], quantize: str) -> float:
+    """Bytes of a rounded matrix: a byte a number and a float32 a row; or half a byte, and a float32 for every 64 numbers.
+
+    Source: Dettmers et al., "LLM.int8()", 2022, section 2, and "QLoRA", 2023, section 3, without double quantisation.
+    """
+    rows, width = shape
+    if quantize == "8bit":
+        return rows * width + 4 * rows
+    return rows * width / 2 + 4 * math.ceil(rows * width / 64)
+
+
+def savings(
+    settings: ModelSettings, model: Model, device: torch.device
+) -> Iterator[tuple[str, ModelSettings]]:
+    """Options that take less memory and work here, mildest first, each with the settings changed by it alone."""
+    large = choice.pick_dtype(settings.precision, device).itemsize > choice.DTYPES["bf16"].itemsize
+    ways: list[tuple[str, dict[str, Any], bool]] = [
+        ("--low-memory", {"low_memory": True}, not settings.low_memory and device.type in OWN_MEMORY),
+        ("--precision bf16", {"precision": "bf16"}, large),
+    ]
+    for kind in ("8bit", "4bit"):
+        fewer = BITS[kind] < BITS[settings.quantize] and model.file is None
+        ways.append(
+            (f"--quantize {kind}", {"quantize": kind}, fewer and bool(quantization.able_on(kind, device)))
+        )
+    for name, change, helps in ways:
+        if helps:
+            yield name, settings.model_copy(update=change)
+
+
+def _options(
+    settings: ModelSettings,
+    model: Model,
+    device: torch.device,
+    needed: Callable[[ModelSettings], float],
+    room: float,
+) -> tuple[str, ...]:
+    """The mildest options that bring what is needed under `room`; none if it is there already, or cannot be."""
+    chosen: list[str] = []
+    while needed(settings) > room:
+        better = next(
+            (
+                (name, smaller)
+                for name, smaller in savings(settings, model, device)
+                if needed(smaller) < needed(settings)
+            ),
+            None,
+        )
+        if better is None:
+            return ()
+        name, settings = better
+        # One amount of rounding takes the place of another.
+        chosen = [each for each in chosen if each.split()[0] != name.split()[0]] + [name]
+    return tuple(chosen)

@@ -1,0 +1,144 @@
+"""Quantisation: large matrices of a model rounded to fewer bits, by a library that is installed."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dticli.errors import EnvironmentProblem
+from dticli.models import choice
+from dticli.models.families import Family
+
+if TYPE_CHECKING:
+    pass
+
+
+SMALL_ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "BertModel"})
+"""Text encoders of less than a billion parameters: little is saved by rounding what the word's gradient comes through."""
+TABLES = (
+    *("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight"),
+    *("position_embedding.weight", "relative_attention_bias.weight", "lm_head.weight"),
+)
+"""Matrices of text encoders that are looked up in, or tied to those: never rounded."""
+KEPT: Mapping[str, tuple[str, ...]] = {
+    # transformers and diffusers keep these precise themselves, though not with every library: they overflow.
+    "T5EncoderModel": ("wo", "wo.weight"),
+    "UMT5EncoderModel": ("wo", "wo.weight"),
+    "WanTransformer3DModel": ("time_embedder",),
+    # It hands its weights on as plain matrices.
+    "HunyuanDiT2DModel": ("pooler",),
+}
+"""Class of a component to the modules in it that stay as they are."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library that stores matrices in fewer bits.
+
+    Attributes:
+        package: what is installed and imported.
+        devices: kinds of device that diffusers lets it compute on.
+        configs: setting to the config, made from the library of the component (diffusers or transformers), the dtype to
+            compute in, and modules to leave as they are, None for the library's choice.
+    """
+
+    package: str
+    devices: frozenset[str]
+    configs: Mapping[str, Callable[[Any, torch.dtype, list[str] | None], Any]]
+
+
+def _bitsandbytes_8bit(library: Any, dtype: torch.dtype, kept: list[str] | None) -> Any:
+    return library.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+
+
+def _bitsandbytes_4bit(library: Any, dtype: torch.dtype, kept: list[str] | None) -> Any:
+    return library.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=kept,
+    )
+
+
+def _torchao_8bit(library: Any, dtype: torch.dtype, kept: list[str] | None) -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return library.TorchAoConfig(Int8WeightOnlyConfig(version=2), modules_to_not_convert=kept)
+
+
+BACKENDS = (
+    Backend("bitsandbytes", frozenset({"cuda"}), {"8bit": _bitsandbytes_8bit, "4bit": _bitsandbytes_4bit}),
+    Backend("torchao", frozenset({"cuda", "cpu"}), {"8bit": _torchao_8bit}),
+)
+"""The first one that is installed is taken."""
+
+
+def config(
+    index: Mapping[str, Any], family: Family, kind: str, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """What `from_pretrained` needs to round a model's large components; None for `none`.
+
+    Args:
+        index: of the model.
+        kind: the setting `quantize`.
+
+    Raises:
+        EnvironmentProblem: no library for that is installed, or there is none for the device.
+    """
+    if kind == "none":
+        return None
+    choice.quiet_libraries()
+    import diffusers
+    import transformers
+
+    config = backend(kind, device).configs[kind]
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    mapping = {}
+    for name in rounded(index, family):
+        library, kept = index[name][0], KEPT.get(index[name][1])
+        mapping[name] = config(libraries[library], dtype, list(kept) if kept else None)
+    return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
+
+
+def rounded(index: Mapping[str, Any], family: Family) -> tuple[str, ...]:
+    """Components that `--quantize` is for: the denoiser, and text encoders unless they are small."""
+    encoders = [each.component for each in family.encoders if index[each.component][1] not in SMALL_ENCODERS]
+    return (*(name for name in choice.DENOISERS if name in index), *encoders)
+
+
+def backend(kind: str, device: torch.device) -> Backend:
+    able = able_on(kind, device)
+    if not able:
+        raise EnvironmentProblem(
+            f"--quantize {kind} does not work on {device.type}: expected {_devices(kind)}; leave it out, or use --low-memory"
+        )
+    found = next((each for each in able if importlib.util.find_spec(each.package)), None)
+    if found is None:
+        raise EnvironmentProblem(
+            f"--quantize {kind} needs {' or '.join(each.package for each in able)}: expected it to be installed; "
+            f"pip install {able[0].package}"
+        )
+    return found
+
+
+def _devices(kind: str) -> str:
+    """Devices on which something can round so."""
+    return " or ".join(
+        sorted({device for each in BACKENDS if kind in each.configs for device in each.devices})
+    )
+
+
+def able_on(kind: str, device: torch.device) -> list[Backend]:
+    """The libraries that can round so on a device, installed or not."""
+    return [each for each in BACKENDS if kind in each.configs and device.type in each.devices]
+
+
+def stored(parameter: Tensor) -> list[Tensor]:
+    """The plain tensors that hold a parameter: itself, unless it is one that torchao has rounded."""
+    if hasattr(parameter, "__tensor_flatten__"):
+        names, _ = parameter.__tensor_flatten__()
+        return [getattr(parameter, name) for name in names]
+    return [parameter]
