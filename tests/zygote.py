@@ -189,9 +189,9 @@ def _preload() -> None:
     import dticli.commands.train
     import dticli.learn.run  # noqa: F401
     from dticli import bundled
-    from dticli.models import choice
+    from dticli.models import choice, loading
 
-    choice.load(choice.choose(bundled.MODEL_NAME), torch.device("cpu"), torch.float32)
+    loading.load(choice.choose(bundled.MODEL_NAME), torch.device("cpu"), torch.float32)
     # Codecs are modules too, which another user may not be able to read.
     codecs.lookup("utf-8-sig")
 

@@ -149,7 +149,7 @@ def _model(
     token: "Token", option: str | None, base: str | None, variant: str | None, offline: bool, *, needed: bool
 ) -> "Model | None":
     """The model the word is for: the one that was named, or if one is needed, the recorded one."""
-    from dticli.models import choice
+    from dticli.models import choice, contents
     from dticli.words import provenance
 
     recorded = provenance.usable_model(token.metadata)
@@ -161,7 +161,7 @@ def _model(
             "name it with --model"
         )
     chosen = choice.choose(option, recorded=recorded, base=base, variant=variant, offline=offline)
-    console.notice(choice.announcement(chosen))
+    console.notice(contents.announcement(chosen))
     return chosen
 
 
@@ -169,16 +169,16 @@ def _prepared(
     token: "Token", model: "Model | None", name: str | None, rule: str | None
 ) -> "tuple[Token, tuple[Rescaled, ...]]":
     """The word under its new name and at its new length."""
-    from dticli.models import choice, embeddings
+    from dticli.models import contents, embeddings
     from dticli.words import conversion, norms, token_file
 
-    family = choice.family(model) if model else None
+    family = contents.family(model) if model else None
     word = conversion.of_family(token, family.name if family else None)
     if name:
         word = conversion.renamed(word, name)
     if not (rule and model and family):
         return word, ()
-    tables: Mapping[str, Table] = embeddings.by_key(choice.tables(model), family.encoders)
+    tables: Mapping[str, Table] = embeddings.by_key(contents.tables(model), family.encoders)
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     scaled = conversion.rescaled(word, vocabulary, rule)
     console.notice(f"{word.name}: {conversion.DIRECTION_ONLY}")
@@ -227,11 +227,11 @@ def _warn(word: "Token", target: Target, model: "Model | None") -> None:
 def _vocabularies(model: "Model | None") -> "Sequence[Mapping[str, int]]":
     """Those of the tokenizers at hand: the model's, where it was named, and the bundled one's."""
     from dticli import bundled
-    from dticli.models import choice
+    from dticli.models import choice, contents
 
     at_hand = [choice.choose(bundled.MODEL_NAME), *([model] if model else [])]
     return [
         tokenizer.get_vocab()
         for each in at_hand
-        for tokenizer in choice.tokenizers(each, choice.family(each))
+        for tokenizer in contents.tokenizers(each, contents.family(each))
     ]

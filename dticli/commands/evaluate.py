@@ -184,7 +184,7 @@ def _words(
     from dticli import atomic
     from dticli.draw import pipeline
     from dticli.evaluation import drawing, judges, measure, prompts
-    from dticli.models import choice
+    from dticli.models import devices
     from dticli.photos import albums
 
     asked = prompts.read(how.prompt_set)
@@ -193,7 +193,7 @@ def _words(
     album = albums.read(folder, masks)
     opened = pipeline.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
-    device = choice.pick_device(settings.device)
+    device = devices.pick_device(settings.device)
     shots = [drawing.shots(token.name, asked, settings.seed, how.count) for token in tokens]
     kept = [drawing.files(out / str(index), each) if out else [] for index, each in enumerate(shots)]
     # Before the first picture: a file in the way, or a judge that is not there, must not cost the drawing.

@@ -123,7 +123,7 @@ def command(
     Example: dti inspect-norms dog.safetensors
     """
     from dticli import hub
-    from dticli.models import choice
+    from dticli.models import choice, contents
     from dticli.words import provenance
 
     folders = [each for each in targets or [] if Path(each).suffix == ".run"]
@@ -146,7 +146,7 @@ def command(
     for name, indices in wanted.items():
         option = name if names or model else None
         chosen = choice.choose(option, recorded=name, base=base, variant=variant, offline=offline)
-        console.notice(choice.announcement(chosen, "text_encoder"))
+        console.notice(contents.announcement(chosen, "text_encoder"))
         for each in () if option else provenance.strangers([tokens[i] for i in indices], chosen):
             console.warn(each)
         reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices]))
@@ -171,11 +171,11 @@ def _followed(folder: Path) -> Followed:
 
 
 def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected:
-    from dticli.models import choice, embeddings
+    from dticli.models import contents, embeddings
     from dticli.words import norms, token_file
 
-    encoders = choice.family(model).encoders
-    tables = embeddings.by_key(choice.tables(model), encoders)
+    encoders = contents.family(model).encoders
+    tables = embeddings.by_key(contents.tables(model), encoders)
     widths = {key: table.width for key, table in tables.items()}
     standings = [
         standing

@@ -84,20 +84,20 @@ def command(
 
 
 def _describe(target: str, base: str | None, variant: str | None, offline: bool) -> Described:
-    from dticli.models import choice, footprint
+    from dticli.models import choice, contents, footprint
     from dticli.settings import model_layer
 
     model = choice.choose(target, base=base, variant=variant, offline=offline)
-    family = choice.family(model)
+    family = contents.family(model)
     own = {
         name: value
         for name, value in model_layer(model.folder, "train").items()
         if hasattr(family.defaults, name)
     }
     family = replace(family, defaults=replace(family.defaults, **own))
-    shapes = choice.shapes(model)
+    shapes = contents.shapes(model)
     return Described(
-        model.label, family, choice.parameter_counts(shapes), footprint.table(model, family, shapes)
+        model.label, family, contents.parameter_counts(shapes), footprint.table(model, family, shapes)
     )
 
 

@@ -226,11 +226,11 @@ def _require_known(jobs: "Sequence[Job]") -> None:
 
 
 def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
-    from dticli.models import choice, footprint
+    from dticli.models import contents, footprint
 
     # All words share the model and its settings.
     model, family = jobs[0].opened.model, jobs[0].opened.family
-    tokenizers = choice.tokenizers(model, family)
+    tokenizers = contents.tokenizers(model, family)
     weights = footprint.estimate(model, family, jobs[0].settings)
     checked = tuple(_check(job, tokenizers, weights) for job in jobs)
     if not many:

@@ -10,7 +10,7 @@ from dticli import console, hub
 from dticli.draw import pictures, sampler
 from dticli.draw.sampler import Picture, Shot
 from dticli.errors import UsageError
-from dticli.models import choice, memory
+from dticli.models import choice, contents, devices, memory
 from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.settings import GenerateSettings
@@ -71,11 +71,11 @@ def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
         offline=bool(given["offline"]),
         device=given["device"] or "auto",
     )
-    console.notice(choice.announcement(model))
+    console.notice(contents.announcement(model))
     if not given["model"]:
         for each in provenance.strangers(tokens, model):
             console.warn(each)
-    return Opened(model, choice.family(model))
+    return Opened(model, contents.family(model))
 
 
 def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> PipelineWithWords:
@@ -88,7 +88,7 @@ def require_drawable(opened: Opened, settings: GenerateSettings) -> None:
     if settings.scheduler:
         sampler.require_scheduler(settings.scheduler)
     if settings.height_width:
-        choice.require_multiple(settings.height_width, opened.family)
+        contents.require_multiple(settings.height_width, opened.family)
 
 
 def without_words(opened: Opened, settings: GenerateSettings, *, safety_checker: bool = True) -> Any:
@@ -103,8 +103,8 @@ def without_words(opened: Opened, settings: GenerateSettings, *, safety_checker:
     """
     require_drawable(opened, settings)
     if settings.deterministic:
-        choice.make_deterministic()
-    device = choice.pick_device(settings.device)
+        devices.make_deterministic()
+    device = devices.pick_device(settings.device)
     pipe = memory.load(opened.model, opened.family, settings, device, safety_checker=safety_checker)
     if settings.low_memory:
         memory.offload(pipe, device)
@@ -115,7 +115,7 @@ def with_words(
     pipe: Any, opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]
 ) -> PipelineWithWords:
     """Match tokens to a pipeline's encoders, and let it pool as they want it."""
-    device = choice.pick_device(settings.device)
+    device = devices.pick_device(settings.device)
     pooling.choose(pipe, opened.family.encoders, _pooling(settings, tokens))
     tables = placement.tables(pipe, opened.family.encoders)
     fingerprint = norms.fingerprint(tables.values())

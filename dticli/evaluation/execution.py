@@ -20,7 +20,7 @@ from dticli.evaluation.plan import Plan, Trial, Way
 from dticli.evaluation.summary import Outcome, PlanResult
 from dticli.learn import jobs, live
 from dticli.learn.jobs import Job
-from dticli.models import choice, embeddings
+from dticli.models import contents, devices, embeddings
 from dticli.ranks import ALONE
 from dticli.settings import GenerateSettings, ModelSettings, first_said, model_layer, resolve
 from dticli.words import norms, token_file
@@ -91,7 +91,7 @@ def _stage(
     plan: Plan, opened: Opened, settings: GenerateSettings, folder: Path, *, force: bool, quiet: bool
 ) -> _Stage:
     pipeline.require_drawable(opened, settings)
-    device = choice.pick_device(settings.device)
+    device = devices.pick_device(settings.device)
     eyes = judges.likeness(plan.file.image_judge, device, offline=settings.offline)
     reader = judges.alignment(plan.file.text_judge, device, offline=settings.offline)
     for subject in plan.subjects:
@@ -99,7 +99,7 @@ def _stage(
             reader.require(plan.prompts, subject.noun)
         except UsageError as error:
             raise UsageError(f"[subjects.{subject.name}] {error}") from None
-    tables = embeddings.by_key(choice.tables(opened.model), opened.family.encoders)
+    tables = embeddings.by_key(contents.tables(opened.model), opened.family.encoders)
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     trials.require_magnitudes(plan.arms, vocabulary)
     return _Stage(

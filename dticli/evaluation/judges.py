@@ -16,7 +16,7 @@ from dticli.errors import EnvironmentProblem, ModelError, UsageError
 from dticli.evaluation import stickers
 from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.prompts import Prompt, Reading
-from dticli.models import choice
+from dticli.models import devices
 
 KNOWN = {
     "dinov2": "facebook/dinov2-base",
@@ -166,7 +166,7 @@ def _model(folder: Path) -> Any:
 @contextmanager
 def _loading(name: str, option: str, offline: bool) -> Iterator[Path]:
     """A judge's folder; what goes wrong in reading it, in one line."""
-    choice.quiet_libraries()
+    devices.quiet_libraries()
     folder = _folder(KNOWN.get(name, name), option, offline)
     try:
         yield folder

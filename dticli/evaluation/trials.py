@@ -23,7 +23,7 @@ from dticli.evaluation.plan import Arm, Plan, Trial, Way
 from dticli.evaluation.summary import Outcome
 from dticli.learn import initial_rows
 from dticli.learn.jobs import Job
-from dticli.models import choice
+from dticli.models import devices
 from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.photos import albums
@@ -139,7 +139,7 @@ def _drawing(settings: GenerateSettings) -> list[tuple[str, Any]]:
 
 def _precision(settings: ModelSettings) -> dict[str, str]:
     """What `auto` stands for on the device: another precision gives other words and pictures."""
-    return {"precision": choice.pick_precision(settings.precision, choice.pick_device(settings.device))}
+    return {"precision": devices.pick_precision(settings.precision, devices.pick_device(settings.device))}
 
 
 def outcome_mark(plan: Plan, trial: Trial, drawn: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dticli import randomness, sphere
 from dticli.errors import UsageError
-from dticli.models import choice
+from dticli.models import contents
 from dticli.models.choice import Model
 from dticli.models.families import Encoder, Family
 from dticli.paths import names_token_file
@@ -80,8 +80,8 @@ def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
         UsageError: a phrase is empty, or the model does not know it.
     """
     names = dict.fromkeys(encoder.tokenizer for encoder in family.encoders)
-    tokenizers = SimpleNamespace(**dict(zip(names, choice.tokenizers(model, family), strict=True)))
-    tables = {table.encoder: table.rows for table in choice.tables(model)}
+    tokenizers = SimpleNamespace(**dict(zip(names, contents.tokenizers(model, family), strict=True)))
+    tables = {table.encoder: table.rows for table in contents.tables(model)}
     for text in dict.fromkeys(texts):
         if names_token_file(text):
             token_file.read(Path(text))

@@ -9,7 +9,7 @@ from dticli import atomic
 from dticli.draw.pipeline import Opened
 from dticli.errors import DtiError, UsageError
 from dticli.learn.run_folder import RunFolder
-from dticli.models import choice
+from dticli.models import contents
 from dticli.paths import beside
 from dticli.photos import albums, captions
 from dticli.photos.albums import Album
@@ -73,7 +73,7 @@ def one(
             "no photos: expected a folder; write dti train ./photos --token ... --init ..., or photos = in a settings file"
         )
     token_file.check_name(settings.token)
-    choice.require_multiple((settings.resolution, settings.resolution), family)
+    contents.require_multiple((settings.resolution, settings.resolution), family)
     target = out or Path(_file_name(settings.token))
     album = albums.read(Path(settings.photos), settings.masks)
     return Job(opened, settings, album, captions.read(album.photos, settings), target, program)

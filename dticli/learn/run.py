@@ -21,7 +21,7 @@ from dticli.learn import checkpoint, initial_rows, trainer
 from dticli.learn.checkpoint import Checkpoint, Identity
 from dticli.learn.run_folder import Log, RunFolder, read_log
 from dticli.learn.trainer import Captions, Learner, StepReport, Task
-from dticli.models import choice, memory, quantization
+from dticli.models import devices, memory, quantization
 from dticli.models.choice import Model
 from dticli.models.embeddings import Table
 from dticli.models.families import Family
@@ -103,8 +103,8 @@ def load(settings: ModelSettings, model: Model, family: Family, ranks: Ranks = A
         ModelError, EnvironmentProblem: as `memory.load`.
     """
     if settings.deterministic:
-        choice.make_deterministic()
-    device = ranks.own(choice.pick_device(settings.device))
+        devices.make_deterministic()
+    device = ranks.own(devices.pick_device(settings.device))
     pipe = memory.load(model, family, settings, device, safety_checker=False)
     return FrozenModel(model, family, pipe, device, ranks)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from dticli.models import choice
+from dticli.models import contents, devices
 from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.models.single_file import Shapes
@@ -89,12 +89,12 @@ def estimate(model: Model, family: Family, settings: ModelSettings) -> Memory | 
     """What the weights of a training take, from the headers of their files; None where these are not safetensors.
 
     Raises:
-        ModelError, EnvironmentProblem: as `choice.shapes`, or the device is not there, or nothing can quantise as asked.
+        ModelError, EnvironmentProblem: as `contents.shapes`, or the device is not there, or nothing can quantise as asked.
     """
-    device = choice.pick_device(settings.device)
+    device = devices.pick_device(settings.device)
     if settings.quantize != "none":
         quantization.backend(settings.quantize, device)
-    index, shapes = choice.index(model), choice.shapes(model)
+    index, shapes = contents.index(model), contents.shapes(model)
     if not _complete(shapes, family):
         return None
     shapes.pop("safety_checker", None)  # training does without
@@ -118,9 +118,9 @@ def table(model: Model, family: Family, shapes: Mapping[str, Shapes]) -> tuple[W
     """What a model's weights take in every precision; empty where they are not all safetensors.
 
     Args:
-        shapes: of `choice.shapes`.
+        shapes: of `contents.shapes`.
     """
-    index = choice.index(model)
+    index = contents.index(model)
     if not _complete(shapes, family):
         return ()
     ways = (("fp32", "none"), ("bf16", "none"), ("bf16", "8bit"), ("bf16", "4bit"))
@@ -140,7 +140,7 @@ def free(device: torch.device) -> int:
 
 def _complete(shapes: Mapping[str, Shapes], family: Family) -> bool:
     wanted = {"vae", *(each.component for each in family.encoders)}
-    return wanted <= shapes.keys() and bool(shapes.keys() & set(choice.DENOISERS))
+    return wanted <= shapes.keys() and bool(shapes.keys() & set(contents.DENOISERS))
 
 
 def _as_set(
@@ -150,14 +150,14 @@ def _as_set(
     settings: ModelSettings,
     device: torch.device,
 ) -> Weights:
-    precision = choice.pick_precision(settings.precision, device)
+    precision = devices.pick_precision(settings.precision, device)
     return _weigh(shapes, index, family, precision, settings.quantize)
 
 
 def _weigh(
     shapes: Mapping[str, Shapes], index: Mapping[str, Any], family: Family, precision: str, quantize: str
 ) -> Weights:
-    size = choice.DTYPES[precision].itemsize
+    size = devices.DTYPES[precision].itemsize
     fewer = {
         name: KEPT.get(index[name][1], ())
         for name in quantization.rounded(index, family)
@@ -176,7 +176,7 @@ def _weigh(
             / 1e9
         )
     vae = 4 * sum(map(math.prod, shapes["vae"].values())) / 1e9
-    names = {*choice.DENOISERS, *(each.component for each in family.encoders)}
+    names = {*contents.DENOISERS, *(each.component for each in family.encoders)}
     step = sum(value for name, value in components.items() if name in names)
     total = sum(components.values())
     return Weights(
@@ -210,7 +210,7 @@ def savings(
     settings: ModelSettings, model: Model, device: torch.device
 ) -> Iterator[tuple[str, ModelSettings]]:
     """Options that take less memory and work here, mildest first, each with the settings changed by it alone."""
-    large = choice.pick_dtype(settings.precision, device).itemsize > choice.DTYPES["bf16"].itemsize
+    large = devices.pick_dtype(settings.precision, device).itemsize > devices.DTYPES["bf16"].itemsize
     ways: list[tuple[str, dict[str, Any], bool]] = [
         ("--low-memory", {"low_memory": True}, not settings.low_memory and device.type in OWN_MEMORY),
         ("--precision bf16", {"precision": "bf16"}, large),

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dticli.errors import EnvironmentProblem
-from dticli.models import choice, footprint, quantization
+from dticli.models import contents, devices, footprint, loading, quantization
 from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.settings import ModelSettings
@@ -32,16 +32,16 @@ def load(
     """The pipeline as the settings want it: on `device`, or with `low_memory` on the CPU until `economize` or `offload`.
 
     Raises:
-        ModelError, EnvironmentProblem: as `choice.load`, or it does not fit, or what would quantise is not installed.
+        ModelError, EnvironmentProblem: as `loading.load`, or it does not fit, or what would quantise is not installed.
     """
-    dtype = choice.pick_dtype(settings.precision, device)
+    dtype = devices.pick_dtype(settings.precision, device)
     with fitting(model, settings, device):
-        return choice.load(
+        return loading.load(
             model,
             CPU if settings.low_memory else device,
             dtype,
             safety_checker=safety_checker,
-            quantization=quantization.config(choice.index(model), family, settings.quantize, device, dtype),
+            quantization=quantization.config(contents.index(model), family, settings.quantize, device, dtype),
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dticli.errors import EnvironmentProblem
-from dticli.models import choice
+from dticli.models import contents, devices
 from dticli.models.families import Family
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def config(
     """
     if kind == "none":
         return None
-    choice.quiet_libraries()
+    devices.quiet_libraries()
     import diffusers
     import transformers
 
@@ -106,7 +106,7 @@ def config(
 def rounded(index: Mapping[str, Any], family: Family) -> tuple[str, ...]:
     """Components that `--quantize` is for: the denoiser, and text encoders unless they are small."""
     encoders = [each.component for each in family.encoders if index[each.component][1] not in SMALL_ENCODERS]
-    return (*(name for name in choice.DENOISERS if name in index), *encoders)
+    return (*(name for name in contents.DENOISERS if name in index), *encoders)
 
 
 def backend(kind: str, device: torch.device) -> Backend:

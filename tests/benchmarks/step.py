@@ -18,7 +18,7 @@ import torch
 from dticli import bundled
 from dticli.learn import initial_rows, trainer
 from dticli.learn.trainer import Learner, Task
-from dticli.models import choice
+from dticli.models import choice, contents, loading
 from dticli.photos import albums, captions, latents
 from dticli.settings import TrainSettings, resolve
 from dticli.words import norms, placement
@@ -29,10 +29,10 @@ CPU = torch.device("cpu")
 def training(batch_size: int) -> tuple[Task, Learner]:
     """A training of `<dog>` on the bundled model, ready to go."""
     model = choice.choose(bundled.MODEL_NAME)
-    family = choice.family(model)
+    family = contents.family(model)
     own = {"token": "<dog>", "init": "dog", "steps": 10**6, "batch_size": batch_size, "resolution": 64}
     settings = resolve(TrainSettings, own, vars(family.defaults))
-    pipe = choice.load(model, CPU, torch.float32, safety_checker=False)
+    pipe = loading.load(model, CPU, torch.float32, safety_checker=False)
     album = [photo for path in bundled.photos("dog") for photo in albums.read(path).photos]
     crops = albums.crops(album, settings, family.multiple)
     encoded = latents.encode(pipe, family, crops, CPU)

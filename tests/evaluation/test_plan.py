@@ -328,7 +328,7 @@ def test_a_plan_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pyte
 def test_marks_know_the_precision_that_auto_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device where `auto` is another precision, words and pictures are others; a precision that was named stays itself."""
     before = marks("")
-    monkeypatch.setattr("dticli.models.choice.pick_dtype", lambda precision, device: torch.bfloat16)
+    monkeypatch.setattr("dticli.models.devices.pick_dtype", lambda precision, device: torch.bfloat16)
     assert not set(marks("")) & set(before)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from dticli import bundled
 from dticli.errors import EnvironmentProblem, ModelError
-from dticli.models import choice
+from dticli.models import choice, contents, devices
 from tests import tiny
 from tests.conftest import Outcome
 from tests.hub_server import Hub, Repository
@@ -107,9 +107,9 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking for CUDA without it is an error of the environment; `auto` takes what there is."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choice.pick_device("auto") == torch.device("cpu")
+    assert devices.pick_device("auto") == torch.device("cpu")
     with pytest.raises(EnvironmentProblem, match="--device cpu"):
-        choice.pick_device("cuda")
+        devices.pick_device("cuda")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_precision(
 ) -> None:
     """bf16 on CUDA that has it, else fp16; fp32 elsewhere; what is asked for wins."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
-    assert choice.pick_dtype(wanted, torch.device(device)) == dtype
+    assert devices.pick_dtype(wanted, torch.device(device)) == dtype
 
 
 def test_sizes_suit_the_family() -> None:
@@ -134,9 +134,9 @@ def test_sizes_suit_the_family() -> None:
     from dticli.errors import UsageError
     from dticli.models import families
 
-    choice.require_multiple((64, 128), families.TABLE[0])
+    contents.require_multiple((64, 128), families.TABLE[0])
     with pytest.raises(UsageError, match="try 64"):
-        choice.require_multiple((64, 65), families.TABLE[0])
+        contents.require_multiple((64, 65), families.TABLE[0])
 
 
 def test_variants_and_shards() -> None:
@@ -147,5 +147,5 @@ def test_variants_and_shards() -> None:
         "model.fp16.safetensors",
         "model.fp16-00001-of-00002.safetensors",
     ]
-    assert [choice._other_variant(name, None) for name in names] == [False, False, True, True]
-    assert [choice._other_variant(name, "fp16") for name in names] == [True, True, False, False]
+    assert [contents._other_variant(name, None) for name in names] == [False, False, True, True]
+    assert [contents._other_variant(name, "fp16") for name in names] == [True, True, False, False]

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dticli import bundled, randomness
 from dticli.draw.sampler import sample, shots
 from dticli.errors import EnvironmentProblem
-from dticli.models import choice, families, footprint, memory, quantization
+from dticli.models import choice, contents, devices, families, footprint, loading, memory, quantization
 from dticli.models.families import Family
 from dticli.models.families.shape import Frame, pipe_device
 from dticli.models.footprint import Weights
@@ -45,10 +45,10 @@ def family_of(pipe: Any) -> Family:
 
 
 def frozen(pipe: Any) -> Any:
-    """As `choice.load` hands it over."""
+    """As `loading.load` hands it over."""
     for module in modules(pipe).values():
         module.requires_grad_(False).eval()
-        choice._without_cache(module)
+        loading._without_cache(module)
     return pipe
 
 
@@ -224,7 +224,7 @@ def test_small_pictures_need_no_tiles(name: str) -> None:
 
 def test_pictures_that_do_not_fit_are_encoded_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole where that fits; otherwise in tiles, whose latents are near those of the whole, and not the same."""
-    pipe = choice.load(choice.choose(bundled.MODEL_NAME), CPU, torch.float32)
+    pipe = loading.load(choice.choose(bundled.MODEL_NAME), CPU, torch.float32)
     family, crops = family_of(pipe), some_crops(128)
     whole = latents.encode_low_memory(pipe, family, crops, CPU).mean[0]
     assert not pipe.vae.use_tiling
@@ -302,7 +302,7 @@ def test_a_model_that_does_not_fit_says_what_takes_less(train: Dti, monkeypatch:
     def full(*arguments: Any, **options: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(choice, "load", full)
+    monkeypatch.setattr(loading, "load", full)
     outcome = train("dog", "--steps", 1)
     assert outcome.code == 5
     assert all(each in outcome.error for each in ("--quantize 8bit", "--precision bf16"))
@@ -360,7 +360,7 @@ def test_generate_with_low_memory(dti: Dti, dog: Path, tmp_path: Path) -> None:
 
 def index_of(name: str, folder: Path) -> dict[str, Any]:
     tiny.build(name).save_pretrained(folder)
-    return choice.index(choice.choose(str(folder)))
+    return contents.index(choice.choose(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def _bytes(tensor: Tensor) -> int:
 def loaded(folder: Path, quantize: str) -> Any:
     model = choice.choose(str(folder))
     settings = ModelSettings(quantize=quantize, precision="fp32", device="cpu")  # type: ignore[arg-type]
-    return memory.load(model, choice.family(model), settings, CPU)
+    return memory.load(model, contents.family(model), settings, CPU)
 
 
 def cosines(name: str, folder: Path, quantize: str) -> dict[str, float]:
@@ -431,7 +431,7 @@ def cosines(name: str, folder: Path, quantize: str) -> dict[str, float]:
 
 def require_same_bytes(folder: Path, quantize: str) -> None:
     model = choice.choose(str(folder))
-    family, index, shapes = choice.family(model), choice.index(model), choice.shapes(model)
+    family, index, shapes = contents.family(model), contents.index(model), contents.shapes(model)
     weights = footprint._weigh(shapes, index, family, "fp32", quantize)
     for component, size in bytes_of(loaded(folder, quantize)).items():
         assert weights.components[component] * 1e9 == pytest.approx(size, rel=2e-3), component
@@ -504,18 +504,18 @@ def test_weights_are_what_is_loaded(name: str, precision: str, tmp_path: Path) -
     """Bytes of every component, from headers alone, are those of the pipeline that training loads."""
     tiny.build(name).save_pretrained(tmp_path)
     model = choice.choose(str(tmp_path))
-    family = choice.family(model)
+    family = contents.family(model)
     weights = next(
         each
-        for each in footprint.table(model, family, choice.shapes(model))
+        for each in footprint.table(model, family, contents.shapes(model))
         if (each.precision, each.quantize) == (precision, "none")
     )
-    actual = bytes_of(choice.load(model, CPU, choice.DTYPES[precision], safety_checker=False))
+    actual = bytes_of(loading.load(model, CPU, devices.DTYPES[precision], safety_checker=False))
     # Of small layers that diffusers keeps in float32, headers do not tell. Wan has some, and this one is nothing else.
     near = 0.07 if (name, precision) == ("wan", "bf16") else 1e-3
     assert {key: value * 1e9 for key, value in weights.components.items()} == pytest.approx(actual, rel=near)
     total, vae = sum(actual.values()), actual["vae"]
-    size = 4 / choice.DTYPES[precision].itemsize
+    size = 4 / devices.DTYPES[precision].itemsize
     parts = {"unet", "transformer"} | {encoder.component for encoder in family.encoders}
     assert weights.total * 1e9 == pytest.approx(total, rel=near)
     assert weights.at_once * 1e9 == pytest.approx(total - vae + size * vae, rel=near)
@@ -527,10 +527,12 @@ def estimate(
     monkeypatch: pytest.MonkeyPatch, folder: Path, room: float, device: torch.device, **settings: Any
 ) -> footprint.Memory:
     """The estimate where `room` bytes are free."""
-    monkeypatch.setattr(choice, "pick_device", lambda wanted: device)
+    monkeypatch.setattr(devices, "pick_device", lambda wanted: device)
     monkeypatch.setattr(footprint, "free", lambda device: room)
     model = choice.choose(str(folder), device="cpu")
-    found = footprint.estimate(model, choice.family(model), ModelSettings(**{"precision": "fp32"} | settings))
+    found = footprint.estimate(
+        model, contents.family(model), ModelSettings(**{"precision": "fp32"} | settings)
+    )
     assert found
     return found
 
@@ -540,10 +542,12 @@ def test_options_are_the_mildest_that_help(tmp_path: Path, monkeypatch: pytest.M
     tiny.build("pixart_sigma").save_pretrained(tmp_path)
     model = choice.choose(str(tmp_path))
     matrices = {"vae": {"conv.weight": (8, 8, 3, 3)}, "text_encoder": {"q.weight": (512, 512)}}
-    monkeypatch.setattr(choice, "shapes", lambda model: matrices | {"transformer": {"q.weight": (1024, 512)}})
+    monkeypatch.setattr(
+        contents, "shapes", lambda model: matrices | {"transformer": {"q.weight": (1024, 512)}}
+    )
     table = {
         (each.precision, each.quantize): each
-        for each in footprint.table(model, choice.family(model), choice.shapes(model))
+        for each in footprint.table(model, contents.family(model), contents.shapes(model))
     }
     whole = table["fp32", "none"]
     for room, expected in (
@@ -569,7 +573,7 @@ def test_the_cpu_saves_nothing_by_offloading_to_itself(
     model = choice.choose(str(tmp_path))
     half = next(
         each
-        for each in footprint.table(model, choice.family(model), choice.shapes(model))
+        for each in footprint.table(model, contents.family(model), contents.shapes(model))
         if each.precision == "bf16"
     )
     found = estimate(monkeypatch, tmp_path, half.at_once * 1e9, CPU)

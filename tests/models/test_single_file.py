@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dticli.errors import ModelError, UsageError
-from dticli.models import choice, single_file
+from dticli.models import choice, contents, loading, single_file
 from tests import original_layout, tiny
 from tests.conftest import Outcome
 from tests.hub_server import Hub, Repository
@@ -80,7 +80,7 @@ def _tiny_flux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(name: Path, **options: Any) -> Any:
-    return choice.load(choice.choose(str(name), **options), CPU, torch.float32)
+    return loading.load(choice.choose(str(name), **options), CPU, torch.float32)
 
 
 @every_kind
@@ -254,8 +254,8 @@ def test_a_base_without_an_encoder_decides(made: Callable[[str], Made], tmp_path
     """SD3 without T5 stays so, whatever the file holds."""
     tiny.build("sd3_no_t5").save_pretrained(tmp_path / "small")
     model = choice.choose(str(made("sd3").file), base=str(tmp_path / "small"))
-    assert [each.key for each in choice.family(model).encoders] == ["clip_l", "clip_g"]
-    assert choice.load(model, CPU, torch.float32).text_encoder_3 is None
+    assert [each.key for each in contents.family(model).encoders] == ["clip_l", "clip_g"]
+    assert loading.load(model, CPU, torch.float32).text_encoder_3 is None
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_quantisation_is_refused(made: Callable[[str], Made]) -> None:
     """It would leave the file's weights as they are."""
     model = choice.choose(str(made("sd1").file), base=str(made("sd1").base))
     with pytest.raises(UsageError, match="--quantize"):
-        choice.load(model, CPU, torch.float32, quantization=object())
+        loading.load(model, CPU, torch.float32, quantization=object())
 
 
 def test_the_header_is_all_that_recognition_reads(

@@ -1,0 +1,247 @@
+"""What a model's files hold, known without loading it: index, family, tables, tokenizers, shapes and sizes."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from dticli import bundled, hub
+from dticli.errors import ModelError, UsageError
+from dticli.models import families, single_file
+from dticli.models.choice import Model
+from dticli.models.embeddings import Table, read_tables, read_tokenizer
+from dticli.models.families import Family
+from dticli.models.single_file import Shapes
+
+DENOISERS = ("unet", "transformer")
+
+
+def index(model: Model) -> dict[str, Any]:
+    """The model's `model_index.json`; downloads that one file from the hub.
+
+    Raises:
+        ModelError: unreadable.
+        EnvironmentProblem: the hub cannot be reached.
+    """
+    model = model.layout
+    path = model.folder / "model_index.json" if model.folder else Path(_from_hub(model, "model_index.json"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{model.name}: model_index.json is unreadable ({error}); download the model again"
+        ) from None
+
+
+def family(model: Model) -> Family:
+    """The family of a model, without loading weights.
+
+    Raises:
+        ModelError: there is none, or a single file is not of its base's.
+    """
+    found = families.of_index(index(model), model.layout.name)
+    if model.file:
+        single_file.require_family(model.file, found.name, model.layout.label)
+    return found
+
+
+def tables(model: Model) -> tuple[Table, ...]:
+    """The embedding table of each text encoder; downloads only text encoders and tokenizers from the hub.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+        EnvironmentProblem: the hub cannot be reached.
+    """
+    patterns = ["model_index.json", "tokenizer*/*", "text_encoder*/*.json", "text_encoder*/*.safetensors"]
+    folder = model.layout.folder or snapshot(model, patterns)
+    return read_tables(folder, model.file.tables if model.file else {})
+
+
+def tokenizers(model: Model, family: Family) -> list[Any]:
+    """The tokenizer of each encoder a word is learned in; downloads only these from the hub.
+
+    Raises:
+        ModelError: one is missing or broken.
+        EnvironmentProblem: the hub cannot be reached.
+    """
+    patterns = ["model_index.json", "tokenizer*/*"]
+    parts, folder = index(model), model.layout.folder or snapshot(model, patterns)
+    names = dict.fromkeys(encoder.tokenizer for encoder in family.encoders)
+    return [read_tokenizer(folder / name, parts[name][1]) for name in names]
+
+
+def snapshot(model: Model, patterns: list[str]) -> Path:
+    """A local folder with the files of a hub's model, or a base there, that match; without weights a single file has."""
+    from huggingface_hub import snapshot_download
+
+    layout = model.layout
+    other = [] if layout.variant else ["*.fp16.safetensors", "*.fp16-*.safetensors"]
+    with hub_errors(layout):
+        return Path(
+            snapshot_download(
+                layout.location,
+                revision=layout.revision,
+                local_files_only=layout.offline,
+                allow_patterns=patterns,
+                ignore_patterns=[*other, *(f"{component}/*.safetensors" for component in model.stored)],
+            )
+        )
+
+
+def shapes(model: Model) -> dict[str, Shapes]:
+    """Component to name to shape of every tensor it stores, from the headers of its safetensors files.
+
+    Of a model that is not on this machine, the hub sends the headers alone; with `--offline` it is not asked. Components
+    saved in another format are left out.
+
+    Raises:
+        ModelError: the hub has no such model.
+        EnvironmentProblem: the hub cannot be reached.
+    """
+    layout, whole = model.layout, index(model)
+    there = whole.keys() - absent(whole).keys()
+    # Text encoders may have been fetched without the denoiser; of a base, only what the file lacks is of interest.
+    needed = there & set(model.file.lacking if model.file else DENOISERS)
+    components = {name: whole[name] for name in (needed if model.file else there)}
+    found = _merged(_headers(layout, components))
+    if layout.kind == "hub" and not layout.offline and not found.keys() >= needed:
+        found = _merged(_remote_headers(layout, components))
+    stored = {name: tensors for name, tensors in model.stored.items() if name in there}
+    return dict(sorted((found | stored).items()))
+
+
+def _merged(headers: Iterator[tuple[str, Shapes]]) -> dict[str, Shapes]:
+    """One mapping a component, of all its files."""
+    found: dict[str, Shapes] = {}
+    for component, tensors in headers:
+        found[component] = found.get(component, {}) | tensors
+    return found
+
+
+def _headers(model: Model, components: Mapping[str, Any]) -> Iterator[tuple[str, Shapes]]:
+    """Component, and name to shape, of each file on this machine that would be loaded."""
+    folder = model.folder or Path(_from_hub(model, "model_index.json")).parent
+    for path in sorted(folder.glob("*/*.safetensors")):
+        if path.parent.name in components and not _other_variant(path.name, model.variant):
+            yield path.parent.name, _shapes_in(path, model)
+
+
+def _shapes_in(path: Path, model: Model) -> Shapes:
+    try:
+        return single_file.header(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{model.name}: {path.parent.name}/{path.name} is damaged ({error}); download the model again"
+        ) from None
+
+
+def _remote_headers(model: Model, components: Mapping[str, Any]) -> Iterator[tuple[str, Shapes]]:
+    """Component, and name to shape, of each file on the hub that would be loaded."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with hub_errors(model):
+        for file in api.list_repo_files(model.location, revision=model.revision):
+            component, _, name = file.partition("/")
+            wanted = re.fullmatch(r"[^/]+\.safetensors", name) and not _other_variant(name, model.variant)
+            if wanted and component in components:
+                header = api.parse_safetensors_file_metadata(model.location, file, revision=model.revision)
+                yield component, {key: tuple(each.shape) for key, each in header.tensors.items()}
+
+
+def parameter_counts(shapes: Mapping[str, Shapes]) -> dict[str, int]:
+    """How many numbers each component stores."""
+    return {
+        component: sum(math.prod(shape) for shape in tensors.values())
+        for component, tensors in shapes.items()
+    }
+
+
+def announcement(model: Model, part: str = "") -> str:
+    """The line that says which model, why, and how much would be downloaded.
+
+    Args:
+        part: start of the names of the only folders that are wanted, such as `text_encoder`.
+    """
+    base = f"; base: {model.base.label}, {model.base.why}" if model.base else ""
+    return f"model: {model.label} ({model.why}{base}{_download_note(model, part)})"
+
+
+def _download_note(model: Model, part: str) -> str:
+    layout = model.layout
+    if layout.kind != "hub" or layout.offline or _is_cached(layout):
+        return ""
+    from huggingface_hub import HfApi
+
+    with hub_errors(layout):
+        info = HfApi().model_info(layout.location, revision=layout.revision, files_metadata=True)
+    wanted = [
+        sibling
+        for sibling in info.siblings or ()
+        if re.fullmatch(rf"{part}[^/]*/[^/]+\.(json|txt|model|safetensors)", sibling.rfilename)
+        and not _other_variant(sibling.rfilename, layout.variant)
+        and not _is_stored(sibling.rfilename, model)
+    ]
+    return f"; up to {sum(sibling.size or 0 for sibling in wanted) / 1e9:.1f} GB to download"
+
+
+def _is_stored(filename: str, model: Model) -> bool:
+    """Whether a file of the base has weights that are in the single file."""
+    return filename.endswith(".safetensors") and filename.partition("/")[0] in model.stored
+
+
+def _other_variant(filename: str, variant: str | None) -> bool:
+    """Whether a weight file belongs to a variant other than the wanted one."""
+    match = re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", filename)
+    return filename.endswith(".safetensors") and (match[1] if match else None) != variant
+
+
+def _is_cached(model: Model) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(
+        try_to_load_from_cache(model.location, "model_index.json", revision=model.revision), str
+    )
+
+
+def _from_hub(model: Model, filename: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(model):
+        return hf_hub_download(
+            model.location, filename, revision=model.revision, local_files_only=model.offline
+        )
+
+
+def hub_errors(model: Model) -> AbstractContextManager[None]:
+    """Turn the hub client's errors into ours."""
+    return hub.errors(
+        model.name,
+        model.revision,
+        kind="model",
+        error=ModelError,
+        option=model.option,
+        lacks=f"model_index.json: expected a model in diffusers layout; choose another {model.option}",
+        instead=f"check the network, pass {model.option} FOLDER, or use --model {bundled.MODEL_NAME}",
+        offline=model.offline,
+    )
+
+
+def absent(index: Mapping[str, Any]) -> dict[str, None]:
+    """Components a model was saved without: the library insists that they are named as None."""
+    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
+
+
+def require_multiple(size: tuple[int, int], family: Family) -> None:
+    """Raise UsageError unless (height, width) suit the family."""
+    for side in size:
+        if side % family.multiple:
+            nearest = max(family.multiple, round(side / family.multiple) * family.multiple)
+            raise UsageError(
+                f"size {side} does not suit {family.name}: expected multiples of {family.multiple}; try {nearest}"
+            )

@@ -1,0 +1,94 @@
+"""A model's weights brought into a frozen pipeline."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dticli.errors import ModelError, UsageError
+from dticli.models import contents, devices, single_file
+from dticli.models.choice import Model
+from dticli.models.single_file import Base
+
+
+def load(
+    model: Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    safety_checker: bool = True,
+    quantization: Any = None,
+) -> Any:
+    """Load the pipeline, frozen, on `device`.
+
+    Args:
+        safety_checker: False leaves out the picture filter of pipelines that ship one; training never draws.
+        quantization: a `PipelineQuantizationConfig`; None loads every weight in `dtype`.
+
+    Raises:
+        ModelError: files are missing or broken.
+        EnvironmentProblem: the hub cannot be reached, or memory is out.
+        UsageError: a single file, quantised.
+    """
+    devices.quiet_libraries()
+    from diffusers import DiffusionPipeline
+
+    if model.file and quantization:
+        raise UsageError(
+            f"--quantize for the single file {model.name}: expected a model in diffusers layout; leave one of them out"
+        )
+    source = _brought(model) if model.file else model
+    left_out: dict[str, Any] = contents.absent(contents.index(source)) | dict.fromkeys(model.stored)
+    # diffusers leaves the filter out of single files, which never have it.
+    if (model.file or not safety_checker) and "safety_checker" in contents.index(source):
+        left_out |= WITHOUT_SAFETY_CHECKER
+    with contents.hub_errors(source):
+        try:
+            pipe = DiffusionPipeline.from_pretrained(
+                source.location,
+                dtype=dtype,
+                revision=source.revision,
+                variant=source.variant,
+                local_files_only=source.offline or source.kind != "hub",
+                quantization_config=quantization,
+                **left_out,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            if isinstance(error, ConnectionError | torch.OutOfMemoryError):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(f"{source.name} cannot be loaded: {reason}; download the model again") from error
+    if model.file:
+        pipe = single_file.fill(model.file, pipe, _as_base(source), dtype)
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.requires_grad_(False).eval()
+            _without_cache(module)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def _brought(model: Model) -> Model:
+    """A single file's base as a folder, with everything that the file itself does not have."""
+    assert model.file
+    layout = model.layout
+    patterns = ["*.json", "tokenizer*/*", *(f"{component}/*.safetensors" for component in model.file.lacking)]
+    folder = layout.folder or contents.snapshot(model, patterns)
+    brought = dataclasses.replace(layout, kind="folder", location=str(folder))
+    single_file.require_fit(model.file, _as_base(brought))
+    return brought
+
+
+def _as_base(model: Model) -> Base:
+    return Base(model.label, Path(model.location), contents.index(model))
+
+
+def _without_cache(module: torch.nn.Module) -> None:
+    """Language models keep keys and values for the next token, and as encoders there is none."""
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "get_text_config"):
+        config.get_text_config().use_cache = False
+
+
+WITHOUT_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
