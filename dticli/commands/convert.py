@@ -101,8 +101,8 @@ def command(
 
     Example: dti convert dog.safetensors --to comfyui
     """
-    from dticli import atomic, hub
-    from dticli.words import conversion, token_file
+    from dticli import atomic
+    from dticli.words import conversion, repositories, token_file
 
     said = _descriptions(title=title, author=author, license=license, date=date)
     if token is not None:
@@ -113,7 +113,7 @@ def command(
     contents: dict[Path, bytes] = {}
     words = []
     for file in files:
-        source = hub.read(file, offline=offline)
+        source = repositories.read(file, offline=offline)
         for repair in source.repairs:
             console.warn(f"{file}: {repair}")
         chosen = _model(source.token, model, base, variant, offline, needed=rescale is not None)

@@ -91,9 +91,9 @@ def command(
 
     Example: dti info dog.safetensors
     """
-    from dticli import hub
+    from dticli.words import repositories
 
-    console.show(_info(file, hub.read(file, offline=offline)), as_json=json)
+    console.show(_info(file, repositories.read(file, offline=offline)), as_json=json)
 
 
 def _info(name: str, source: "Source") -> Info:

@@ -122,9 +122,8 @@ def command(
 
     Example: dti inspect-norms dog.safetensors
     """
-    from dticli import hub
     from dticli.models import choice, contents
-    from dticli.words import provenance
+    from dticli.words import provenance, repositories
 
     folders = [each for each in targets or [] if Path(each).suffix == ".run"]
     runs = tuple(_followed(Path(each)) for each in folders)
@@ -132,8 +131,8 @@ def command(
     if runs and not targets:
         console.show(Report((), runs), as_json=json)
         return
-    files = [each for each in targets if hub.holds_token(each, offline=offline)]
-    tokens = [hub.read(each, offline=offline).token for each in files]
+    files = [each for each in targets if repositories.holds_token(each, offline=offline)]
+    tokens = [repositories.read(each, offline=offline).token for each in files]
     names = [each for each in targets if each not in files]
     # Each token goes with its own model; several models named on the command line see every token.
     wanted: dict[str | None, list[int]] = {name: list(range(len(tokens))) for name in names}

@@ -16,7 +16,7 @@ from dticli.errors import InputError, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dticli.hub import Picture
+    from dticli.words.card import Picture
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MAX_PICTURE = 16 * 2**20
@@ -62,17 +62,18 @@ def command(
 
     Example: dti push dog.safetensors user/dog --picture pictures/0.png
     """
-    from dticli import hub
-    from dticli.words import conversion
+    from dticli.words import card, conversion, repositories
 
-    named = hub.Repository.named(repository)
+    named = repositories.Repository.named(repository)
     if named is None or named.revision or named.file:
         raise UsageError(
             f"no repository {repository!r}: expected user/name; write your own name before the slash"
         )
     token = conversion.described(conversion.read(Path(file)).token)
-    contents = hub.contents(named.name, token, _pictures(picture or []))
-    url = hub.push(named.name, contents, private=private, message=message or f"Add {token.name}", force=force)
+    contents = card.contents(named.name, token, _pictures(picture or []))
+    url = repositories.push(
+        named.name, contents, private=private, message=message or f"Add {token.name}", force=force
+    )
     console.show(Pushed(named.name, token.name, tuple(sorted(contents)), url), as_json=json)
 
 
@@ -87,7 +88,7 @@ def _pictures(paths: Sequence[Path]) -> "list[Picture]":
 def _picture(path: Path, number: int) -> "Picture":
     from PIL import Image
 
-    from dticli.hub import Picture
+    from dticli.words.card import Picture
 
     kind = SUFFIXES.get(path.suffix.lower())
     if not kind or not path.is_file():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli import console, hub
+from dticli import console
 from dticli.draw import pictures, sampler
 from dticli.draw.sampler import Picture, Shot
 from dticli.errors import UsageError
@@ -14,7 +14,7 @@ from dticli.models import choice, contents, devices, memory
 from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.settings import GenerateSettings
-from dticli.words import norms, placement, pooling, provenance, token_file
+from dticli.words import norms, placement, pooling, provenance, repositories, token_file
 from dticli.words.placement import FreeWord
 from dticli.words.pooling import Pooling
 from dticli.words.token_file import Token
@@ -45,9 +45,9 @@ def read_token(source: str, *, offline: bool = False) -> Token:
     """Read the word of a file, folder or hub repository, or `NAME=SOURCE` under another name."""
     name, equals, rest = source.partition("=")
     if not equals or Path(source).exists():
-        return hub.read(source, offline=offline).token
+        return repositories.read(source, offline=offline).token
     token_file.check_name(name)
-    return dataclasses.replace(hub.read(rest, offline=offline).token, name=name)
+    return dataclasses.replace(repositories.read(rest, offline=offline).token, name=name)
 
 
 def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:

@@ -13,9 +13,8 @@ import torch
 import yaml
 from PIL import Image, PngImagePlugin
 
-from dticli import hub
 from dticli.errors import EnvironmentProblem, InputError, UsageError
-from dticli.words import conversion, token_file
+from dticli.words import card, conversion, repositories, token_file
 from dticli.words.token_file import Token
 from tests.conftest import Outcome
 from tests.hub_server import Hub, Repository
@@ -92,7 +91,7 @@ def test_what_is_pushed_comes_back(dti: Dti, server: Hub, word: Path, picture: P
     outcome = dti("info", "me/rex", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["content_hash"] == token_file.content_hash(token_file.read(word))
-    assert same(hub.read("me/rex").token, token_file.read(word))
+    assert same(repositories.read("me/rex").token, token_file.read(word))
 
 
 def test_the_card_says_what_the_metadata_says(dti: Dti, server: Hub, word: Path, picture: Path) -> None:
@@ -214,7 +213,7 @@ def test_a_repository_of_the_concepts_library(dti: Dti, server: Hub) -> None:
     outcome = dti("info", "sd-concepts-library/cat-toy", "--json")
     assert outcome.code == 0, outcome.err
     assert (outcome.json["token"], outcome.json["families"]) == ("<cat-toy>", ["sd"])
-    assert torch.equal(hub.read("sd-concepts-library/cat-toy").token.vectors["clip_l"], rows[None])
+    assert torch.equal(repositories.read("sd-concepts-library/cat-toy").token.vectors["clip_l"], rows[None])
     assert not any("README" in request or "concept_images" in request for request in server.requests)
 
 
@@ -224,25 +223,25 @@ def test_revisions_and_files_of_a_repository(server: Hub, word: Path) -> None:
     other = token_file.to_bytes(Token("<tom>", {"clip_l": torch.ones(1, 768)}, {}))
     server.repositories["a/two"] = found = Repository({"rex.safetensors": data, "tom.safetensors": other})
     with pytest.raises(InputError, match="several token files"):
-        hub.read("a/two")
-    assert hub.read("a/two:tom.safetensors").token.name == "<tom>"
-    assert hub.read(f"a/two@{found.sha}:rex.safetensors").token.name == "<rex>"
+        repositories.read("a/two")
+    assert repositories.read("a/two:tom.safetensors").token.name == "<tom>"
+    assert repositories.read(f"a/two@{found.sha}:rex.safetensors").token.name == "<rex>"
     with pytest.raises(InputError, match="no revision v2"):
-        hub.read("a/two@v2:rex.safetensors")
+        repositories.read("a/two@v2:rex.safetensors")
     for name in ("../rex.safetensors", "none.safetensors", "README.md"):
         with pytest.raises(InputError, match="holds no token file"):
-            hub.read(f"a/two:{name}")
+            repositories.read(f"a/two:{name}")
 
 
 def test_what_is_fetched_once_is_there_offline(server: Hub, word: Path, tmp_path: Path) -> None:
     """A word in the cache is read with `--offline`, and when the hub cannot be reached; others are not."""
     server.repositories["a/rex"] = Repository({"rex.safetensors": word.read_bytes(), "README.md": b""})
-    first = hub.read("a/rex").token
+    first = repositories.read("a/rex").token
     asked = len(server.requests)
-    assert same(hub.read("a/rex", offline=True).token, first)
+    assert same(repositories.read("a/rex", offline=True).token, first)
     assert len(server.requests) == asked
     with pytest.raises(EnvironmentProblem, match="--offline was given"):
-        hub.read("a/none", offline=True)
+        repositories.read("a/none", offline=True)
 
 
 def test_words_and_models_are_told_apart(server: Hub, word: Path, tmp_path: Path) -> None:
@@ -250,16 +249,16 @@ def test_words_and_models_are_told_apart(server: Hub, word: Path, tmp_path: Path
     server.repositories["a/model"] = Repository({"model_index.json": b"{}", "x.safetensors": b""})
     server.repositories["a/rex"] = Repository({"rex.safetensors": word.read_bytes()})
     server.repositories["a/nothing"] = Repository({"README.md": b""})
-    assert [hub.holds_token(name) for name in ("a/model", "a/rex", "a/nothing", "a/none")] == [
+    assert [repositories.holds_token(name) for name in ("a/model", "a/rex", "a/nothing", "a/none")] == [
         False,
         True,
         False,
         False,
     ]
-    assert hub.holds_token(str(word))
-    assert not hub.holds_token("stickers")
+    assert repositories.holds_token(str(word))
+    assert not repositories.holds_token("stickers")
     with pytest.raises(InputError, match="--model"):
-        hub.read("a/model")
+        repositories.read("a/model")
 
 
 def test_hub_repositories_that_would_do_harm(server: Hub, tmp_path: Path) -> None:
@@ -268,14 +267,14 @@ def test_hub_repositories_that_would_do_harm(server: Hub, tmp_path: Path) -> Non
     large.files["large.bin"] = bytes(token_file.MAX_PICKLE + 1)
     server.repositories["a/large"] = large
     with pytest.raises(InputError, match="whole model"):
-        hub.read("a/large")
+        repositories.read("a/large")
     assert not any("resolve" in request for request in server.requests)
     server.repositories["a/paths"] = Repository({"../../evil.bin": b"x", "deep/evil.bin": b"x"})
     with pytest.raises(InputError, match="no token file"):
-        hub.read("a/paths")
+        repositories.read("a/paths")
     server.repositories["a/code"] = Repository({"learned_embeds.bin": b"cos\nsystem\n(S'touch /tmp/x'\ntR."})
     with pytest.raises(InputError, match="never run"):
-        hub.read("a/code")
+        repositories.read("a/code")
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
@@ -283,9 +282,9 @@ def test_a_hub_that_answers_nonsense(server: Hub, monkeypatch: pytest.MonkeyPatc
     """No connection is one line with a way out."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(EnvironmentProblem, match=r"a/rex is not on this machine.*pass a file"):
-        hub.read("a/rex")
+        repositories.read("a/rex")
     with pytest.raises(EnvironmentProblem, match="check the network"):
-        hub.push("me/rex", {"README.md": b""}, private=False, message="x", force=False)
+        repositories.push("me/rex", {"README.md": b""}, private=False, message="x", force=False)
 
 
 def test_paths_are_not_taken_for_repositories(
@@ -295,7 +294,7 @@ def test_paths_are_not_taken_for_repositories(
     monkeypatch.chdir(tmp_path)
     for name in ("out/dog.safetensors", "dog.pt", str(tmp_path / "a"), "out/tokens/dog.bin"):
         with pytest.raises(InputError, match="no such file"):
-            hub.read(name)
+            repositories.read(name)
     assert server.requests == []
 
 
@@ -335,10 +334,10 @@ def test_the_endpoint_of_the_environment(server: Hub, word: Path, tmp_path: Path
 def test_licences_and_cards_of_plain_words() -> None:
     """A licence the hub has no id for is named; a word without anything said has a card nevertheless."""
     token = Token("<dog>", {"*": torch.ones(1, 300)}, {"modelspec.license": "Do what you like"})
-    front = yaml.safe_load(hub.card("me/dog", token, []).split("---\n")[1])
+    front = yaml.safe_load(card.text("me/dog", token, []).split("---\n")[1])
     assert (front["license"], front["license_name"]) == ("other", "Do what you like")
     assert "base_model" not in front
-    assert set(hub.contents("me/dog", token, [])) == {"README.md", "dog.safetensors"}
-    assert safetensors.torch.load(hub.contents("me/dog", token, [])["dog.safetensors"]).keys() == {"<dog>"}
+    assert set(card.contents("me/dog", token, [])) == {"README.md", "dog.safetensors"}
+    assert safetensors.torch.load(card.contents("me/dog", token, [])["dog.safetensors"]).keys() == {"<dog>"}
     with pytest.raises(UsageError, match="choose from dti"):
         conversion.export(token, "a1111")
