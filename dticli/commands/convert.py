@@ -150,9 +150,9 @@ def _model(
 ) -> "Model | None":
     """The model the word is for: the one that was named, or if one is needed, the recorded one."""
     from dticli.models import choice, contents
-    from dticli.words import provenance
+    from dticli.words import base_model
 
-    recorded = provenance.usable_model(token.metadata)
+    recorded = base_model.usable_model(token.metadata)
     if not option and not needed:
         return None
     if not option and not recorded:

@@ -186,12 +186,13 @@ def _words(
     from dticli.evaluation import drawing, judges, measure, prompts
     from dticli.models import devices
     from dticli.photos import albums
+    from dticli.words import base_model
 
     asked = prompts.read(how.prompt_set)
-    tokens = [pipeline.read_token(each, offline=bool(given["offline"])) for each in files]
+    tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in files]
     nouns = [noun or _noun(source, token) for source, token in zip(files, tokens, strict=True)]
     album = albums.read(folder, masks)
-    opened = pipeline.open_model(given, tokens)
+    opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     device = devices.pick_device(settings.device)
     shots = [drawing.shots(token.name, asked, settings.seed, how.count) for token in tokens]

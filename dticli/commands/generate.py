@@ -68,13 +68,14 @@ def command(
     """
     from dticli import atomic
     from dticli.draw import pictures, pipeline, sampler
+    from dticli.words import base_model
 
     texts = _prompts(prompt or [], prompts)
-    tokens = [pipeline.read_token(each, offline=bool(given["offline"])) for each in token or []]
+    tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in token or []]
     names = [each.name for each in tokens]
     sampler.require_words(names, texts)
     _warn_of_others(names, texts)
-    opened = pipeline.open_model(given, tokens)
+    opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     shots = sampler.shots(texts, settings.seed, count)
     if grid:

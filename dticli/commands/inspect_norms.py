@@ -123,7 +123,7 @@ def command(
     Example: dti inspect-norms dog.safetensors
     """
     from dticli.models import choice, contents
-    from dticli.words import provenance, repositories
+    from dticli.words import base_model, repositories
 
     folders = [each for each in targets or [] if Path(each).suffix == ".run"]
     runs = tuple(_followed(Path(each)) for each in folders)
@@ -136,7 +136,7 @@ def command(
     names = [each for each in targets if each not in files]
     # Each token goes with its own model; several models named on the command line see every token.
     wanted: dict[str | None, list[int]] = {name: list(range(len(tokens))) for name in names}
-    recorded = [provenance.usable_model(token.metadata) for token in tokens]
+    recorded = [base_model.usable_model(token.metadata) for token in tokens]
     if not names:
         for index in range(len(tokens)):
             wanted.setdefault(model or recorded[index], []).append(index)
@@ -146,7 +146,7 @@ def command(
         option = name if names or model else None
         chosen = choice.choose(option, recorded=name, base=base, variant=variant, offline=offline)
         console.notice(contents.announcement(chosen, "text_encoder"))
-        for each in () if option else provenance.strangers([tokens[i] for i in indices], chosen):
+        for each in () if option else base_model.strangers([tokens[i] for i in indices], chosen):
             console.warn(each)
         reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices]))
     console.show(Report(tuple(reports), runs), as_json=json)

@@ -80,10 +80,11 @@ def command(
     """
     from dticli import atomic
     from dticli.draw import pictures, pipeline, sampler
+    from dticli.words import base_model
 
     if len(tokens) < 2:
         raise UsageError("one token file: expected two or more to go between; name another")
-    read = [pipeline.read_token(each, offline=bool(given["offline"])) for each in tokens]
+    read = [base_model.read_token(each, offline=bool(given["offline"])) for each in tokens]
     if save:
         console.show(_save(save, read, at, path, token, given["pooling"], force), as_json=json)
         return
@@ -93,7 +94,7 @@ def command(
         )
     pictures.require_animation(out)
     atomic.require_writable([out], force=force)
-    opened = pipeline.open_model(given, read)
+    opened = base_model.open_model(given, read)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     loaded = pipeline.load(opened, settings, read)
     drawn = pipeline.draw_way(loaded, opened, path, frames, prompt, [settings.seed], settings, quiet=quiet)

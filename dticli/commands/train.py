@@ -195,19 +195,19 @@ def _jobs(
     program: Target | None,
 ) -> "tuple[Job, ...]":
     """Every word asked for, on one model."""
-    from dticli.draw import pipeline
     from dticli.learn import jobs
+    from dticli.words import base_model
 
     file_layer = read_config(TrainSettings, config) if config else {}
     if subjects is None:
         layers = [given | {"photos": str(photos) if photos else None}, file_layer]
-        return (jobs.one(pipeline.open_model(first_said(layers), ()), layers, out, program),)
+        return (jobs.one(base_model.open_model(first_said(layers), ()), layers, out, program),)
     if photos or given["token"]:
         raise UsageError(
             f"--subjects {subjects} beside {'PHOTOS' if photos else '--token'}: expected these in the file's tables; leave it out"
         )
     words = jobs.read_subjects(subjects)
-    opened = pipeline.open_model(first_said([given, words.shared, file_layer]), ())
+    opened = base_model.open_model(first_said([given, words.shared, file_layer]), ())
     return jobs.many(opened, given, words, file_layer, out, program)
 
 

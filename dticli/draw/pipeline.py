@@ -1,4 +1,4 @@
-"""What commands that draw share: token files read, a model chosen for them, loaded, matched to the words, and drawn with."""
+"""A pipeline with words in it: loaded, matched to the words, and drawn with."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,23 +9,13 @@ from typing import Any
 from dticli import console
 from dticli.draw import pictures, sampler
 from dticli.draw.sampler import Picture, Shot
-from dticli.errors import UsageError
-from dticli.models import choice, contents, devices, memory
-from dticli.models.choice import Model
-from dticli.models.families import Family
+from dticli.models import contents, devices, memory
 from dticli.settings import GenerateSettings
-from dticli.words import norms, placement, pooling, provenance, repositories, token_file
+from dticli.words import norms, placement, pooling, provenance, token_file
+from dticli.words.base_model import Opened
 from dticli.words.placement import FreeWord
 from dticli.words.pooling import Pooling
 from dticli.words.token_file import Token
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A chosen model, known by its index, its weights not yet read."""
-
-    model: Model
-    family: Family
 
 
 @dataclass(frozen=True)
@@ -39,43 +29,6 @@ class PipelineWithWords:
     pipe: Any
     words: tuple[FreeWord, ...]
     description: Mapping[str, str]
-
-
-def read_token(source: str, *, offline: bool = False) -> Token:
-    """Read the word of a file, folder or hub repository, or `NAME=SOURCE` under another name."""
-    name, equals, rest = source.partition("=")
-    if not equals or Path(source).exists():
-        return repositories.read(source, offline=offline).token
-    token_file.check_name(name)
-    return dataclasses.replace(repositories.read(rest, offline=offline).token, name=name)
-
-
-def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
-    """Choose the model the command line, or else the tokens, ask for, and announce it.
-
-    Raises:
-        UsageError: tokens of several models, and none was named.
-    """
-    recorded = list(
-        dict.fromkeys(filter(None, (provenance.usable_model(token.metadata) for token in tokens)))
-    )
-    if len(recorded) > 1 and not given["model"]:
-        raise UsageError(
-            f"the tokens were learned on {' and '.join(recorded)}: expected one model; choose it with --model"
-        )
-    model = choice.choose(
-        given["model"],
-        recorded=recorded[0] if recorded else None,
-        base=given["base"],
-        variant=given["variant"],
-        offline=bool(given["offline"]),
-        device=given["device"] or "auto",
-    )
-    console.notice(contents.announcement(model))
-    if not given["model"]:
-        for each in provenance.strangers(tokens, model):
-            console.warn(each)
-    return Opened(model, contents.family(model))
 
 
 def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> PipelineWithWords:

@@ -7,10 +7,10 @@ from typing import Any
 from PIL.Image import Image
 
 from dticli.draw import pictures, pipeline, sampler
-from dticli.draw.pipeline import Opened
 from dticli.draw.sampler import Picture, Shot
 from dticli.evaluation.prompts import Prompt
 from dticli.settings import GenerateSettings
+from dticli.words.base_model import Opened
 from dticli.words.token_file import Token
 
 

@@ -10,7 +10,6 @@ from PIL.Image import Image
 
 from dticli import atomic, console
 from dticli.draw import pictures, pipeline, sampler
-from dticli.draw.pipeline import Opened
 from dticli.draw.sampler import Shot
 from dticli.errors import DtiError, InputError, NumericalError, Stopped, UsageError
 from dticli.evaluation import drawing, judges, passages, records, summary, trials
@@ -23,7 +22,8 @@ from dticli.learn.jobs import Job
 from dticli.models import contents, devices, embeddings
 from dticli.ranks import ALONE
 from dticli.settings import GenerateSettings, ModelSettings, first_said, model_layer, resolve
-from dticli.words import norms, token_file
+from dticli.words import base_model, norms, token_file
+from dticli.words.base_model import Opened
 from dticli.words.norms import Summary
 from dticli.words.token_file import Token
 
@@ -41,7 +41,7 @@ def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool
         DtiError: of the class of the first failure, after everything else was done; model and machine fail at once.
     """
     layers = [given, plan.file.generate, {"model": plan.file.model}]
-    opened = pipeline.open_model(first_said(layers), ())
+    opened = base_model.open_model(first_said(layers), ())
     settings = resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
     # Before anything is learned: what the judging needs must not be found missing after it.
     stage = _stage(plan, opened, settings, folder, force=force, quiet=quiet)

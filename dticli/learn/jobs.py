@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dticli import atomic
-from dticli.draw.pipeline import Opened
 from dticli.errors import DtiError, UsageError
 from dticli.learn.run_folder import RunFolder
 from dticli.models import contents
@@ -16,6 +15,7 @@ from dticli.photos.albums import Album
 from dticli.photos.captions import Captions
 from dticli.settings import ModelSettings, TrainSettings, model_layer, read_layers, resolve
 from dticli.words import token_file
+from dticli.words.base_model import Opened
 from dticli.words.programs import Target
 
 

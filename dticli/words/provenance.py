@@ -1,6 +1,5 @@
 """What a token file says about itself: metadata for programs (`modelspec.*`) and for dti (`dti.*`). Never a path."""
 
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from dticli.models.choice import Model
     from dticli.models.families import Family
     from dticli.settings import TrainSettings
-    from dticli.words.token_file import Token
 
 RECORDED = (
     "method",
@@ -72,19 +70,6 @@ def versions() -> dict[str, str]:
         "dti.diffusers": diffusers.__version__,
         "dti.transformers": transformers.__version__,
     }
-
-
-def usable_model(metadata: Mapping[str, str]) -> str | None:
-    """The recorded model, if its name is enough to find it again: a folder's name is not."""
-    return metadata.get("dti.model") if metadata.get("dti.model_kind") in ("hub", "bundled") else None
-
-
-def strangers(tokens: "Iterable[Token]", model: "Model") -> Iterator[str]:
-    """A warning for each word that was learned on a folder or file that is not this model: a name is too little to find it."""
-    for token in tokens:
-        home = token.metadata.get("dti.model")
-        if home and home != model.label and not usable_model(token.metadata):
-            yield f"{token.name} was learned on {home}, and this is {model.label}; pass it with --model"
 
 
 def _modelspec(settings: "TrainSettings", family: "Family", pipe: Any) -> dict[str, str]:

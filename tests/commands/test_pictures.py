@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from transformers import BatchFeature
 
 from dticli import bundled
-from dticli.draw import pipeline
 from dticli.models import memory
-from dticli.words import token_file
+from dticli.words import base_model, token_file
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]
@@ -240,7 +239,7 @@ def test_names_that_cannot_be_written_cost_no_drawing(
 ) -> None:
     """Unknown formats, and MP4 where its writer is missing, are found before a model is chosen."""
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    monkeypatch.setattr(pipeline, "open_model", lambda *_: pytest.fail("a model was chosen"))
+    monkeypatch.setattr(base_model, "open_model", lambda *_: pytest.fail("a model was chosen"))
     for command, code, part in (
         (("interpolate", dog, cat, "-o", tmp_path / "strip.xyz"), 2, ".png"),
         (("interpolate", dog, cat, "-o", tmp_path / "morph.mp4"), 5, "dticli[video]"),

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from dticli import bundled
-from dticli.draw import pipeline
 from dticli.errors import InputError, UsageError
 from dticli.evaluation import execution, measure, prompts, summary, trials
 from dticli.evaluation import plan as plans
@@ -21,7 +20,7 @@ from dticli.evaluation.summary import Outcome
 from dticli.learn import jobs
 from dticli.models.choice import Model
 from dticli.settings import GenerateSettings, ModelSettings, TrainSettings
-from dticli.words import token_file
+from dticli.words import base_model, token_file
 from tests.conftest import Outcome as Ended
 
 Dti = Callable[..., Ended]
@@ -275,7 +274,7 @@ def marks(change: str, model: str = "m") -> tuple[str, str]:
         file = Path(folder) / "plan.toml"
         file.write_text("\n".join(lines))
         plan = plans.read(str(file))
-    opened = pipeline.open_model(dict.fromkeys(ModelSettings.model_fields) | {"model": "stickers"}, ())
+    opened = base_model.open_model(dict.fromkeys(ModelSettings.model_fields) | {"model": "stickers"}, ())
     trial = plan.trials[0]
     own = {"token": "<dog>", "init": "dog", "seed": trial.seed} | dict(trial.subject.source)
     job = jobs.one(opened, [trial.arm.train, plan.file.train, own], Path("word.safetensors"), None)
@@ -310,7 +309,7 @@ def test_a_plan_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pyte
     folder.mkdir()
     (folder / "rex").symlink_to(bundled.photos("dog")[0].parent)
     (folder / "plan.toml").write_text('[arms.dti]\nlr = 0.01\n[subjects.rex]\nphotos = "rex"\ninit = "dog"\n')
-    opened = pipeline.open_model(dict.fromkeys(ModelSettings.model_fields) | {"model": "stickers"}, ())
+    opened = base_model.open_model(dict.fromkeys(ModelSettings.model_fields) | {"model": "stickers"}, ())
     found = set()
     for place, name in (
         (tmp_path, "plans/plan.toml"),

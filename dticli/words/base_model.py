@@ -1,0 +1,71 @@
+"""Which model words belong to: what their files say of it, chosen, and announced."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dticli import console
+from dticli.errors import UsageError
+from dticli.models import choice, contents
+from dticli.models.choice import Model
+from dticli.models.families import Family
+from dticli.words import repositories, token_file
+from dticli.words.token_file import Token
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A chosen model, known by its index, its weights not yet read."""
+
+    model: Model
+    family: Family
+
+
+def read_token(source: str, *, offline: bool = False) -> Token:
+    """Read the word of a file, folder or hub repository, or `NAME=SOURCE` under another name."""
+    name, equals, rest = source.partition("=")
+    if not equals or Path(source).exists():
+        return repositories.read(source, offline=offline).token
+    token_file.check_name(name)
+    return dataclasses.replace(repositories.read(rest, offline=offline).token, name=name)
+
+
+def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
+    """Choose the model the command line, or else the tokens, ask for, and announce it.
+
+    Raises:
+        UsageError: tokens of several models, and none was named.
+    """
+    recorded = list(dict.fromkeys(filter(None, (usable_model(token.metadata) for token in tokens))))
+    if len(recorded) > 1 and not given["model"]:
+        raise UsageError(
+            f"the tokens were learned on {' and '.join(recorded)}: expected one model; choose it with --model"
+        )
+    model = choice.choose(
+        given["model"],
+        recorded=recorded[0] if recorded else None,
+        base=given["base"],
+        variant=given["variant"],
+        offline=bool(given["offline"]),
+        device=given["device"] or "auto",
+    )
+    console.notice(contents.announcement(model))
+    if not given["model"]:
+        for each in strangers(tokens, model):
+            console.warn(each)
+    return Opened(model, contents.family(model))
+
+
+def usable_model(metadata: Mapping[str, str]) -> str | None:
+    """The recorded model, if its name is enough to find it again: a folder's name is not."""
+    return metadata.get("dti.model") if metadata.get("dti.model_kind") in ("hub", "bundled") else None
+
+
+def strangers(tokens: Iterable[Token], model: Model) -> Iterator[str]:
+    """A warning for each word that was learned on a folder or file that is not this model: a name is too little to find it."""
+    for token in tokens:
+        home = token.metadata.get("dti.model")
+        if home and home != model.label and not usable_model(token.metadata):
+            yield f"{token.name} was learned on {home}, and this is {model.label}; pass it with --model"
