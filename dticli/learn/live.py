@@ -215,7 +215,8 @@ def _model_options(model: "Model") -> tuple[str, ...]:
 
 def _follow(prepared: "Run", folder: "RunFolder", first: int, loss: float, quiet: bool) -> float:
     """Run the training to its end under a live line; returns the smoothed loss."""
-    from dticli.learn.run import advance, concerns
+    from dticli.learn.outcome import concerns
+    from dticli.learn.run import advance
 
     steps = prepared.settings.steps
     started = time.monotonic()

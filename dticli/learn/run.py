@@ -1,10 +1,6 @@
 """One training: from settings and checked photos to a word, recorded in its folder and continued exactly."""
 
-import hashlib
-import json
 import math
-import platform
-import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +9,14 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_state
 from safetensors.torch import save as save_state
-from torch import Tensor
 
-from dticli import paths, signals
+from dticli import signals
 from dticli.errors import EnvironmentProblem, NumericalError, Stopped
-from dticli.learn import checkpoint, initial_rows, trainer
+from dticli.learn import checkpoint, initial_rows, run_identity, trainer
 from dticli.learn.checkpoint import Checkpoint, Identity
-from dticli.learn.run_folder import Log, RunFolder, read_log
+from dticli.learn.run_folder import Log, RunFolder
 from dticli.learn.trainer import Captions, Learner, StepReport, Task
-from dticli.models import devices, memory, quantization
+from dticli.models import devices, memory
 from dticli.models.choice import Model
 from dticli.models.embeddings import Table
 from dticli.models.families import Family
@@ -29,23 +24,13 @@ from dticli.photos import albums, latents
 from dticli.photos.albums import Album, Crop
 from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks
-from dticli.settings import INCIDENTAL, ModelSettings, TrainSettings, anchored, to_toml
+from dticli.settings import ModelSettings, TrainSettings, anchored, to_toml
 from dticli.words import norms, placement, provenance
 from dticli.words.norms import Summary
 from dticli.words.token_file import Token
 
 SMOOTHING = 0.98
-STILL = 0.5
-"""Fewer step lengths than this in a whole run are no movement."""
-STILL_DEGREES = 0.01
-"""And less than this is no movement whatever the step length: what float32 rounds comes close."""
-ENOUGH = 50
-"""Losses of single steps scatter widely: averages of fewer say nothing."""
-CLEAR = 3.0
-"""Standard errors that a difference of averages must exceed to be one."""
 STEP = "step"
-SAMPLE = 16
-"""Numbers of each parameter that stand for it in the fingerprint of a model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +57,7 @@ class Run:
         """The word as it is now, with its provenance."""
         rows = {key: each.detach().float().cpu() for key, each in self.learner.word.rows.items()}
         tables = norms.fingerprint(self.tables.values())
-        settings = as_alone(self.task)
+        settings = run_identity.as_alone(self.task)
         metadata = provenance.of_training(settings, self.model, self.task.family, self.task.pipe, tables)
         return Token(self.settings.token, rows, metadata)
 
@@ -119,8 +104,8 @@ def prepare(loaded: FrozenModel, settings: TrainSettings, album: Album, captions
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     learner = _learner(settings, pipe, family, vocabulary)
     task = Task(pipe, family, encoded, captions, settings, loaded.ranks)
-    identity = _identity(model, task, learner, album)
-    return Run(model, task, learner, tables, vocabulary, identity, _machine(device))
+    identity = run_identity.of_run(model, task, learner, album)
+    return Run(model, task, learner, tables, vocabulary, identity, run_identity.machine(device))
 
 
 def _encoded(loaded: FrozenModel, settings: TrainSettings, crops: Sequence[Crop]) -> Latents:
@@ -132,11 +117,6 @@ def _encoded(loaded: FrozenModel, settings: TrainSettings, crops: Sequence[Crop]
     encoded = latents.encode_low_memory(pipe, family, crops, device)
     memory.economize(pipe, family, device)
     return encoded
-
-
-def as_alone(task: Task) -> TrainSettings:
-    """The settings with which one process takes the steps of all."""
-    return task.settings.model_copy(update={"batch_size": task.settings.batch_size * task.ranks.size})
 
 
 def _learner(
@@ -154,75 +134,6 @@ def _learner(
         case phrase:
             prior = initial_rows.directions(initial_rows.rows(pipe, family, phrase, count, settings.seed))
     return trainer.learner(settings, rows, magnitude, prior)
-
-
-def _identity(model: Model, task: Task, learner: Learner, album: Album) -> Identity:
-    settings = as_alone(task)
-    return Identity(
-        settings={
-            name: json.dumps(getattr(settings, name))
-            for name in TrainSettings.model_fields
-            if name not in INCIDENTAL
-            # The rows of a token file are compared, wherever it lies.
-            and not (name in paths.WORDS_OR_FILES and paths.names_token_file(getattr(settings, name)))
-        }
-        | _tiles(task.latents),
-        photos={photo.name: photo.fingerprint for photo in album.photos},
-        captions={
-            photo.name: _digest(json.dumps(list(task.captions[photo.path])).encode())
-            for photo in album.photos
-        },
-        model={
-            "name": model.label,
-            "weights": _weights(task.pipe),
-            "precision": str(task.dtype).removeprefix("torch."),
-            # Files the word starts from, and its prior, may change under the same name.
-            "first rows": _digest(*(_bytes(each) for each in _start(learner))),
-        },
-    )
-
-
-def _tiles(encoded: Latents) -> dict[str, str]:
-    """Photos encoded in tiles are nearly the same, and not quite."""
-    return {"photos encoded": "in tiles"} if encoded.tiled else {}
-
-
-def _start(learner: Learner) -> list[Tensor]:
-    """The word's rows and what its prior pulls towards."""
-    priors = [each for optimizer in learner.optimizers for each in optimizer.prior or ()]
-    return [*learner.word.rows.values(), *priors]
-
-
-@torch.no_grad()
-def _weights(pipe: Any) -> str:
-    """A fingerprint of all weights, from a sample of each."""
-    samples = [
-        name.encode() + b"".join(_bytes(part.flatten()[:SAMPLE]) for part in quantization.stored(parameter))
-        for component, module in sorted(pipe.components.items())
-        if isinstance(module, torch.nn.Module)
-        for name, parameter in module.named_parameters(component)
-        if not parameter.is_meta
-    ]
-    return _digest(*samples)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().float().cpu().numpy().tobytes()
-
-
-def _digest(*parts: bytes) -> str:
-    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
-
-
-def _machine(device: torch.device) -> dict[str, str]:
-    """What can change the last bits of a result."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return provenance.versions() | {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "device": f"{device.type} {name or platform.machine()}",
-        "threads": str(torch.get_num_threads()),
-    }
 
 
 def resume(run: Run, before: Checkpoint) -> tuple[str, ...]:
@@ -277,7 +188,7 @@ def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Pro
         NumericalError: NaN or inf; the last good checkpoint stays.
     """
     settings = run.settings
-    folder.start(to_toml(anchored(as_alone(run.task))), run.machine, step)
+    folder.start(to_toml(anchored(run_identity.as_alone(run.task))), run.machine, step)
     started = saved = time.monotonic()
     with folder.appending() as log, signals.postponed() as request:
         for report in _explained(run, folder, step):
@@ -378,28 +289,3 @@ def _entry(report: StepReport, smooth: float, learner: Learner, seconds: float) 
         "gradient": {key: list(each) for key, each in report.gradient.items()},
         "seconds": round(seconds, 3),
     }
-
-
-def concerns(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
-    """Signs in the log that nothing was learned, each with its likely cause."""
-    entries = read_log(folder.path)
-    if not entries:
-        return
-    if entries[-1]["angle"] < max(STILL_DEGREES, STILL * math.degrees(math.atan(settings.lr))):
-        yield (
-            f"the direction did not move ({entries[-1]['angle']:.2g} degrees in {len(entries)} steps): "
-            "--lr is too small, the steps cancel, or the prior holds it; try a larger --lr or --batch-size, or a smaller --kappa"
-        )
-    losses = [entry["loss"] for entry in entries]
-    third = len(losses) // 3
-    if third < ENOUGH:
-        return
-    first, last = losses[:third], losses[-third:]
-    early, late = statistics.fmean(first), statistics.fmean(last)
-    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / third)
-    # A word that is learned lowers a loss of mostly noise by less than its error: only a clear rise says something.
-    if late - early > CLEAR * error:
-        yield (
-            f"the loss rose ({early:.4f} in the first third, {late:.4f} in the last): "
-            f"look at a picture before you trust {settings.token}; --init may be far off, or --lr too large"
-        )

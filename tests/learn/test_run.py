@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from dticli import bundled
-from dticli.learn import run, trainer
+from dticli.learn import outcome, trainer
 from dticli.learn.run_folder import RunFolder, read_log
 from dticli.models import families
 from dticli.settings import TrainSettings, resolve
@@ -150,7 +150,7 @@ def concerns(
         {"step": i, "loss": loss(i), "angle": angle, "gradient": {"clip_l": [gradient]}}
         for i in range(1, steps + 1)
     )
-    return list(run.concerns(log(folder, entries), resolve(TrainSettings, base)))
+    return list(outcome.concerns(log(folder, entries), resolve(TrainSettings, base)))
 
 
 def test_a_word_that_does_not_move_is_worth_a_warning(tmp_path: Path) -> None:

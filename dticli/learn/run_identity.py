@@ -1,0 +1,96 @@
+"""What makes a run the same: settings, photos, captions, model and rows it starts from; and the machine it runs on."""
+
+import hashlib
+import json
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dticli import paths
+from dticli.learn.checkpoint import Identity
+from dticli.learn.trainer import Learner, Task
+from dticli.models import quantization
+from dticli.models.choice import Model
+from dticli.photos.albums import Album
+from dticli.photos.latents import Latents
+from dticli.settings import INCIDENTAL, TrainSettings
+from dticli.words import provenance
+
+SAMPLE = 16
+"""Numbers of each parameter that stand for it in the fingerprint of a model."""
+
+
+def as_alone(task: Task) -> TrainSettings:
+    """The settings with which one process takes the steps of all."""
+    return task.settings.model_copy(update={"batch_size": task.settings.batch_size * task.ranks.size})
+
+
+def of_run(model: Model, task: Task, learner: Learner, album: Album) -> Identity:
+    settings = as_alone(task)
+    return Identity(
+        settings={
+            name: json.dumps(getattr(settings, name))
+            for name in TrainSettings.model_fields
+            if name not in INCIDENTAL
+            # The rows of a token file are compared, wherever it lies.
+            and not (name in paths.WORDS_OR_FILES and paths.names_token_file(getattr(settings, name)))
+        }
+        | _tiles(task.latents),
+        photos={photo.name: photo.fingerprint for photo in album.photos},
+        captions={
+            photo.name: _digest(json.dumps(list(task.captions[photo.path])).encode())
+            for photo in album.photos
+        },
+        model={
+            "name": model.label,
+            "weights": _weights(task.pipe),
+            "precision": str(task.dtype).removeprefix("torch."),
+            # Files the word starts from, and its prior, may change under the same name.
+            "first rows": _digest(*(_bytes(each) for each in _start(learner))),
+        },
+    )
+
+
+def _tiles(encoded: Latents) -> dict[str, str]:
+    """Photos encoded in tiles are nearly the same, and not quite."""
+    return {"photos encoded": "in tiles"} if encoded.tiled else {}
+
+
+def _start(learner: Learner) -> list[Tensor]:
+    """The word's rows and what its prior pulls towards."""
+    priors = [each for optimizer in learner.optimizers for each in optimizer.prior or ()]
+    return [*learner.word.rows.values(), *priors]
+
+
+@torch.no_grad()
+def _weights(pipe: Any) -> str:
+    """A fingerprint of all weights, from a sample of each."""
+    samples = [
+        name.encode() + b"".join(_bytes(part.flatten()[:SAMPLE]) for part in quantization.stored(parameter))
+        for component, module in sorted(pipe.components.items())
+        if isinstance(module, torch.nn.Module)
+        for name, parameter in module.named_parameters(component)
+        if not parameter.is_meta
+    ]
+    return _digest(*samples)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().float().cpu().numpy().tobytes()
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What can change the last bits of a result."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return provenance.versions() | {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": f"{device.type} {name or platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+    }
