@@ -17,7 +17,7 @@ from dticli.words.programs import Target
 if TYPE_CHECKING:
     from dticli.models.choice import Model
     from dticli.models.embeddings import Table
-    from dticli.words.token_file import Token
+    from dticli.words.learned_word import Token
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ def command(
     Example: dti convert dog.safetensors --to comfyui
     """
     from dticli import atomic
-    from dticli.words import conversion, repositories, token_file
+    from dticli.words import conversion, learned_word, repositories
 
     said = _descriptions(title=title, author=author, license=license, date=date)
     if token is not None:
-        token_file.check_name(token)
+        learned_word.check_name(token)
         if len(files) > 1:
             raise UsageError(f"--token {token} for {len(files)} files: expected one; convert them one by one")
     folder = out or Path(to)
@@ -170,7 +170,7 @@ def _prepared(
 ) -> "tuple[Token, tuple[Rescaled, ...]]":
     """The word under its new name and at its new length."""
     from dticli.models import contents, embeddings
-    from dticli.words import conversion, norms, token_file
+    from dticli.words import conversion, learned_word, norms
 
     family = contents.family(model) if model else None
     word = conversion.of_family(token, family.name if family else None)
@@ -182,7 +182,7 @@ def _prepared(
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     scaled = conversion.rescaled(word, vocabulary, rule)
     console.notice(f"{word.name}: {conversion.DIRECTION_ONLY}")
-    before = token_file.fit(word, conversion.widths(scaled))
+    before = learned_word.fit(word, conversion.widths(scaled))
     return scaled, tuple(
         Rescaled(key, float(before[key].norm(dim=1).mean()), float(rows.norm(dim=1).mean()))
         for key, rows in scaled.vectors.items()

@@ -16,7 +16,7 @@ from dticli.settings import GenerateSettings, model_layer, resolve
 if TYPE_CHECKING:
     from dticli.evaluation.measure import Mean, PromptScore
     from dticli.evaluation.summary import PlanResult
-    from dticli.words.token_file import Token
+    from dticli.words.learned_word import Token
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def command(
 
 
 def _info(name: str, source: "Source") -> Info:
-    from dticli.words import token_file
+    from dticli.words import token_writing
 
     token = source.token
     described = source.described()
@@ -109,7 +109,7 @@ def _info(name: str, source: "Source") -> Info:
         vectors=tuple(_vectors(source)),
         families=source.families,
         learned_on=metadata.get("dti.model"),
-        content_hash=token_file.content_hash(token),
+        content_hash=token_writing.content_hash(token),
         metadata=metadata,
         repairs=tuple(map(_plain, source.repairs)),
         programs=tuple(verdict(each, described) for each in PROGRAMS),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from dticli.models.choice import Model
     from dticli.models.embeddings import Table
     from dticli.models.families import Theory
+    from dticli.words.learned_word import Token
     from dticli.words.norms import Position, Summary
-    from dticli.words.token_file import Token
 
 BAR = 40
 ROWS = 20
@@ -171,7 +171,7 @@ def _followed(folder: Path) -> Followed:
 
 def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected:
     from dticli.models import contents, embeddings
-    from dticli.words import norms, token_file
+    from dticli.words import learned_word, norms
 
     encoders = contents.family(model).encoders
     tables = embeddings.by_key(contents.tables(model), encoders)
@@ -179,7 +179,7 @@ def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected
     standings = [
         standing
         for file, token in tokens
-        for key, rows in token_file.fit(token, widths).items()
+        for key, rows in learned_word.fit(token, widths).items()
         for standing in _standings(file, token, key, rows, tables[key])
     ]
     summaries = tuple(norms.summary(table) for table in tables.values())

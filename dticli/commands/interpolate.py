@@ -13,7 +13,7 @@ from dticli.errors import UsageError
 from dticli.settings import GenerateSettings, model_layer, resolve
 
 if TYPE_CHECKING:
-    from dticli.words.token_file import Token
+    from dticli.words.learned_word import Token
 
 # What a word between two words still shares with the first: its model, not how it was learned.
 KEPT = frozenset(
@@ -108,7 +108,7 @@ def _save(
 ) -> Interpolated:
     """Write the word at `at` as a token file that remembers where it came from; warns where words are of several models."""
     from dticli.draw import sampler
-    from dticli.words import pooling, token_file
+    from dticli.words import learned_word, pooling, token_writing
 
     if len({token.metadata.get("dti.tables") for token in tokens} - {None}) > 1:
         console.warn(
@@ -125,8 +125,8 @@ def _save(
         "dti.at": str(at),
         "dti.pooling": pooled,
         "dti.between": ", ".join(
-            f"{token.name} sha256:{token_file.content_hash(token)[:16]}" for token in tokens
+            f"{token.name} sha256:{token_writing.content_hash(token)[:16]}" for token in tokens
         ),
     }
-    token_file.write(target, token_file.Token(name, rows, kept | origin), force=force)
+    token_writing.write(target, learned_word.Token(name, rows, kept | origin), force=force)
     return Interpolated(target, None, 1, sampler.turns(stops))

@@ -11,11 +11,11 @@ from dticli.draw import pictures, sampler
 from dticli.draw.sampler import Picture, Shot
 from dticli.models import contents, devices, memory
 from dticli.settings import GenerateSettings
-from dticli.words import norms, placement, pooling, provenance, token_file
+from dticli.words import learned_word, norms, placement, pooling, provenance, token_writing
 from dticli.words.base_model import Opened
+from dticli.words.learned_word import Token
 from dticli.words.placement import FreeWord
 from dticli.words.pooling import Pooling
-from dticli.words.token_file import Token
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,9 @@ def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:
 
 
 def _word(token: Token, widths: Mapping[str, int], device: Any) -> FreeWord:
-    return FreeWord(token.name, {key: rows.to(device) for key, rows in token_file.fit(token, widths).items()})
+    return FreeWord(
+        token.name, {key: rows.to(device) for key, rows in learned_word.fit(token, widths).items()}
+    )
 
 
 def _description(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> dict[str, str]:
@@ -176,6 +178,8 @@ def _description(opened: Opened, settings: GenerateSettings, tokens: Sequence[To
     }
     return {
         "model": opened.model.label,
-        "tokens": ", ".join(f"{token.name} sha256:{token_file.content_hash(token)[:16]}" for token in tokens),
+        "tokens": ", ".join(
+            f"{token.name} sha256:{token_writing.content_hash(token)[:16]}" for token in tokens
+        ),
         "settings": ", ".join(f"{name}={value}" for name, value in used.items()),
     } | provenance.versions()

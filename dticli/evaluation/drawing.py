@@ -11,7 +11,7 @@ from dticli.draw.sampler import Picture, Shot
 from dticli.evaluation.prompts import Prompt
 from dticli.settings import GenerateSettings
 from dticli.words.base_model import Opened
-from dticli.words.token_file import Token
+from dticli.words.learned_word import Token
 
 
 def shots(name: str, asked: Sequence[Prompt], seed: int, count: int) -> tuple[Shot, ...]:

@@ -22,10 +22,10 @@ from dticli.learn.jobs import Job
 from dticli.models import contents, devices, embeddings
 from dticli.ranks import ALONE
 from dticli.settings import GenerateSettings, ModelSettings, first_said, model_layer, resolve
-from dticli.words import base_model, norms, token_file
+from dticli.words import base_model, norms, token_reading
 from dticli.words.base_model import Opened
+from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
-from dticli.words.token_file import Token
 
 FORCED = "without --force what is there is kept, with it all is done again"
 
@@ -288,7 +288,7 @@ def _draw_frames(stage: _Stage, way: Way, ends: Sequence[Token], files: Sequence
 def _token(stage: _Stage, trial: Trial, job: Job | None) -> Token:
     """The word of a trial at the length its arm wants."""
     word = (
-        token_file.read(job.target)
+        token_reading.read(job.target)
         if job
         else trials.untrained(stage.plan, trial, stage.pipe(), stage.opened.family)
     )

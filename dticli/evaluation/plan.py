@@ -15,7 +15,7 @@ from dticli.paths import WORDS_OR_FILES, beside
 from dticli.photos import albums
 from dticli.photos.albums import Album
 from dticli.settings import GenerateSettings, ModelSettings, Positive, Settings, TrainSettings
-from dticli.words import token_file
+from dticli.words import learned_word
 
 HERE = Path(__file__).parent / "plans"
 UNTRAINED = "init"
@@ -321,7 +321,7 @@ def _example(name: str) -> Subject:
 
 
 def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:
-    token_file.check_name(f"<{name}>")
+    learned_word.check_name(f"<{name}>")
     wrong = [key for key, value in table.items() if key not in SUBJECT or not isinstance(value, str)]
     if wrong or not {"photos", "init"} <= set(table):
         raise UsageError(

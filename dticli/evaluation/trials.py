@@ -29,8 +29,8 @@ from dticli.models.families import Family
 from dticli.photos import albums
 from dticli.settings import INCIDENTAL, GenerateSettings, ModelSettings
 from dticli.words import norms
+from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
-from dticli.words.token_file import Token
 
 SCORING = 3
 """Another number whenever the same pictures would get other figures."""

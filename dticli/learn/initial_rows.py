@@ -16,7 +16,7 @@ from dticli.models.choice import Model
 from dticli.models.families import Encoder, Family
 from dticli.paths import names_token_file
 from dticli.randomness import Key
-from dticli.words import norms, placement, token_file
+from dticli.words import learned_word, norms, placement, token_reading
 from dticli.words.norms import Summary
 
 CROSS = "cross:"
@@ -58,7 +58,7 @@ def _rows(pipe: Any, family: Family, encoder: Encoder, init: str, vectors: int, 
         )
     if names_token_file(init):
         widths = {each.key: placement.table(pipe, each).shape[1] for each in family.encoders}
-        return token_file.fit(token_file.read(Path(init)), widths)[encoder.key].to(table.device)
+        return learned_word.fit(token_reading.read(Path(init)), widths)[encoder.key].to(table.device)
     ids = pieces(pipe, encoder, init)
     _require_live(init, getattr(pipe, encoder.tokenizer), table, ids)
     return table[ids].float()
@@ -84,7 +84,7 @@ def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
     tables = {table.encoder: table.rows for table in contents.tables(model)}
     for text in dict.fromkeys(texts):
         if names_token_file(text):
-            token_file.read(Path(text))
+            token_reading.read(Path(text))
         for encoder in family.encoders if is_phrase(text) else ():
             ids = pieces(tokenizers, encoder, text)
             _require_live(text, getattr(tokenizers, encoder.tokenizer), tables[encoder.component], ids)

@@ -14,7 +14,7 @@ from dticli.photos import albums, captions
 from dticli.photos.albums import Album
 from dticli.photos.captions import Captions
 from dticli.settings import ModelSettings, TrainSettings, model_layer, read_layers, resolve
-from dticli.words import token_file
+from dticli.words import learned_word
 from dticli.words.base_model import Opened
 from dticli.words.programs import Target
 
@@ -72,7 +72,7 @@ def one(
         raise UsageError(
             "no photos: expected a folder; write dti train ./photos --token ... --init ..., or photos = in a settings file"
         )
-    token_file.check_name(settings.token)
+    learned_word.check_name(settings.token)
     contents.require_multiple((settings.resolution, settings.resolution), family)
     target = out or Path(_file_name(settings.token))
     album = albums.read(Path(settings.photos), settings.masks)

@@ -171,9 +171,9 @@ def _begin(job: "Job", prepared: "Run", before: "Checkpoint | None") -> tuple[in
 def _write(job: "Job", prepared: "Run") -> tuple[Path, ...]:
     """The token file, and the files of the program asked for; returns the latter."""
     from dticli import atomic
-    from dticli.words import token_file
+    from dticli.words import token_writing
 
-    token_file.write(job.target, prepared.token(), force=True)
+    token_writing.write(job.target, prepared.token(), force=True)
     exports = _exports(job, prepared)
     for path, content in exports.items():
         atomic.write_bytes(path, content)

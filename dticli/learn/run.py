@@ -26,8 +26,8 @@ from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks
 from dticli.settings import ModelSettings, TrainSettings, anchored, to_toml
 from dticli.words import norms, placement, provenance
+from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
-from dticli.words.token_file import Token
 
 SMOOTHING = 0.98
 STEP = "step"

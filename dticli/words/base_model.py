@@ -11,8 +11,8 @@ from dticli.errors import UsageError
 from dticli.models import choice, contents
 from dticli.models.choice import Model
 from dticli.models.families import Family
-from dticli.words import repositories, token_file
-from dticli.words.token_file import Token
+from dticli.words import learned_word, repositories
+from dticli.words.learned_word import Token
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def read_token(source: str, *, offline: bool = False) -> Token:
     name, equals, rest = source.partition("=")
     if not equals or Path(source).exists():
         return repositories.read(source, offline=offline).token
-    token_file.check_name(name)
+    learned_word.check_name(name)
     return dataclasses.replace(repositories.read(rest, offline=offline).token, name=name)
 
 

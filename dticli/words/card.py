@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli.words import conversion, programs, token_file
-from dticli.words.token_file import Token
+from dticli.words import conversion, programs, token_writing
+from dticli.words.learned_word import Token
 
 README = "README.md"
 LICENCES = frozenset(
@@ -99,7 +99,7 @@ def _body(name: str, token: Token, pictures: Sequence[Picture]) -> Iterator[str]
         yield "| | |\n|---|---|"
         yield from (f"| {escaped(key)} | {escaped(value)} |" for key, value in facts.items())
         yield ""
-    yield f"SHA-256 of the vectors: `{token_file.content_hash(token)}`"
+    yield f"SHA-256 of the vectors: `{token_writing.content_hash(token)}`"
 
 
 def _encoders(token: Token) -> str:

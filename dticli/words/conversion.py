@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from dticli.errors import InputError, UsageError
 from dticli.paths import SUFFIXES, names_token_file
-from dticli.words import programs, token_file
+from dticli.words import learned_word, programs, token_reading, token_writing
+from dticli.words.learned_word import Token
 from dticli.words.norms import Summary, magnitude
 from dticli.words.programs import SOLE, Described, Program
-from dticli.words.token_file import Layout, Token
+from dticli.words.token_reading import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +96,7 @@ def read(path: Path, name: str | None = None) -> Source:
         InputError: no word, several, or files that do not belong together.
     """
     if not path.is_dir():
-        token, layout = token_file.read_with_layout(path, name)
+        token, layout = token_reading.read_with_layout(path, name)
         return Source(_named_by_encoder(token), path.stem, {path.name: layout})
     try:
         names = [each.name for each in path.iterdir()]
@@ -106,7 +107,7 @@ def read(path: Path, name: str | None = None) -> Source:
     files = files_of_a_word(names, str(path))
     if _LEARNED.fullmatch(files[0]):
         name = _identifier(path / IDENTIFIER) or name or path.resolve().name
-    read = {file: token_file.read_with_layout(path / file, name) for file in files}
+    read = {file: token_reading.read_with_layout(path / file, name) for file in files}
     token = _joined([token for token, _ in read.values()], str(path))
     layouts = {file: layout for file, (_, layout) in read.items()}
     return Source(_named_by_encoder(token), Path(files[0]).stem, layouts)
@@ -152,7 +153,7 @@ def _identifier(path: Path) -> str | None:
     """The word that stands in a file, if it is there."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(4 * token_file.MAX_NAME).strip() or None
+            return file.read(4 * learned_word.MAX_NAME).strip() or None
     except OSError:
         return None
 
@@ -232,7 +233,7 @@ def rescaled(token: Token, vocabulary: Mapping[str, Summary], rule: str) -> Toke
         InputError: the token is not for that model.
         UsageError: no such rule.
     """
-    rows = token_file.fit(token, {key: each.width for key, each in vocabulary.items()})
+    rows = learned_word.fit(token, {key: each.width for key, each in vocabulary.items()})
     scaled = {key: _with_length(each, magnitude(vocabulary[key], rule)) for key, each in rows.items()}
     return dataclasses.replace(token, vectors=scaled, metadata={**token.metadata, "dti.rescaled": rule})
 
@@ -268,7 +269,7 @@ def export(token: Token, target: str) -> dict[str, bytes]:
     """
     stem = programs.stem_of(token.name)
     if target == "dti":
-        return {f"{stem}{_SAFE}": token_file.to_bytes(token)}
+        return {f"{stem}{_SAFE}": token_writing.to_bytes(token)}
     program = programs.program(target)
     candidates = programs.candidates(widths(token), token.metadata.get("dti.family"))
     family = _whichever(token, program, candidates) if candidates else None
@@ -277,12 +278,12 @@ def export(token: Token, target: str) -> dict[str, bytes]:
     names = programs.layout(program, family, token.name, widths(token))
     if program.split:
         return {
-            f"{stem}/learned_embeds{f'_{number}' if number > 1 else ''}{_SAFE}": token_file.to_bytes_as(
+            f"{stem}/learned_embeds{f'_{number}' if number > 1 else ''}{_SAFE}": token_writing.to_bytes_as(
                 token, {key: name}
             )
             for number, (key, name) in enumerate(names.items(), start=1)
         }
-    return {f"{stem}{_SAFE}": token_file.to_bytes_as(token, names)}
+    return {f"{stem}{_SAFE}": token_writing.to_bytes_as(token, names)}
 
 
 def files(token: Token, target: str | None, folder: Path) -> dict[Path, bytes]:

@@ -10,7 +10,7 @@ from dticli.errors import EnvironmentProblem, InputError, UsageError
 from dticli.hub import ID
 from dticli.models import single_file
 from dticli.paths import names_token_file
-from dticli.words import conversion, token_file
+from dticli.words import conversion, token_reading
 from dticli.words.conversion import Source
 
 MODEL_INDEX = "model_index.json"
@@ -82,9 +82,9 @@ def _download(repository: Repository, offline: bool) -> Path:
         raise InputError(f"{repository.name} is a model: expected a token file; pass it with --model")
     wanted = _wanted(repository, sizes)
     for name in wanted:
-        if sizes[name] > token_file.MAX_PICKLE:
+        if sizes[name] > token_reading.MAX_PICKLE:
             raise InputError(
-                f"{name} in {repository.name} has {sizes[name]} bytes: expected at most {token_file.MAX_PICKLE}; "
+                f"{name} in {repository.name} has {sizes[name]} bytes: expected at most {token_reading.MAX_PICKLE}; "
                 "is this a whole model?"
             )
     extra = [conversion.IDENTIFIER] if conversion.IDENTIFIER in sizes else []

@@ -16,7 +16,7 @@ from transformers import BatchFeature
 
 from dticli import bundled
 from dticli.models import memory
-from dticli.words import base_model, token_file
+from dticli.words import base_model, token_reading, token_writing
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]
@@ -265,9 +265,9 @@ def test_a_word_that_no_file_brings_is_told(dti: Dti, dog: Path, tmp_path: Path)
 def test_words_of_two_kinds_do_not_mix_unsaid(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
     """Between words of different pooling one must be chosen, which is recorded; of different vocabularies, there is a warning."""
     other = tmp_path / "cat.safetensors"
-    read = token_file.read(cat)
+    read = token_reading.read(cat)
     strange = read.metadata | {"dti.pooling": "eos", "dti.tables": "other"}
-    token_file.write(other, replace(read, name="<dog>", metadata=strange))
+    token_writing.write(other, replace(read, name="<dog>", metadata=strange))
     mix = tmp_path / "mix.safetensors"
     outcome = dti("interpolate", dog, other, "--save", mix)
     assert (outcome.code, "--pooling" in outcome.error) == (2, True)
@@ -276,7 +276,7 @@ def test_words_of_two_kinds_do_not_mix_unsaid(dti: Dti, dog: Path, cat: Path, tm
     outcome = dti("interpolate", dog, other, "--save", mix, "--pooling", "eos")
     assert outcome.code == 0, outcome.err
     assert "vocabularies differ" in outcome.err
-    assert token_file.read(mix).metadata["dti.pooling"] == "eos"
+    assert token_reading.read(mix).metadata["dti.pooling"] == "eos"
 
 
 def test_pictures_that_the_safety_checker_blacked_out_are_told(

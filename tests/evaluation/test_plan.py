@@ -20,7 +20,7 @@ from dticli.evaluation.summary import Outcome
 from dticli.learn import jobs
 from dticli.models.choice import Model
 from dticli.settings import GenerateSettings, ModelSettings, TrainSettings
-from dticli.words import base_model, token_file
+from dticli.words import base_model, token_reading
 from tests.conftest import Outcome as Ended
 
 Dti = Callable[..., Ended]
@@ -205,7 +205,7 @@ def test_an_arm_starts_from_each_subjects_class_word(dti: Dti, tmp_path: Path) -
     ended = dti("evaluate", "--plan", file, "--out", out, "--quiet")
     assert ended.code == 0, ended.err
     starts = {
-        word.name.split("-")[0]: token_file.read(word).metadata["dti.init"]
+        word.name.split("-")[0]: token_reading.read(word).metadata["dti.init"]
         for word in out.glob("words/*.safetensors")
     }
     assert starts == {"dog": "cross:dog", "owl": "cross:owl"}
@@ -237,7 +237,9 @@ def test_a_piece_that_cannot_be_judged_ends_nothing_else(dti: Dti, tmp_path: Pat
     file.write_text(PLAN)
     assert dti("evaluate", "--plan", file, "--out", out, "--quiet").code == 0
     # Another arm, whose word will be learned, and a free word that is damaged: its record is there, a new length of it is not.
-    words = {path: token_file.read(path).metadata["dti.method"] for path in out.glob("words/*.safetensors")}
+    words = {
+        path: token_reading.read(path).metadata["dti.method"] for path in out.glob("words/*.safetensors")
+    }
     (free,) = (path for path, method in words.items() if method == "ti")
     free.write_text("no word")
     file.write_text(

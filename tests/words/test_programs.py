@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from dticli.errors import DtiError, InputError, UsageError
 from dticli.models import families
-from dticli.words import conversion, programs, token_file
+from dticli.words import conversion, programs, token_reading
+from dticli.words.learned_word import Token
 from dticli.words.programs import PROGRAMS, PUBLISHED, SOLE, Described
-from dticli.words.token_file import Token
 from tests import tiny
 
 NAME = "<sks-dog>"
@@ -453,7 +453,7 @@ def fuzz(
         for name, content in files.items():
             assert Path(name).is_absolute() is False
             assert ".." not in Path(name).parts
-            token_file.read(put(folder / "out", {Path(name).name: content}))
+            token_reading.read(put(folder / "out", {Path(name).name: content}))
 
 
 SHAPES = st.lists(st.sampled_from([1, 2, 3]) | st.sampled_from([0, 257]), max_size=2).flatmap(

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image, PngImagePlugin
 
 from dticli.errors import EnvironmentProblem, InputError, UsageError
-from dticli.words import card, conversion, repositories, token_file
-from dticli.words.token_file import Token
+from dticli.words import card, conversion, repositories, token_reading, token_writing
+from dticli.words.learned_word import Token
 from tests.conftest import Outcome
 from tests.hub_server import Hub, Repository
 
@@ -45,7 +45,7 @@ def word(tmp_path: Path) -> Path:
         "modelspec.author": "A|da <b>*x*</b>",
     }
     path = tmp_path / "rex.safetensors"
-    token_file.write(path, conversion.described(Token("<rex>", vectors, said)))
+    token_writing.write(path, conversion.described(Token("<rex>", vectors, said)))
     return path
 
 
@@ -90,8 +90,8 @@ def test_what_is_pushed_comes_back(dti: Dti, server: Hub, word: Path, picture: P
     assert any(request.startswith("PUT /upload/") for request in server.requests)
     outcome = dti("info", "me/rex", "--json")
     assert outcome.code == 0, outcome.err
-    assert outcome.json["content_hash"] == token_file.content_hash(token_file.read(word))
-    assert same(repositories.read("me/rex").token, token_file.read(word))
+    assert outcome.json["content_hash"] == token_writing.content_hash(token_reading.read(word))
+    assert same(repositories.read("me/rex").token, token_reading.read(word))
 
 
 def test_the_card_says_what_the_metadata_says(dti: Dti, server: Hub, word: Path, picture: Path) -> None:
@@ -123,7 +123,7 @@ def test_stock_diffusers_loads_what_was_pushed(dti: Dti, server: Hub, tmp_path: 
 
     pipe = tiny.build("sd1")
     rows = torch.randn(1, pipe.text_encoder.config.hidden_size)
-    token_file.write(tmp_path / "toy.safetensors", Token("<toy>", {"clip_l": rows}, {"dti.family": "sd"}))
+    token_writing.write(tmp_path / "toy.safetensors", Token("<toy>", {"clip_l": rows}, {"dti.family": "sd"}))
     assert dti("push", tmp_path / "toy.safetensors", "me/toy").code == 0
     pipe.load_textual_inversion("me/toy")
     index = pipe.tokenizer.convert_tokens_to_ids("<toy>")
@@ -220,7 +220,7 @@ def test_a_repository_of_the_concepts_library(dti: Dti, server: Hub) -> None:
 def test_revisions_and_files_of_a_repository(server: Hub, word: Path) -> None:
     """`user/name@revision`, and `user/name:file` where a repository holds several words."""
     data = word.read_bytes()
-    other = token_file.to_bytes(Token("<tom>", {"clip_l": torch.ones(1, 768)}, {}))
+    other = token_writing.to_bytes(Token("<tom>", {"clip_l": torch.ones(1, 768)}, {}))
     server.repositories["a/two"] = found = Repository({"rex.safetensors": data, "tom.safetensors": other})
     with pytest.raises(InputError, match="several token files"):
         repositories.read("a/two")
@@ -264,7 +264,7 @@ def test_words_and_models_are_told_apart(server: Hub, word: Path, tmp_path: Path
 def test_hub_repositories_that_would_do_harm(server: Hub, tmp_path: Path) -> None:
     """Files too large are not fetched, pickles with code are refused, and nothing lands outside the cache."""
     large = Repository({"large.bin": b""})
-    large.files["large.bin"] = bytes(token_file.MAX_PICKLE + 1)
+    large.files["large.bin"] = bytes(token_reading.MAX_PICKLE + 1)
     server.repositories["a/large"] = large
     with pytest.raises(InputError, match="whole model"):
         repositories.read("a/large")

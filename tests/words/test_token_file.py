@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from dticli import atomic
 from dticli.errors import DtiError, EnvironmentProblem, InputError, UsageError
-from dticli.words import token_file
-from dticli.words.token_file import SOLE, Token
+from dticli.words import learned_word, token_reading, token_writing
+from dticli.words.learned_word import Token
+from dticli.words.programs import SOLE
 from tests import tiny
 
 
@@ -87,7 +88,7 @@ def outcome(function: Callable[..., Any], argument: Any) -> Any:
 
 def test_written_bytes_follow_the_format() -> None:
     """Sorted keys, aligned data, two-dimensional little-endian float32, and the digest of the data in the metadata."""
-    data = token_file.to_bytes(pair())
+    data = token_writing.to_bytes(pair())
     header, body = parsed(data)
     assert (len(data) - len(body)) % 8 == 0
     assert list(header) == sorted(header) == ["__metadata__", "clip_g", "clip_l"]
@@ -100,12 +101,12 @@ def test_written_bytes_follow_the_format() -> None:
         "format": "pt",
         "modelspec.hash_sha256": "0x" + hashlib.sha256(body).hexdigest(),
     }
-    assert token_file.content_hash(pair()) == hashlib.sha256(body).hexdigest()
+    assert token_writing.content_hash(pair()) == hashlib.sha256(body).hexdigest()
 
 
 def test_one_tensor_is_stored_under_the_words_name() -> None:
     """The safetensors library finds one key, the placeholder, with the same numbers."""
-    stored = safetensors.torch.load(token_file.to_bytes(sole()))
+    stored = safetensors.torch.load(token_writing.to_bytes(sole()))
     assert list(stored) == ["<sks-dog>"]
     assert torch.equal(stored["<sks-dog>"], rows_of(2, 32))
 
@@ -113,13 +114,14 @@ def test_one_tensor_is_stored_under_the_words_name() -> None:
 def test_bytes_are_the_same_in_another_process() -> None:
     """Nothing depends on hash seeds or on the order of mappings."""
     script = (
-        "import torch; from dticli.words.token_file import *; import hashlib\n"
+        "import hashlib; import torch\n"
+        "from dticli.words.learned_word import Token; from dticli.words.token_writing import to_bytes\n"
         "rows = {'t5xxl': torch.full((1, 8), .5), 'clip_l': torch.ones(1, 4)}\n"
         "metadata = {'b': '2', 'a': 'é', 'c': '3', 'd': '\\udcff'}\n"
         "print(hashlib.sha256(to_bytes(Token('<dog>', rows, metadata))).hexdigest())"
     )
     rows = {"clip_l": torch.ones(1, 4), "t5xxl": torch.full((1, 8), 0.5)}
-    here = token_file.to_bytes(Token("<dog>", rows, {"d": "?", "c": "3", "a": "é", "b": "2"}))
+    here = token_writing.to_bytes(Token("<dog>", rows, {"d": "?", "c": "3", "a": "é", "b": "2"}))
     environment = os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
     there = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
@@ -133,16 +135,18 @@ def test_content_hash_ignores_name_and_metadata() -> None:
     other = Token("<cat>", first.vectors, {})
     changed = first.vectors[SOLE].clone()
     changed[0, 0] = torch.nextafter(changed[0, 0], torch.tensor(9.0))
-    assert token_file.content_hash(first) == token_file.content_hash(other)
-    assert token_file.content_hash(first) != token_file.content_hash(Token("<cat>", {SOLE: changed}, {}))
+    assert token_writing.content_hash(first) == token_writing.content_hash(other)
+    assert token_writing.content_hash(first) != token_writing.content_hash(
+        Token("<cat>", {SOLE: changed}, {})
+    )
 
 
 @pytest.mark.parametrize("token", [sole(), pair(), Token("<a>", {"clip_l": rows_of(1, 8)}, {"é": "ü\n"})])
 def test_reading_returns_what_was_written(token: Token, tmp_path: Path) -> None:
     """Name, encoder keys, numbers and metadata survive, under whatever file name."""
     path = tmp_path / "renamed.safetensors"
-    token_file.write(path, token)
-    assert same(token_file.read(path), token)
+    token_writing.write(path, token)
+    assert same(token_reading.read(path), token)
 
 
 @pytest.mark.parametrize(
@@ -167,16 +171,16 @@ def test_writing_over_a_file_needs_force(tmp_path: Path) -> None:
     """An existing file is left alone until --force is given."""
     path = put(tmp_path, b"precious")
     with pytest.raises(UsageError, match="--force"):
-        token_file.write(path, sole())
+        token_writing.write(path, sole())
     assert path.read_bytes() == b"precious"
-    token_file.write(path, sole(), force=True)
-    assert path.read_bytes() == token_file.to_bytes(sole())
+    token_writing.write(path, sole(), force=True)
+    assert path.read_bytes() == token_writing.to_bytes(sole())
 
 
 def test_writing_keeps_to_the_suffix(tmp_path: Path) -> None:
     """Safetensors under another suffix would be taken for a pickle by other programs."""
     with pytest.raises(UsageError, match=r"\.safetensors"):
-        token_file.write(tmp_path / "dog.pt", sole())
+        token_writing.write(tmp_path / "dog.pt", sole())
 
 
 # Stock loaders
@@ -187,7 +191,7 @@ def test_diffusers_loads_a_written_word(count: int, tmp_path: Path) -> None:
     """`load_textual_inversion` without arguments puts our rows under our name, and expands prompts for n > 1."""
     pipe = tiny.build("sd1")
     path = tmp_path / "sks-dog.safetensors"
-    token_file.write(path, sole(count))
+    token_writing.write(path, sole(count))
     pipe.load_textual_inversion(str(path))
     names = ["<sks-dog>", "<sks-dog>_1"][:count]
     table = pipe.text_encoder.get_input_embeddings().weight
@@ -200,7 +204,7 @@ def test_diffusers_loads_the_encoders_of_a_written_word(tmp_path: Path) -> None:
     """A two-encoder file, read with the safetensors library, goes into SDXL encoder by encoder."""
     pipe = tiny.build("sdxl")
     path = tmp_path / "dog.safetensors"
-    token_file.write(path, pair())
+    token_writing.write(path, pair())
     stored = safetensors.torch.load_file(path)
     pipe.load_textual_inversion(stored["clip_l"], token="<dog>")
     pipe.load_textual_inversion(
@@ -301,7 +305,7 @@ LAYOUTS: dict[str, tuple[str, bytes, str, dict[str, Tensor]]] = {
 def test_every_tools_layout_is_read(layout: str, tmp_path: Path) -> None:
     """Name, encoders and numbers of each layout, written with the tool's own library calls."""
     filename, data, name, vectors = LAYOUTS[layout]
-    token = token_file.read(put(tmp_path, data, filename))
+    token = token_reading.read(put(tmp_path, data, filename))
     assert token.name == name
     assert token.vectors.keys() == vectors.keys()
     for key, expected in vectors.items():
@@ -318,7 +322,7 @@ def test_foreign_metadata_is_kept_but_not_what_would_go_stale(tmp_path: Path) ->
         "dti.name": "<other>",
         "modelspec.license": "CC0",
     }
-    token = token_file.read(put(tmp_path, safe({"<toy>": L}, **stale)))
+    token = token_reading.read(put(tmp_path, safe({"<toy>": L}, **stale)))
     assert (token.name, token.metadata) == ("<toy>", {"modelspec.license": "CC0"})
 
 
@@ -337,21 +341,21 @@ def test_foreign_metadata_is_kept_but_not_what_would_go_stale(tmp_path: Path) ->
 )
 def test_foreign_names_become_usable(given: str, name: str, tmp_path: Path) -> None:
     """A name prompts cannot use gives way to one they can, and is kept in the metadata, also on rewriting."""
-    token = token_file.read(put(tmp_path, safe({given: L})))
+    token = token_reading.read(put(tmp_path, safe({given: L})))
     assert (token.name, token.metadata["dti.original_name"]) == (name, given)
-    again = token_file.read(put(tmp_path, token_file.to_bytes(token)))
+    again = token_reading.read(put(tmp_path, token_writing.to_bytes(token)))
     assert same(token, again)
 
 
 def test_a_file_whose_name_has_no_letters_is_still_a_word(tmp_path: Path) -> None:
     """Where neither key nor file name offers a letter, the word is called token."""
-    assert token_file.read(put(tmp_path, safe({"emb_params": L}), "猫.safetensors")).name == "<token>"
+    assert token_reading.read(put(tmp_path, safe({"emb_params": L}), "猫.safetensors")).name == "<token>"
 
 
 def test_reading_does_not_hold_on_to_the_file(tmp_path: Path) -> None:
     """Numbers stay when the file is overwritten in place, which would change a mapped tensor."""
     path = put(tmp_path, safe({"<toy>": L}))
-    token = token_file.read(path)
+    token = token_reading.read(path)
     path.write_bytes(bytes(path.stat().st_size))
     assert torch.equal(token.vectors[SOLE], L)
 
@@ -370,7 +374,7 @@ def test_reading_does_not_hold_on_to_the_file(tmp_path: Path) -> None:
 )
 def test_the_layout_is_what_the_file_holds(data: bytes, container: str, stored: Any, tmp_path: Path) -> None:
     """Names, shapes and dtypes before anything is repaired; a repair is said in words."""
-    _, layout = token_file.read_with_layout(put(tmp_path, data))
+    _, layout = token_reading.read_with_layout(put(tmp_path, data))
     found = {key: (each.name, each.shape, each.dtype) for key, each in layout.tensors.items()}
     assert (layout.container, found) == (container, stored)
     assert bool(layout.repairs) is ("float16" in str(stored))
@@ -379,8 +383,8 @@ def test_the_layout_is_what_the_file_holds(data: bytes, container: str, stored: 
 def test_what_the_metadata_says_of_the_encoder_goes_first(tmp_path: Path) -> None:
     """A word exported under another program's key for its encoder is ours again."""
     path = put(tmp_path, safe({"clip_h": ONE}, **{"dti.encoder": "clip_l"}))
-    assert list(token_file.read(path).vectors) == ["clip_l"]
-    assert token_file.read(path, "<toy>").name == "<toy>"
+    assert list(token_reading.read(path).vectors) == ["clip_l"]
+    assert token_reading.read(path, "<toy>").name == "<toy>"
 
 
 # Hostile and damaged files
@@ -417,9 +421,9 @@ HOSTILE: dict[str, bytes] = {
     "empty": b"",
     "text": b"version https://git-lfs.github.com/spec/v1\n",
     "picture": b"\x89PNG\r\n\x1a\n" + bytes(64),
-    "header only": token_file.to_bytes(sole())[:40],
-    "one byte short": token_file.to_bytes(sole())[:-1],
-    "one byte more": token_file.to_bytes(sole()) + b"\0",
+    "header only": token_writing.to_bytes(sole())[:40],
+    "one byte short": token_writing.to_bytes(sole())[:-1],
+    "one byte more": token_writing.to_bytes(sole()) + b"\0",
     "gigantic header": struct.pack("<Q", 2**62) + b"{}",
     "large header": struct.pack("<Q", 2**40) + b"{" + bytes(64),
     "header is a list": raw(b"{]"),
@@ -482,7 +486,7 @@ def test_unusable_files_are_refused_in_one_line(name: str, tmp_path: Path) -> No
     """Each ends in one printable line that names the file, quickly and without using memory it claims."""
     path = put(tmp_path, HOSTILE[name], "foreign.bin")
     with pytest.raises(InputError) as caught:
-        token_file.read(path)
+        token_reading.read(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert message.isprintable()
@@ -495,7 +499,7 @@ def test_code_in_pickles_never_runs(tmp_path: Path) -> None:
     for zip_format in (True, False):
         data = pickled({"<dog>": L, "code": Bomb(made)}, _use_new_zipfile_serialization=zip_format)
         with pytest.raises(InputError, match="never run"):
-            token_file.read(put(tmp_path, data, "dog.pt"))
+            token_reading.read(put(tmp_path, data, "dog.pt"))
     assert not made.exists()
     torch.load(io.BytesIO(data), weights_only=False)
     assert made.exists(), "the bomb is no bomb"
@@ -505,9 +509,9 @@ def test_a_whole_model_is_not_unpickled(tmp_path: Path) -> None:
     """A pickle larger than any token file is refused by its size."""
     path = tmp_path / "model.bin"
     with path.open("wb") as file:
-        file.truncate(token_file.MAX_PICKLE + 1)
+        file.truncate(token_reading.MAX_PICKLE + 1)
     with pytest.raises(InputError, match="whole model"):
-        token_file.read(path)
+        token_reading.read(path)
 
 
 def test_a_small_file_cannot_unpack_to_a_large_one(tmp_path: Path) -> None:
@@ -519,7 +523,7 @@ def test_a_small_file_cannot_unpack_to_a_large_one(tmp_path: Path) -> None:
             for name in plain.namelist():
                 packed.writestr(name, plain.read(name))
         assert path.stat().st_size < 2**20
-        found = outcome(token_file.read, path)
+        found = outcome(token_reading.read, path)
         assert isinstance(found, InputError) if refused else torch.equal(found.vectors["clip_l"], L)
 
 
@@ -528,12 +532,12 @@ def test_what_is_no_file_is_refused(make: Callable[[Path], None], tmp_path: Path
     """Missing paths, folders and pipes are refused without waiting."""
     make(tmp_path / "dog.pt")
     with pytest.raises(InputError, match=r"dog\.pt: no such file"):
-        token_file.read(tmp_path / "dog.pt")
+        token_reading.read(tmp_path / "dog.pt")
 
 
 SEEDS = [
-    token_file.to_bytes(Token("<dog>", {SOLE: rows_of(1, 4)}, {"a": "b"})),
-    token_file.to_bytes(Token("<dog>", {"clip_l": rows_of(1, 4), "clip_g": rows_of(1, 6)}, {})),
+    token_writing.to_bytes(Token("<dog>", {SOLE: rows_of(1, 4)}, {"a": "b"})),
+    token_writing.to_bytes(Token("<dog>", {"clip_l": rows_of(1, 4), "clip_g": rows_of(1, 6)}, {})),
     safe({"bundle_emb.dog.clip_l": rows_of(1, 4), "bundle_emb.dog.t5": rows_of(1, 4)}),
     pickled(a1111(rows_of(1, 4))),
     pickled(a1111(rows_of(1, 4)), _use_new_zipfile_serialization=False),
@@ -582,12 +586,12 @@ def test_damaged_files_at_length(data: bytes, edits: list[Edit], length: int | N
 
 
 def require_refusal_or_token(data: bytes, scratch: Path) -> None:
-    found = outcome(token_file.read, put(scratch, data, "fuzzed.bin"))
+    found = outcome(token_reading.read, put(scratch, data, "fuzzed.bin"))
     if isinstance(found, InputError):
         assert "\n" not in str(found)
     else:
-        assert same(token_file.read(put(scratch, token_file.to_bytes(found))), found)
-        assert token_file.check_name(found.name) == found.name
+        assert same(token_reading.read(put(scratch, token_writing.to_bytes(found))), found)
+        assert learned_word.check_name(found.name) == found.name
 
 
 # Names
@@ -596,7 +600,7 @@ def require_refusal_or_token(data: bytes, scratch: Path) -> None:
 @pytest.mark.parametrize("name", ["<a>", "<dog>", "<sks-dog>", "<dog_2>", "<7>", f"<{'a' * 62}>"])
 def test_good_names_pass(name: str) -> None:
     """Small letters, digits, - and _ in brackets."""
-    assert token_file.check_name(name) == name
+    assert learned_word.check_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -620,19 +624,19 @@ def test_good_names_pass(name: str) -> None:
 def test_bad_names_are_told_apart_and_corrected(name: str, complaint: str, offer: str) -> None:
     """The message says what is wrong and offers a name that passes."""
     with pytest.raises(UsageError, match=complaint) as caught:
-        token_file.check_name(name)
+        learned_word.check_name(name)
     assert str(caught.value).endswith(f"write {offer}")
     assert str(caught.value).isprintable()
-    token_file.check_name(offer.strip("'"))
+    learned_word.check_name(offer.strip("'"))
 
 
 @given(st.text(max_size=80))
 def test_every_bad_name_is_offered_a_good_one(name: str) -> None:
     """For any text, the last word of the message is a usable name, and the message is one line."""
-    found = outcome(token_file.check_name, name)
+    found = outcome(learned_word.check_name, name)
     if isinstance(found, UsageError):
         assert str(found).isprintable()
-        token_file.check_name(str(found).rsplit("write ", 1)[1].strip("'"))
+        learned_word.check_name(str(found).rsplit("write ", 1)[1].strip("'"))
     else:
         assert found == name
 
@@ -656,7 +660,7 @@ def token_with(**widths: int) -> Token:
 )
 def test_matching_encoders_get_their_rows(token: Token, widths: dict[str, int]) -> None:
     """By key for several encoders, by width for one; in the model's order."""
-    fitted = token_file.fit(token, widths)
+    fitted = learned_word.fit(token, widths)
     assert list(fitted) == list(widths)
     assert {key: rows.shape for key, rows in fitted.items()} == {
         key: (1, width) for key, width in widths.items()
@@ -689,7 +693,7 @@ def test_matching_encoders_get_their_rows(token: Token, widths: dict[str, int]) 
 def test_other_encoders_or_widths_are_refused(token: Token, widths: dict[str, int], said: str) -> None:
     """The message names what the file holds and what the model needs."""
     with pytest.raises(InputError, match=said):
-        token_file.fit(token, widths)
+        learned_word.fit(token, widths)
 
 
 # Whole or not at all

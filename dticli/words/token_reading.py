@@ -1,20 +1,12 @@
-"""Token files: a word's vectors in safetensors with text metadata; on reading, every other tool's layout too.
+"""Token files of any tool read: safetensors and pickles, in every known layout."""
 
-Written files hold 2-D float32 tensors only. A word of one encoder is stored under its own name, as diffusers
-does; a word of several under the encoders' keys (`clip_l`, `clip_g`, `t5xxl`), as ComfyUI and A1111 do. The
-same word gives the same bytes.
-"""
-
-import hashlib
 import io
-import itertools
 import json
 import re
 import struct
-import unicodedata
 import warnings
 import zipfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dticli import atomic
-from dticli.errors import InputError, UsageError
+from dticli.errors import InputError
 from dticli.models import families
 from dticli.paths import SUFFIXES
+from dticli.words import learned_word
+from dticli.words.learned_word import Token
 from dticli.words.programs import ALIASES, SOLE, STRING_TO_PARAM
 
 ENCODERS = frozenset(
@@ -34,56 +27,13 @@ ENCODERS = frozenset(
     | {encoder.key for family in families.TABLE for encoder in family.encoders}
 )
 """Keys that name an encoder rather than a word."""
-
-NAME = re.compile(r"<[a-z0-9]([a-z0-9_-]*[a-z0-9])?>")
-MAX_NAME = 64
-MAX_VECTORS = 256
-MAX_WIDTH = 16384
 MAX_HEADER = 16 * 2**20
 MAX_PICKLE = 64 * 2**20
-
 _ANONYMOUS = frozenset({SOLE, "emb_params", "emp_params", STRING_TO_PARAM})
 _BUNDLED = re.compile(r"bundle_emb\.(?P<word>.*?)\.(?P<part>string_to_param\.\*|[^.]+)", re.DOTALL)
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 # They follow from name and vectors and are written anew, so that no stale value is carried along.
 _COMPUTED = frozenset({"dti.name", "dti.encoder", "format", "modelspec.hash_sha256"})
-
-
-@dataclass(frozen=True, eq=False)
-class Token:
-    """A learned word.
-
-    Attributes:
-        name: what prompts call it, such as `<dog>`.
-        vectors: encoder key (`clip_l`, `clip_g`, `t5xxl`, ...) to (n, width) float32 on the CPU, n the same in
-            all. The key is `SOLE` where a file holds one tensor and does not name its encoder.
-        metadata: of the file, except what follows from name and vectors. Strangers wrote it: escape to show.
-
-    Raises:
-        UsageError: the name is not usable.
-        InputError: no vectors, too many, NaN or inf, a row of zeros, or counts that differ between encoders.
-        TypeError: other dtypes or devices than the above, or metadata that is not text.
-    """
-
-    name: str
-    vectors: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        if not all(isinstance(text, str) for pair in self.metadata.items() for text in pair):
-            raise TypeError("metadata maps text to text")
-        for key, rows in self.vectors.items():
-            if rows.ndim != 2 or rows.dtype != torch.float32 or rows.device.type != "cpu":
-                raise TypeError(
-                    f"{key}: expected (n, width) float32 on the CPU, got {rows.dtype} {rows.shape}"
-                )
-            _require_shape(key, rows.shape)
-            _require_directions(key, rows)
-        counts = {key: len(rows) for key, rows in self.vectors.items()}
-        if len(set(counts.values())) != 1:
-            listed = ", ".join(f"{count} for {key}" for key, count in counts.items()) or "no tensors"
-            raise InputError(f"numbers of vectors: {listed}; expected the same number for every encoder")
 
 
 @dataclass(frozen=True)
@@ -124,69 +74,19 @@ class Layout:
         return tuple(text for text, holds in found.items() if holds)
 
 
-# Names
-
-
-def check_name(name: str) -> str:
-    """Return `name` if prompts can use it: a-z, 0-9, `-` and `_` in angle brackets, a-z or 0-9 at both ends.
-
-    Brackets keep the name from matching inside other words; several pipelines lower-case prompts.
-
-    Raises:
-        UsageError: says what is wrong, and offers the nearest usable name.
-    """
-    if _is_usable(name):
-        return name
-    inner = name.removeprefix("<").removesuffix(">")
-    complaints = {
-        "is empty": not inner,
-        "has no angle brackets": f"<{inner}>" != name,
-        "has capitals, which several pipelines turn into small letters in prompts": inner != inner.lower(),
-        "has spaces": any(letter.isspace() for letter in inner),
-        f"has more than {MAX_NAME} characters": len(name) > MAX_NAME,
-    }
-    problem = " and ".join(text for text, holds in complaints.items() if holds)
-    raise UsageError(
-        f"the name {_shown(name)} {problem or 'has characters that tokenizers split at'}: "
-        "expected a-z, 0-9, - and _ in angle brackets, starting and ending with a letter or digit; "
-        f"write '{_usable(name) or '<dog>'}'"
-    )
-
-
-def _is_usable(name: str) -> bool:
-    return bool(NAME.fullmatch(name)) and len(name) <= MAX_NAME
-
-
-def _usable(name: str) -> str | None:
-    """The nearest name that `check_name` accepts, or None if no letter or digit would be left."""
-    if _is_usable(name):
-        return name
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    slug = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_")[: MAX_NAME - 2].rstrip("-_")
-    return f"<{slug}>" if slug else None
-
-
 def _require_harmless(name: str) -> None:
     """Names reach terminals and become file names."""
     if not name or not name.isprintable() or "/" in name or "\\" in name:
         raise InputError(
-            f"the word's name is {_shown(name)}: expected letters, no path separators or control characters; "
+            f"the word's name is {learned_word.shown(name)}: expected letters, no path separators or control characters; "
             "rename it with the tool that wrote it"
         )
-
-
-def _shown(text: str) -> str:
-    """Foreign text made fit for one line of a message."""
-    return ascii(text) if len(text) <= 48 else f"{text[:45]!a}..."
 
 
 def _listing(names: Iterable[str]) -> str:
     """The first few of some foreign names."""
     names = list(names)
-    return ", ".join(map(_shown, names[:3])) + (", ..." if len(names) > 3 else "")
-
-
-# Reading
+    return ", ".join(map(learned_word.shown, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 @dataclass(frozen=True)
@@ -238,7 +138,7 @@ def _token(found: _Found, stem: str) -> Token:
         vectors = dict.fromkeys([encoder], next(iter(vectors.values())))
     given = next(name for name in (found.name, found.metadata.get("dti.name"), stem) if name is not None)
     _require_harmless(given)
-    name = _usable(given) or _usable(stem) or "<token>"
+    name = learned_word.nearest_usable(given) or learned_word.nearest_usable(stem) or "<token>"
     if name != given:
         metadata.setdefault("dti.original_name", given)
     return Token(name, vectors, metadata)
@@ -256,12 +156,14 @@ def _read_safetensors(path: Path) -> _Found:
         with safe_open(path, framework="pt") as file:
             name, sources = _choose(file.keys())
             for key, source in sources.items():
-                _require_shape(key, file.get_slice(source).get_shape())
+                learned_word.require_shape(key, file.get_slice(source).get_shape())
             tensors = {key: file.get_tensor(source) for key, source in sources.items()}
             layout = _layout("safetensors", sources, tensors)
             vectors = {key: _rows(key, tensor) for key, tensor in tensors.items()}
     except SafetensorError as error:
-        raise InputError(f"damaged safetensors file ({_shown(str(error))}); get another copy") from None
+        raise InputError(
+            f"damaged safetensors file ({learned_word.shown(str(error))}); get another copy"
+        ) from None
     return _Found(name, vectors, metadata, layout)
 
 
@@ -298,7 +200,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise InputError(f"{_shown(name)} occurs twice in the header: expected it once; get another copy")
+            raise InputError(
+                f"{learned_word.shown(name)} occurs twice in the header: expected it once; get another copy"
+            )
         found[name] = value
     return found
 
@@ -312,7 +216,7 @@ def _read_pickle(path: Path) -> _Found:
     name, sources = _choose(tensors)
     chosen = {key: tensors[source] for key, source in sources.items()}
     for key, tensor in chosen.items():
-        _require_shape(key, tensor.shape)
+        learned_word.require_shape(key, tensor.shape)
     layout = _layout("pickle", sources, chosen)
     vectors = {key: _rows(key, tensor) for key, tensor in chosen.items()}
     pickled_name = content.get("name") if isinstance(content, Mapping) else None
@@ -384,12 +288,14 @@ def _by_encoder(parts: Mapping[str, str]) -> dict[str, str]:
     for source, part in parts.items():
         if part.endswith("_out") and _encoder_of(part.removesuffix("_out")):
             raise InputError(
-                f"{_shown(source)} belongs to an encoder's output: expected vectors for its input; "
+                f"{learned_word.shown(source)} belongs to an encoder's output: expected vectors for its input; "
                 "train without output embeddings"
             )
         key = _encoder_of(part)
         if key in chosen:
-            raise InputError(f"{_shown(chosen[key])} and {_shown(source)} are for one encoder; remove either")
+            raise InputError(
+                f"{learned_word.shown(chosen[key])} and {learned_word.shown(source)} are for one encoder; remove either"
+            )
         if key:
             chosen[key] = source
     if not chosen or (SOLE in chosen and len(chosen) > 1):
@@ -410,142 +316,7 @@ def _encoder_of(part: str) -> str | None:
 def _rows(key: str, tensor: Tensor) -> Tensor:
     """A file's tensor as (n, width) float32 with memory of its own."""
     if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        raise InputError(f"{_of(key)} are {tensor.dtype}, {tensor.layout}: expected floating-point numbers")
+        raise InputError(
+            f"{learned_word.vectors_for(key)} are {tensor.dtype}, {tensor.layout}: expected floating-point numbers"
+        )
     return torch.atleast_2d(tensor.detach()).to(torch.float32, copy=True).contiguous()
-
-
-def _require_shape(key: str, shape: Sequence[int]) -> None:
-    count, width = (1, *shape) if len(shape) == 1 else shape if len(shape) == 2 else (0, 0)
-    if not (1 <= count <= MAX_VECTORS and 1 <= width <= MAX_WIDTH):
-        raise InputError(
-            f"{_of(key)} have shape {list(shape)[:4]}: expected 1 to {MAX_VECTORS} vectors of 1 to {MAX_WIDTH} "
-            "numbers; choose a token file"
-        )
-
-
-def _require_directions(key: str, rows: Tensor) -> None:
-    if not rows.isfinite().all():
-        raise InputError(
-            f"{_of(key)} hold NaN or inf: expected finite numbers; get another copy or train again"
-        )
-    empty = ~rows.any(dim=1)
-    if empty.any():
-        row = int(empty.nonzero()[0])
-        raise InputError(f"vector {row} of {_of(key)} is zero: expected a direction; train the word again")
-
-
-def _of(key: str) -> str:
-    return "the vectors" if key == SOLE else f"the vectors for {key}"
-
-
-# Writing
-
-
-def write(path: str | Path, token: Token, *, force: bool = False) -> None:
-    """Write a token file, whole or not at all.
-
-    Raises:
-        UsageError: the file exists and `force` is not set, or its suffix is not `.safetensors`.
-        EnvironmentProblem: the disk refuses.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise UsageError(f"cannot write {path}: expected a name ending in .safetensors; choose another name")
-    if path.is_file() and not force:
-        raise UsageError(f"{path} exists: expected a new name; choose another or add --force to replace it")
-    atomic.write_bytes(path, to_bytes(token))
-
-
-def to_bytes(token: Token) -> bytes:
-    """The token file's content; a function of the token alone."""
-    if len(token.vectors) > 1:
-        return to_bytes_as(token, {key: key for key in token.vectors})
-    (key,) = token.vectors
-    return to_bytes_as(token, {key: token.name})
-
-
-def to_bytes_as(token: Token, names: Mapping[str, str]) -> bytes:
-    """A file of some of the token's tensors under other names.
-
-    Args:
-        names: encoder key to tensor name. Which encoder a single tensor is for goes into the metadata.
-    """
-    computed = {"dti.name": token.name}
-    if len(names) == 1 and SOLE not in names:
-        computed["dti.encoder"] = next(iter(names))
-    tensors = {name: token.vectors[key] for key, name in names.items()}
-    return serialize(tensors, {**token.metadata, **computed})
-
-
-def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with everything in sorted order, which the library's own writer does not promise.
-
-    Adds `format` and `modelspec.hash_sha256`, the digest of the bytes after the header.
-
-    Args:
-        tensors: float32 on the CPU.
-        metadata: text to text; the format cannot hold lone surrogates, which become question marks.
-
-    Source: https://github.com/huggingface/safetensors#format.
-    """
-    names = sorted(tensors)
-    parts = [_little_endian(tensors[name]) for name in names]
-    ends = list(itertools.accumulate(map(len, parts)))
-    data = b"".join(parts)
-    header: dict[str, Any] = {
-        name: {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [end - len(part), end]}
-        for name, part, end in zip(names, parts, ends, strict=True)
-    }
-    digest = f"0x{hashlib.sha256(data).hexdigest()}"
-    header["__metadata__"] = {**metadata, "format": "pt", "modelspec.hash_sha256": digest}
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    encoded = text.encode("utf-8", "replace")
-    # Data at a multiple of eight bytes can be mapped as numbers.
-    encoded += b" " * (-len(encoded) % 8)
-    return struct.pack("<Q", len(encoded)) + encoded + data
-
-
-def content_hash(token: Token) -> str:
-    """SHA-256 of the vectors in hexadecimal, as in `modelspec.hash_sha256`; ignores name and metadata."""
-    digest = hashlib.sha256()
-    for key in sorted(token.vectors):
-        digest.update(_little_endian(token.vectors[key]))
-    return digest.hexdigest()
-
-
-def _little_endian(rows: Tensor) -> bytes:
-    return rows.detach().numpy().astype("<f4").tobytes()
-
-
-# Matching
-
-
-def fit(token: Token, widths: Mapping[str, int]) -> dict[str, Tensor]:
-    """The token's rows for each encoder of a model.
-
-    Several encoders are matched by key. One is matched by width, unless the file names another kind: CLIP
-    encoders differ in width, which tells them apart under any key, but T5 and UMT5 are both 4096 wide.
-
-    Args:
-        widths: encoder key to the width of its embedding table.
-
-    Returns:
-        encoder key to (n, width) float32, in the order of `widths`.
-
-    Raises:
-        InputError: other encoders or widths than the model's; names both.
-    """
-    vectors = token.vectors
-    if len(vectors) == len(widths) == 1:
-        ((key, rows),), (encoder,) = vectors.items(), widths
-        if key == SOLE or (key.startswith("clip_") and encoder.startswith("clip_")):
-            vectors = {encoder: rows}
-    if {key: rows.shape[1] for key, rows in vectors.items()} != dict(widths):
-        theirs = " and ".join(_described(key, rows.shape[1]) for key, rows in token.vectors.items())
-        ours = " and ".join(_described(key, width) for key, width in widths.items())
-        raise InputError(f"{token.name} is for {theirs}: expected {ours}; use the model it was learned on")
-    return {key: vectors[key] for key in widths}
-
-
-def _described(key: str, width: int) -> str:
-    return f"one encoder of width {width}" if key == SOLE else f"{key} of width {width}"

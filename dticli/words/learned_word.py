@@ -1,0 +1,155 @@
+"""A learned word: its name, and its vectors for each encoder."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dticli.errors import InputError, UsageError
+from dticli.words.programs import SOLE
+
+NAME = re.compile(r"<[a-z0-9]([a-z0-9_-]*[a-z0-9])?>")
+MAX_NAME = 64
+MAX_VECTORS = 256
+MAX_WIDTH = 16384
+
+
+@dataclass(frozen=True, eq=False)
+class Token:
+    """A learned word.
+
+    Attributes:
+        name: what prompts call it, such as `<dog>`.
+        vectors: encoder key (`clip_l`, `clip_g`, `t5xxl`, ...) to (n, width) float32 on the CPU, n the same in
+            all. The key is `SOLE` where a file holds one tensor and does not name its encoder.
+        metadata: of the file, except what follows from name and vectors. Strangers wrote it: escape to show.
+
+    Raises:
+        UsageError: the name is not usable.
+        InputError: no vectors, too many, NaN or inf, a row of zeros, or counts that differ between encoders.
+        TypeError: other dtypes or devices than the above, or metadata that is not text.
+    """
+
+    name: str
+    vectors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not all(isinstance(text, str) for pair in self.metadata.items() for text in pair):
+            raise TypeError("metadata maps text to text")
+        for key, rows in self.vectors.items():
+            if rows.ndim != 2 or rows.dtype != torch.float32 or rows.device.type != "cpu":
+                raise TypeError(
+                    f"{key}: expected (n, width) float32 on the CPU, got {rows.dtype} {rows.shape}"
+                )
+            require_shape(key, rows.shape)
+            _require_directions(key, rows)
+        counts = {key: len(rows) for key, rows in self.vectors.items()}
+        if len(set(counts.values())) != 1:
+            listed = ", ".join(f"{count} for {key}" for key, count in counts.items()) or "no tensors"
+            raise InputError(f"numbers of vectors: {listed}; expected the same number for every encoder")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if prompts can use it: a-z, 0-9, `-` and `_` in angle brackets, a-z or 0-9 at both ends.
+
+    Brackets keep the name from matching inside other words; several pipelines lower-case prompts.
+
+    Raises:
+        UsageError: says what is wrong, and offers the nearest usable name.
+    """
+    if _is_usable(name):
+        return name
+    inner = name.removeprefix("<").removesuffix(">")
+    complaints = {
+        "is empty": not inner,
+        "has no angle brackets": f"<{inner}>" != name,
+        "has capitals, which several pipelines turn into small letters in prompts": inner != inner.lower(),
+        "has spaces": any(letter.isspace() for letter in inner),
+        f"has more than {MAX_NAME} characters": len(name) > MAX_NAME,
+    }
+    problem = " and ".join(text for text, holds in complaints.items() if holds)
+    raise UsageError(
+        f"the name {shown(name)} {problem or 'has characters that tokenizers split at'}: "
+        "expected a-z, 0-9, - and _ in angle brackets, starting and ending with a letter or digit; "
+        f"write '{nearest_usable(name) or '<dog>'}'"
+    )
+
+
+def _is_usable(name: str) -> bool:
+    return bool(NAME.fullmatch(name)) and len(name) <= MAX_NAME
+
+
+def nearest_usable(name: str) -> str | None:
+    """The nearest name that `check_name` accepts, or None if no letter or digit would be left."""
+    if _is_usable(name):
+        return name
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_")[: MAX_NAME - 2].rstrip("-_")
+    return f"<{slug}>" if slug else None
+
+
+def shown(text: str) -> str:
+    """Foreign text made fit for one line of a message."""
+    return ascii(text) if len(text) <= 48 else f"{text[:45]!a}..."
+
+
+def require_shape(key: str, shape: Sequence[int]) -> None:
+    count, width = (1, *shape) if len(shape) == 1 else shape if len(shape) == 2 else (0, 0)
+    if not (1 <= count <= MAX_VECTORS and 1 <= width <= MAX_WIDTH):
+        raise InputError(
+            f"{vectors_for(key)} have shape {list(shape)[:4]}: expected 1 to {MAX_VECTORS} vectors of 1 to {MAX_WIDTH} "
+            "numbers; choose a token file"
+        )
+
+
+def _require_directions(key: str, rows: Tensor) -> None:
+    if not rows.isfinite().all():
+        raise InputError(
+            f"{vectors_for(key)} hold NaN or inf: expected finite numbers; get another copy or train again"
+        )
+    empty = ~rows.any(dim=1)
+    if empty.any():
+        row = int(empty.nonzero()[0])
+        raise InputError(
+            f"vector {row} of {vectors_for(key)} is zero: expected a direction; train the word again"
+        )
+
+
+def vectors_for(key: str) -> str:
+    return "the vectors" if key == SOLE else f"the vectors for {key}"
+
+
+def fit(token: Token, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """The token's rows for each encoder of a model.
+
+    Several encoders are matched by key. One is matched by width, unless the file names another kind: CLIP
+    encoders differ in width, which tells them apart under any key, but T5 and UMT5 are both 4096 wide.
+
+    Args:
+        widths: encoder key to the width of its embedding table.
+
+    Returns:
+        encoder key to (n, width) float32, in the order of `widths`.
+
+    Raises:
+        InputError: other encoders or widths than the model's; names both.
+    """
+    vectors = token.vectors
+    if len(vectors) == len(widths) == 1:
+        ((key, rows),), (encoder,) = vectors.items(), widths
+        if key == SOLE or (key.startswith("clip_") and encoder.startswith("clip_")):
+            vectors = {encoder: rows}
+    if {key: rows.shape[1] for key, rows in vectors.items()} != dict(widths):
+        theirs = " and ".join(_described(key, rows.shape[1]) for key, rows in token.vectors.items())
+        ours = " and ".join(_described(key, width) for key, width in widths.items())
+        raise InputError(f"{token.name} is for {theirs}: expected {ours}; use the model it was learned on")
+    return {key: vectors[key] for key in widths}
+
+
+def _described(key: str, width: int) -> str:
+    return f"one encoder of width {width}" if key == SOLE else f"{key} of width {width}"
