@@ -3,6 +3,8 @@
 A message is one line: what was found; what was expected; what to do next.
 """
 
+import errno
+
 
 class DtiError(Exception):
     """Base of all errors that are the user's to see; anything else is a bug and exits 1."""
@@ -63,3 +65,34 @@ EXIT_CODES = {
     130: "interrupted (SIGINT)",
     143: "terminated (SIGTERM)",
 }
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "OutOfMemoryError",
+    "DefaultCPUAllocator",
+    "Cannot allocate memory",
+    "unable to mmap",
+    "std::bad_alloc",
+    "Invalid buffer size",
+    "_STATUS_ALLOC_FAILED",
+)
+"""What allocators say: CUDA, HIP, XPU and MPS in their own words, torch's for the CPU, the system's, C++'s, and cuBLAS's or
+cuDNN's."""
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory is what an error, or the one that led to it, is about: of a device, of the CPU, or to map a file into.
+
+    There is no class for it: torch raises OutOfMemoryError for CUDA and XPU, and RuntimeError for MPS, the CPU and files that
+    cannot be mapped; other libraries raise MemoryError and OSError, and those that load models wrap any of these in their own.
+    """
+    seen: set[int] = set()
+    # An error of ours has been explained already, whatever led to it.
+    while error is not None and not isinstance(error, DtiError) and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if any(sign in f"{type(error).__name__}: {error}" for sign in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

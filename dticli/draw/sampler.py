@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from dticli import sphere
-from dticli.errors import EnvironmentProblem, InputError, UsageError
+from dticli.errors import EnvironmentProblem, InputError, UsageError, is_out_of_memory
 from dticli.models.families import Family
 from dticli.models.families.shape import FIXED, Frame, call_defaults
 from dticli.settings import GenerateSettings
@@ -106,9 +106,11 @@ def _call(
     options = _options(pipe, settings, len(prompts))
     try:
         output = pipe(prompt=prompts, generator=generators, **options)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise EnvironmentProblem(
-            f"out of device memory drawing {len(prompts)} pictures at once: {_lighter(pipe, settings, len(prompts))}"
+            f"out of memory drawing {len(prompts)} pictures at once: {_lighter(pipe, settings, len(prompts))}"
         ) from None
     # A model of videos draws one frame.
     images = output.images if "images" in output else [frames[0] for frames in output.frames]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dticli import hub
-from dticli.errors import EnvironmentProblem, ModelError, UsageError
+from dticli.errors import EnvironmentProblem, ModelError, UsageError, is_out_of_memory
 from dticli.evaluation import stickers
 from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.prompts import Prompt, Reading
@@ -95,7 +95,9 @@ def _visiting(model: Any, device: torch.device) -> Iterator[None]:
     try:
         model.to(device)
         yield
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise EnvironmentProblem(
             f"out of memory on {device.type} judging pictures: expected room for a judge beside the model; "
             "use --low-memory, or a smaller judge"

@@ -11,7 +11,7 @@ from safetensors.torch import load as load_state
 from safetensors.torch import save as save_state
 
 from dticli import signals
-from dticli.errors import EnvironmentProblem, NumericalError, Stopped
+from dticli.errors import EnvironmentProblem, NumericalError, Stopped, is_out_of_memory
 from dticli.learn import checkpoint, initial_rows, run_identity, trainer
 from dticli.learn.checkpoint import Checkpoint, Identity
 from dticli.learn.run_folder import Log, RunFolder
@@ -236,11 +236,12 @@ def _explained(run: Run, folder: RunFolder, step: int) -> Iterator[StepReport]:
         yield from trainer.fit(run.task, run.learner, step)
     except NumericalError as error:
         raise type(error)(f"{error}; {_left(folder)}") from None
-    except torch.OutOfMemoryError:
-        # Outside of this clause the failed step, held by the error, has let go of its memory.
-        pass
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
     else:
         return
+    # Outside of the clause above, the failed step, held by the error, has let go of its memory.
     raise EnvironmentProblem(f"out of memory on {run.device.type}: {_smaller(run)}; {_left(folder)}")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dticli import randomness, sphere
-from dticli.errors import InputError, ModelError, NumericalError
+from dticli.errors import InputError, ModelError, NumericalError, is_out_of_memory
 from dticli.learn.optim import AdamW, Optimizer, RiemannianSGD
 from dticli.models.families import Family
 from dticli.models.families.shape import Process
@@ -251,7 +251,9 @@ def fits(task: Task, learner: Learner, size: int) -> bool:
     try:
         with place(task.pipe, task.family.encoders, [learner.word]) as placement:
             _gather_gradients(replace(task, settings=settings, ranks=ALONE), placement, process, learner, 0)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     else:
         return True

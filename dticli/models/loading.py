@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dticli.errors import ModelError, UsageError
+from dticli.errors import ModelError, UsageError, is_out_of_memory
 from dticli.models import contents, devices, single_file
 from dticli.models.choice import Model
 from dticli.models.single_file import Base
@@ -55,7 +55,7 @@ def load(
                 **left_out,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            if isinstance(error, ConnectionError | torch.OutOfMemoryError):
+            if isinstance(error, ConnectionError) or is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(f"{source.name} cannot be loaded: {reason}; download the model again") from error

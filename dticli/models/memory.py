@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dticli.errors import EnvironmentProblem
+from dticli.errors import EnvironmentProblem, is_out_of_memory
 from dticli.models import contents, devices, footprint, loading, quantization
 from dticli.models.choice import Model
 from dticli.models.families import Family
@@ -50,7 +50,9 @@ def fitting(model: Model, settings: ModelSettings, device: torch.device) -> Iter
     """Turn a lack of memory into an error that says what takes less."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         options = [name for name, _ in footprint.savings(settings, model, device)]
         advice = ", ".join([*options, "or a smaller --model"]) if options else "a smaller --model"
         raise EnvironmentProblem(

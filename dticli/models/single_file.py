@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from dticli.errors import ModelError
+from dticli.errors import ModelError, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -355,17 +355,15 @@ def fill(file: SingleFile, pipe: Any, base: Base, dtype: "torch.dtype") -> Any:
     Raises:
         ModelError: the weights do not fit the configs.
     """
-    import torch
-
     filled = [component for component in file.components if base.has(component)]
     rest = {name: part for name, part in pipe.components.items() if name not in filled}
     try:
         pipe = type(pipe).from_single_file(
             str(file.path), config=str(base.folder), dtype=dtype, local_files_only=True, **rest
         )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         # Converters and loaders each raise their own class where a tensor is missing or of another shape.
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise _misfit(file, base, reason) from error

@@ -1,7 +1,6 @@
 """Photos encoded once: every crop's posterior is kept, and a fresh sample of it is drawn at every step."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dticli import randomness
-from dticli.errors import NumericalError
+from dticli.errors import NumericalError, is_out_of_memory
 from dticli.models import memory
 from dticli.models.families import Family
 from dticli.models.families.shape import Frame
@@ -86,8 +85,11 @@ def encode(pipe: Any, family: Family, crops: Sequence[Crop], device: torch.devic
 
 def encode_low_memory(pipe: Any, family: Family, crops: Sequence[Crop], device: torch.device) -> Latents:
     """As `encode`; where whole pictures do not fit, in tiles, which the autoencoder blends into nearly the same."""
-    with suppress(torch.OutOfMemoryError):
+    try:
         return encode(pipe, family, crops, device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
     memory.tile(pipe.vae)
     try:
         return replace(encode(pipe, family, crops, device), tiled=True)
