@@ -107,10 +107,9 @@ def test_devices_errors_of_memory_are_recognised(name: str) -> None:
     except OSError as error:
         wrapped = error
     assert is_out_of_memory(wrapped)
-    try:
+    with pytest.raises(EnvironmentProblem) as caught:
         raise EnvironmentProblem("stickers does not fit into the memory of cpu") from wrapped
-    except EnvironmentProblem as error:
-        assert not is_out_of_memory(error)
+    assert not is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from dticli.errors import ModelError, UsageError, is_out_of_memory
 from dticli.models import contents, devices, single_file
 from dticli.models.choice import Model
+from dticli.models.quantization import stored
 from dticli.models.single_file import Base
 
 
@@ -65,6 +66,7 @@ def load(
         if isinstance(module, torch.nn.Module):
             module.requires_grad_(False).eval()
             _without_cache(module)
+            align(module)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -84,11 +86,27 @@ def _as_base(model: Model) -> Base:
     return Base(model.label, Path(model.location), contents.index(model))
 
 
+@torch.no_grad()
+def align(module: torch.nn.Module) -> None:
+    """Bring weights on the CPU to where their numbers do not depend on the file they came from.
+
+    Weights that are mapped from a file lie where the length of its header puts them, and some kernels round the last bit
+    otherwise there than on the boundaries at which torch allocates.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        for part in stored(tensor):
+            if part.device.type == "cpu" and part.data_ptr() % ALIGNMENT:
+                part.data = part.data.clone()
+
+
 def _without_cache(module: torch.nn.Module) -> None:
     """Language models keep keys and values for the next token, and as encoders there is none."""
     config: Any = getattr(module, "config", None)
     if hasattr(config, "get_text_config"):
         config.get_text_config().use_cache = False
 
+
+ALIGNMENT = 64
+"""Bytes of torch's boundaries on the CPU."""
 
 WITHOUT_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
