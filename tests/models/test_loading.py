@@ -44,7 +44,17 @@ def test_a_word_does_not_depend_on_how_long_a_files_header_is(
             if isinstance(component, torch.nn.Module):
                 assert all(each.data_ptr() % 64 == 0 for each in component.state_dict().values())
         outcome = dti(
-            *("train", photos, "--config", tmp_path / "one.toml", "--token", "<dog>", "--init", "dog", "--quiet"),
+            *(
+                "train",
+                photos,
+                "--config",
+                tmp_path / "one.toml",
+                "--token",
+                "<dog>",
+                "--init",
+                "dog",
+                "--quiet",
+            ),
             *("--steps", 1, "--batch-size", 1, "--accumulate", 1, "--resolution", tiny.FAMILIES[name].size),
             *("--model", folder, "-o", tmp_path / f"{length}.safetensors"),
         )
