@@ -197,10 +197,11 @@ def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: t
         loss=loss,
         angle=math.degrees(learner.angle()),
         norm=learner.norm(),
-        vocabulary_norm={key: each.mean for key, each in prepared.vocabulary.items()},
+        vocabulary_norm={key: each.mean for key, each in prepared.loaded.vocabulary.items()},
         cosine_to_init=learner.cosine_to_start(),
         nearest={
-            key: norms.position(vectors[key][0], table, k=5).nearest for key, table in prepared.tables.items()
+            key: norms.position(vectors[key][0], table, k=5).nearest
+            for key, table in prepared.loaded.tables.items()
         },
     )
 

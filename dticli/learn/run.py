@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,11 +38,9 @@ STEP = "step"
 class Run:
     """Everything loaded and encoded; only the steps are missing."""
 
-    model: Model
+    loaded: "FrozenModel"
     task: Task
     learner: Learner
-    tables: Mapping[str, Table]
-    vocabulary: Mapping[str, Summary]
     identity: Identity
     machine: Mapping[str, str]
 
@@ -56,9 +55,10 @@ class Run:
     def token(self) -> Token:
         """The word as it is now, with its provenance."""
         rows = {key: each.detach().float().cpu() for key, each in self.learner.word.rows.items()}
-        tables = norms.fingerprint(self.tables.values())
-        settings = run_identity.as_alone(self.task)
-        metadata = provenance.of_training(settings, self.model, self.task.family, self.task.pipe, tables)
+        settings, loaded = run_identity.as_alone(self.task), self.loaded
+        metadata = provenance.of_training(
+            settings, loaded.model, loaded.family, loaded.pipe, loaded.fingerprint
+        )
         return Token(self.settings.token, rows, metadata)
 
 
@@ -80,6 +80,26 @@ class FrozenModel:
     device: torch.device
     ranks: Ranks
 
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """Encoder key to vocabulary; not kept, because encoders may leave the device between words."""
+        return placement.tables(self.pipe, self.family.encoders)
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, Summary]:
+        """Encoder key to the lengths of its rows."""
+        return {key: norms.summary(table) for key, table in self.tables.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the embedding tables."""
+        return norms.fingerprint(self.tables.values())
+
+    @cached_property
+    def weights(self) -> str:
+        """A fingerprint of all weights, from a sample of each."""
+        return run_identity.weights(self.pipe)
+
 
 def load(settings: ModelSettings, model: Model, family: Family, ranks: Ranks = ALONE) -> FrozenModel:
     """Load the model.
@@ -100,12 +120,10 @@ def prepare(loaded: FrozenModel, settings: TrainSettings, album: Album, captions
     crops = albums.crops(album.photos, settings, family.multiple)
     with memory.fitting(model, settings, device):
         encoded = _encoded(loaded, settings, crops)
-    tables = placement.tables(pipe, family.encoders)
-    vocabulary = {key: norms.summary(table) for key, table in tables.items()}
-    learner = _learner(settings, pipe, family, vocabulary)
+    learner = _learner(settings, pipe, family, loaded.vocabulary)
     task = Task(pipe, family, encoded, captions, settings, loaded.ranks)
-    identity = run_identity.of_run(model, task, learner, album)
-    return Run(model, task, learner, tables, vocabulary, identity, run_identity.machine(device))
+    identity = run_identity.of_run(model, loaded.weights, task, learner, album)
+    return Run(loaded, task, learner, identity, run_identity.machine(device))
 
 
 def _encoded(loaded: FrozenModel, settings: TrainSettings, crops: Sequence[Crop]) -> Latents:
@@ -271,7 +289,7 @@ def _smaller(run: Run) -> str:
     ways = {
         f"lower --resolution (now {settings.resolution})": True,
         "try --precision bf16": task.dtype == torch.float32,
-        "try --quantize 8bit": settings.quantize == "none" and run.model.file is None,
+        "try --quantize 8bit": settings.quantize == "none" and run.loaded.model.file is None,
     }
     return "not even one picture fits at a time, with --low-memory or without; " + ", or ".join(
         way for way, helps in ways.items() if helps

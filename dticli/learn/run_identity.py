@@ -27,7 +27,8 @@ def as_alone(task: Task) -> TrainSettings:
     return task.settings.model_copy(update={"batch_size": task.settings.batch_size * task.ranks.size})
 
 
-def of_run(model: Model, task: Task, learner: Learner, album: Album) -> Identity:
+def of_run(model: Model, weights: str, task: Task, learner: Learner, album: Album) -> Identity:
+    """What must be the same for a run to go on; `weights` is the model's fingerprint."""
     settings = as_alone(task)
     return Identity(
         settings={
@@ -45,7 +46,7 @@ def of_run(model: Model, task: Task, learner: Learner, album: Album) -> Identity
         },
         model={
             "name": model.label,
-            "weights": _weights(task.pipe),
+            "weights": weights,
             "precision": str(task.dtype).removeprefix("torch."),
             # Files the word starts from, and its prior, may change under the same name.
             "first rows": _digest(*(_bytes(each) for each in _start(learner))),
@@ -65,7 +66,7 @@ def _start(learner: Learner) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _weights(pipe: Any) -> str:
+def weights(pipe: Any) -> str:
     """A fingerprint of all weights, from a sample of each."""
     samples = [
         name.encode() + b"".join(_bytes(part.flatten()[:SAMPLE]) for part in quantization.stored(parameter))

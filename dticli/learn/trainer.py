@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dticli import randomness, sphere
-from dticli.errors import InputError, ModelError, NumericalError, is_out_of_memory
+from dticli.errors import InputError, ModelError, NumericalError, UsageError, is_out_of_memory
 from dticli.learn.optim import AdamW, Optimizer, RiemannianSGD
 from dticli.models.families import Family
 from dticli.models.families.shape import Process
@@ -19,7 +19,7 @@ from dticli.randomness import Key
 from dticli.ranks import ALONE, Ranks
 from dticli.settings import TrainSettings
 from dticli.words import pooling
-from dticli.words.placement import DirectionalWord, FreeWord, Placement, Word, place
+from dticli.words.placement import DirectionalWord, FreeWord, Placement, Word, place, size_of
 
 # Gradients of a half-precision encoder underflow; the scale is undone in float32, before the optimizer sees them.
 LOSS_SCALE = {torch.float16: 1024.0}
@@ -331,13 +331,31 @@ def _draw(task: Task, step: int, sample: int) -> _Draw:
 
 @torch.no_grad()
 def _check_captions(task: Task, placement: Placement, word: Word) -> None:
-    """Encode every caption once and look whether the encoders saw the whole word."""
-    for text in dict.fromkeys(text for texts in task.captions.values() for text in texts):
+    """Let the encoders read every caption once and look whether they saw the whole word.
+
+    Raises:
+        UsageError: the word has more vectors than an encoder reads.
+        InputError: a caption's word is cut off, or not there.
+    """
+
+    def seen(text: str) -> int:
         task.family.code.encode(task.pipe, [placement.expand(text)], task.latents.frames[:1])
-        if not placement.reached(word):
+        return placement.seen(word)
+
+    size = size_of(word)
+    with placement.reading_only():
+        for text in dict.fromkeys(text for texts in task.captions.values() for text in texts):
+            if seen(text) == size:
+                continue
+            if (most := seen(word.name)) < size:
+                raise UsageError(
+                    f"{word.name} has {size} vectors, and an encoder of the model sees {most} of them even without a caption: "
+                    "expected fewer; lower --vectors"
+                )
             raise InputError(
                 f"the encoder does not see {word.name} in {text[:60]!r}: expected it before the text is cut off; "
                 "shorten the caption or move the word to the front"
+                + (f", or lower --vectors (now {size})" if size > 1 else "")
             )
 
 

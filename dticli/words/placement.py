@@ -117,14 +117,53 @@ class Placement:
 
     def reached(self, word: Word) -> bool:
         """Whether every encoder saw all vectors of `word` when it last ran: false if absent or cut off."""
+        return self.seen(word) == size_of(word)
+
+    def seen(self, word: Word) -> int:
+        """How many vectors of `word` were in what the encoders last read; of several encoders, the least."""
         start = sum(size_of(other) for other in self.words[: self.words.index(word)])
-        for rows in self.rows.values():
-            if rows.seen is None:
-                return False
-            wanted = rows.ids[start : start + size_of(word)].to(rows.seen.device)
-            if not torch.isin(wanted, rows.seen).all():
-                return False
-        return True
+        own = slice(start, start + size_of(word))
+        return min(
+            0 if rows.seen is None else int(torch.isin(rows.ids[own].to(rows.seen.device), rows.seen).sum())
+            for rows in self.rows.values()
+        )
+
+    @contextmanager
+    def reading_only(self) -> Iterator[None]:
+        """Encoders stop at the embedding while the context is open: `seen` is of each prompt, what they return is not."""
+        text_encoders = [getattr(self.pipe, each.component) for each in self.encoders]
+        # Offloading libraries put a `forward` of their own there.
+        own = [vars(each).get("forward") for each in text_encoders]
+        try:
+            for text_encoder in text_encoders:
+                text_encoder.forward = _Reader(text_encoder)
+            yield
+        finally:
+            for text_encoder, forward in zip(text_encoders, own, strict=True):
+                del text_encoder.forward
+                if forward is not None:
+                    text_encoder.forward = forward
+
+
+class _Reader:
+    """In the place of a text encoder's `forward`: runs it for the first ids of a shape, and looks up the ids of others.
+
+    What comes behind the encoder in the pipeline needs an output of the right shape, and gets the first one's.
+    """
+
+    def __init__(self, text_encoder: Any) -> None:
+        self.forward = text_encoder.forward
+        self.embedding = embedding_modules(text_encoder)[0]
+        self.outputs: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        ids = args[0] if args else kwargs["input_ids"]
+        shape = tuple(ids.shape)
+        if shape not in self.outputs:
+            self.outputs[shape] = self.forward(*args, **kwargs)
+        else:
+            self.embedding(ids)
+        return self.outputs[shape]
 
 
 @contextmanager

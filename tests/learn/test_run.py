@@ -9,12 +9,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from dticli import bundled
 from dticli.learn import outcome, trainer
 from dticli.learn.run_folder import RunFolder, read_log
 from dticli.models import families
 from dticli.settings import TrainSettings, resolve
+from dticli.words import norms
 from tests.conftest import Outcome
 
 Train = Callable[..., Outcome]
@@ -103,6 +105,44 @@ def test_half_precision_keeps_the_direction(train: Train, tmp_path: Path) -> Non
     assert rows.dtype == torch.float32
     assert rows.norm().item() == pytest.approx(outcome.json["vocabulary_norm"]["clip_l"], rel=1e-3)
     assert outcome.json["angle"] > 0.5
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:
+    """One entry for each call of `owner.name` from now on."""
+    calls: list[None] = []
+    whole = getattr(owner, name)
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, count)
+    return calls
+
+
+def test_captions_are_checked_without_the_encoders_layers(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many captions there are, layers run once for all of them, and once for the step."""
+    layers = json.loads((bundled.model_folder() / "text_encoder/config.json").read_text())[
+        "num_hidden_layers"
+    ]
+    calls = counted(monkeypatch, CLIPEncoderLayer, "forward")
+    assert train("--steps", 1, "--batch-size", 1).code == 0
+    assert len(calls) == 2 * layers
+
+
+def test_a_model_is_fingerprinted_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch, norms, "fingerprint")
+    assert train("--steps", 1, "--batch-size", 1, "--format", "diffusers").code == 0
+    assert len(calls) == 1
+
+
+def test_more_vectors_than_an_encoder_reads_are_named(train: Train) -> None:
+    """The bundled encoder reads 32 pieces, of which start and end take two: no caption is to blame for 31 vectors."""
+    outcome = train("--vectors", 31, "--steps", 1)
+    assert outcome.code == 2, outcome.err
+    assert all(part in outcome.error for part in ("31 vectors", "sees 30", "--vectors")), outcome.error
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:

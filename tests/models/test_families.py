@@ -349,6 +349,24 @@ def test_seeing_a_word_that_is_cut_off_is_noticed(pipe: Any) -> None:
             assert placement.reached(word) is seen
 
 
+def test_reading_alone_sees_what_a_whole_encoder_sees(pipe: Any) -> None:
+    """Without their layers encoders see the same vectors of every prompt, and afterwards they encode as before."""
+    family, (word,) = family_of(pipe), words(pipe, "<dog>", vectors=3)
+    prompts = ["a <dog>", "a dog", "grass " * 2000 + "<dog>", "<dog> on grass", "a <dog>"]
+    with torch.no_grad(), place(pipe, family.encoders, [word]) as placement:
+
+        def seen(prompt: str) -> tuple[int, list[Tensor]]:
+            found = family.code.encode(pipe, [placement.expand(prompt)], frames(pipe, 1))
+            return placement.seen(word), [each for _, each in leaves(found)]
+
+        whole = [seen(prompt) for prompt in prompts]
+        with placement.reading_only():
+            read = [seen(prompt)[0] for prompt in prompts]
+        again = seen(prompts[0])
+    assert read == [number for number, _ in whole] == [3, 0, 0, 3, 3]
+    assert all(map(torch.equal, again[1], whole[0][1]))
+
+
 def test_the_norm_of_the_vocabulary_ignores_spare_rows(own_pipe: Any) -> None:
     """Rows beyond the tokenizer, however long, do not count; those of words do."""
     for encoder in family_of(own_pipe).encoders:
