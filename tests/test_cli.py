@@ -1,6 +1,7 @@
 """The command table: help, start-up, exit codes, completions and the reference."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -173,3 +174,23 @@ def test_slips_are_named_without_library_words(dti: Dti, arguments: tuple[str, .
     assert (outcome.code, part in outcome.error) == (2, True), outcome.err
     assert "Value error" not in outcome.error
     assert ".;" not in outcome.error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP prints how long its threads spin")
+@pytest.mark.parametrize(
+    ("said", "spins"), [({}, "0"), ({"OMP_NUM_THREADS": "2"}, "300000"), ({"GOMP_SPINCOUNT": "9"}, "9")]
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(said: dict[str, str], spins: str) -> None:
+    """The OpenMP library that torch loads prints what it goes by; it must have been told before that."""
+    code = (
+        "import os, sys; from dticli.__main__ import let_threads_sleep; let_threads_sleep(os.environ); "
+        "assert 'torch' not in sys.modules; os.environ['OMP_DISPLAY_ENV'] = 'VERBOSE'; import torch"
+    )
+    others = {
+        name: text for name, text in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=others | said, capture_output=True, text=True, check=True
+    )
+    (shown,) = [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    assert f"'{spins}'" in shown
