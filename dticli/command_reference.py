@@ -1,4 +1,4 @@
-"""The command reference in README and the completion scripts, made from the commands themselves.
+"""docs/commands.md and the completion scripts, made from the commands themselves.
 
 `python -m dticli.command_reference` writes them into a source checkout; a test fails when they are out of date.
 """
@@ -12,7 +12,7 @@ from typer.completion import get_completion_script
 from dticli.cli import COMMANDS, app
 
 WIDTH = 100
-START, END = "<!-- reference: made by python -m dticli.command_reference -->\n", "<!-- end of reference -->\n"
+PAGE = "docs/commands.md"
 SCRIPTS = {"bash": "dti.bash", "zsh": "_dti", "fish": "dti.fish", "powershell": "dti.ps1"}
 
 
@@ -26,17 +26,12 @@ def help_pages() -> Iterator[tuple[str, str]]:
         yield f"dti {name}", command.get_help(context)
 
 
-def section() -> str:
-    """The reference as README holds it, markers included."""
-    pages = "\n".join(f"### `{name}`\n\n```text\n{page.strip()}\n```\n" for name, page in help_pages())
-    return f"{START}\n{pages}\n{END}"
-
-
-def in_readme(readme: str) -> str:
-    """README's text with the reference brought up to date."""
-    before, _, rest = readme.partition(START)
-    _, _, after = rest.partition(END)
-    return before + section() + after
+def reference() -> str:
+    """The page of all commands, as PAGE holds it."""
+    pages = "\n".join(f"## `{name}`\n\n```text\n{page.strip()}\n```\n" for name, page in help_pages())
+    return (
+        f"# Commands\n\nMade by `python -m dticli.command_reference` from the commands themselves.\n\n{pages}"
+    )
 
 
 def completions() -> dict[str, str]:
@@ -49,8 +44,7 @@ def completions() -> dict[str, str]:
 
 def write(root: Path) -> None:
     """Bring a source checkout up to date."""
-    readme = root / "README.md"
-    readme.write_text(in_readme(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    (root / PAGE).write_text(reference(), encoding="utf-8")
     for file, script in completions().items():
         (root / "completions" / file).write_text(script, encoding="utf-8")
 

@@ -84,14 +84,13 @@ def test_exit_codes_are_those_of_one_table() -> None:
         each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.DtiError)
     ]
     assert {each.exit_code for each in classes} <= errors.EXIT_CODES.keys()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"| {code} | {meaning} |" in readme for code, meaning in errors.EXIT_CODES.items())
+    tour = (ROOT / "docs" / "code-tour.md").read_text(encoding="utf-8")
+    assert all(f"| {code} | {meaning} |" in tour for code, meaning in errors.EXIT_CODES.items())
 
 
-def test_readme_reference_is_current() -> None:
-    """README's command reference is what the commands say; `python -m dticli.command_reference` renews it."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == command_reference.in_readme(readme)
+def test_the_command_reference_is_current() -> None:
+    """docs/commands.md is what the commands say; `python -m dticli.command_reference` renews it."""
+    assert (ROOT / command_reference.PAGE).read_text(encoding="utf-8") == command_reference.reference()
 
 
 def test_completions_are_current() -> None:
@@ -107,15 +106,15 @@ def test_changelog_names_this_version() -> None:
     assert newest.split()[1] == __version__
 
 
-def test_readme_maps_every_room() -> None:
-    """The table of rooms in README lists every module of the package, and no other."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_code_tour_maps_every_room() -> None:
+    """The table of rooms in docs/code-tour.md lists every module of the package's top level, and no other."""
+    tour = (ROOT / "docs" / "code-tour.md").read_text(encoding="utf-8")
     modules = {path.stem for path in (ROOT / "dticli").glob("*.py")} - {"__init__", "__main__"}
     packages = {path.parent.name for path in (ROOT / "dticli").glob("*/__init__.py")}
     for name in modules:
-        assert f"| `{name}` |" in readme, name
+        assert f"| `{name}` |" in tour, name
     for name in packages:
-        assert f"| `{name}/` |" in readme, name
+        assert f"| `{name}/` |" in tour, name
 
 
 def test_example_photos(dti: Dti, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def _file(path: Path) -> PlanFile:
     """What the file says, other files it names beside it found there."""
     content = settings.read_toml(path)
     if missing := [name for name in ("arms", "subjects") if name not in content]:
-        raise UsageError(f"{path}: expected {' and '.join(missing)}, as in README; add them")
+        raise UsageError(f"{path}: expected {' and '.join(missing)}, as in docs/comparing.md; add them")
     try:
         file = settings.resolve(PlanFile, content)
     except UsageError as error:

@@ -72,9 +72,10 @@ def test_the_page_holds_every_measurement_and_none_is_made_twice(measured, monke
         return results.subprocess.CompletedProcess(command, code)
 
     monkeypatch.setattr(results.subprocess, "run", run)
+    (tmp_path / "docs").mkdir()
     lines = []
     results.run(300, 0, lines.append)
-    page = (tmp_path / "RESULTS.md").read_text()
+    page = (tmp_path / "docs/results.md").read_text()
     assert "| noun | 80% | 90.0% (82.6% of 100) passed | 80.0% (49.0% of 10) FAILED |" in page
     assert "| background | 90% | 90.0% (82.6% of 100) FAILED" in page
     assert "26.40 dB on 300 such pictures (bar 27: FAILED)" in page
@@ -82,7 +83,7 @@ def test_the_page_holds_every_measurement_and_none_is_made_twice(measured, monke
     assert "| 1x, alone | 90% | 80% | 90% |  |  |  |" in page
     assert all(f"## Plan `{plan}`\n\ntable of {plan}\n" in page for plan in results.PLANS)
     results.run(300, 0, lines.append)
-    assert (tmp_path / "RESULTS.md").read_text() == page
+    assert (tmp_path / "docs/results.md").read_text() == page
     assert measured == ["check", "gate"]
 
 
@@ -93,4 +94,4 @@ def test_a_plan_that_failed_writes_no_page(measured, monkeypatch, tmp_path):
     )
     with pytest.raises(ModelError, match="exit code 5"):
         results.run(300, 0, print)
-    assert not (tmp_path / "RESULTS.md").exists()
+    assert not (tmp_path / "docs/results.md").exists()

@@ -1,4 +1,4 @@
-"""Step `results`: hold the shipped model against its bars, its gate and the paper's claim, and write RESULTS.md.
+"""Step `results`: hold the shipped model against its bars, its gate and the paper's claim, and write docs/results.md.
 
 What was measured on the same weights before is taken from the cache, so that the step can be stopped and given again.
 """
@@ -22,14 +22,14 @@ from .training import Log
 
 PLANS = ("stickers", "stickers-ablations")
 GATE_PROMPTS = 100
-TARGET = Path("RESULTS.md")
+TARGET = Path("docs/results.md")
 # bfloat16 as in check and gate: processors that multiply it take two thirds of the time to learn and half of it to draw.
 HOW = ("--precision", "bf16", "--quiet")
 Report = TypeVar("Report")
 
 
 def run(samples: int, seed: int, log: Log) -> None:
-    """Measure whatever has not been measured on these weights, and write RESULTS.md into the present folder."""
+    """Measure whatever has not been measured on these weights, and write docs/results.md into the present folder."""
     mark = f"{weights_mark(model_folder())}-{weights_mark(judge.weights('a').parent)}-{SCORING}-{seed}"
     model = model_folder()
     checked = _once(f"check-{mark}-{samples}", check.Report, lambda: check.run(samples, seed, model, log))
