@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Learn a word from photos; writes a token file.",
     "generate": "Draw pictures with learned words.",
     "interpolate": "Draw the way from one learned word to another.",
+    "mix": "Write a new word between several learned ones.",
     "evaluate": "Judge words: likeness to photos, and fit to prompts.",
     "convert": "Write token files for other programs, repair norms.",
     "info": "What a token file holds, and where it loads.",

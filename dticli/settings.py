@@ -21,6 +21,8 @@ from dticli.paths import FILES, WORDS_OR_FILES, beside
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+PathKind = Literal["slerp", "lerp"]
+"""How words are mixed: on the sphere, or along straight lines."""
 
 INCIDENTAL = frozenset(
     {

@@ -96,25 +96,45 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     return torch.where(t == 0, a, torch.where(t == 1, b, path))
 
 
-def frechet_mean(directions: Tensor, iterations: int = 100) -> Tensor:
-    """The direction with the least sum of squared angles to all of `directions`.
+def frechet_mean(directions: Tensor, weights: Tensor | None = None, iterations: int = 1000) -> Tensor:
+    """The direction with the least weighted sum of squared angles to all of `directions`.
 
     Args:
         directions: unit rows, (count, ..., width), within half a sphere of each other.
+        weights: positive, (count,), of sum 1; None: all the same.
         iterations: upper bound on the fixed-point steps; stops once a step turns less than float error.
 
     Returns:
         unit rows, (..., width).
 
+    Raises:
+        NumericalError: rows lie opposite each other, so that no direction is singled out; names the row.
+
     Source: X. Pennec, "Intrinsic statistics on Riemannian manifolds", 2006, algorithm 1.
     """
-    mean = normalize(directions.mean(dim=0))
+    count = len(directions)
+    shares = directions.new_full((count,), 1 / count) if weights is None else weights
+    shares = shares.reshape(count, *[1] * (directions.ndim - 1))
+    start = (shares * directions).sum(dim=0)
+    eps = torch.finfo(start.dtype).eps
+    # As in `slerp`: what is left of rows that cancel each other is noise.
+    _require_on_one_side(start.norm(dim=-1) > 4 * eps**0.5)
+    mean = normalize(start)
     for _ in range(iterations):
-        step = log(mean, directions).mean(dim=0)
+        _require_on_one_side((torch.pi - angle(mean, directions) > 4 * eps**0.5).all(dim=0))
+        step = (shares * log(mean, directions)).sum(dim=0)
         mean = exp(mean, step)
-        if step.norm(dim=-1).max() <= 4 * torch.finfo(mean.dtype).eps:
+        if step.norm(dim=-1).max() <= 4 * eps:
             break
     return mean
+
+
+def _require_on_one_side(holds: Tensor) -> None:
+    if not holds.all():
+        raise NumericalError(
+            f"row {_first(~holds)} of the directions have no mean, because some are opposite: expected angles below 180 degrees; "
+            "leave one out, or give one more weight"
+        )
 
 
 def exp(direction: Tensor, step: Tensor) -> Tensor:

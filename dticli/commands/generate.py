@@ -1,7 +1,6 @@
 """`dti generate`: prompts and token files in, pictures out."""
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dticli import console
-from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
+from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
 from dticli.settings import GenerateSettings, model_layer, resolve
 
@@ -44,7 +43,7 @@ def command(
     prompt: Annotated[
         list[str] | None, typer.Argument(help="What to draw; several prompts are drawn in turn.")
     ] = None,
-    prompts: Annotated[str | None, typer.Option(help="File with a prompt a line; - reads stdin.")] = None,
+    prompts: Prompts = None,
     token: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,21 +102,9 @@ def _warn_of_others(names: Sequence[str], texts: Sequence[str]) -> None:
 
 def _prompts(given: Sequence[str], source: str | None) -> list[str]:
     """Prompts of the command line, then those of the file."""
-    texts = [*given, *(_read_prompts(source) if source else [])]
-    texts = [text.strip() for text in texts if text.strip()]
+    texts = read_prompts(given, source)
     if not texts:
         raise UsageError(
             'no prompt: expected a sentence; try dti generate "a photo of <dog>" -t dog.safetensors'
         )
     return texts
-
-
-def _read_prompts(source: str) -> list[str]:
-    if source == "-":
-        return sys.stdin.read().splitlines()
-    try:
-        return Path(source).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read {source} ({error}): expected a text file with a prompt a line; check --prompts"
-        ) from None

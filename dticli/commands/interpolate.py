@@ -1,74 +1,112 @@
-"""`dti interpolate`: the way from one learned word to another, as pictures, an animation, or a word of its own."""
+"""`dti interpolate`: what lies between learned words, as pictures or an animation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dticli import console
-from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
+from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
-from dticli.settings import GenerateSettings, model_layer, resolve
+from dticli.settings import GenerateSettings, PathKind, model_layer, resolve
 
 if TYPE_CHECKING:
-    from dticli.words.learned_word import Token
+    from PIL.Image import Image
 
-# What a word between two words still shares with the first: its model, not how it was learned.
-KEPT = frozenset(
-    {"dti.model", "dti.model_kind", "dti.family", "dti.tables", "dti.lstrip", "dti.magnitude"}
-    | {f"modelspec.{name}" for name in ("sai_model_spec", "architecture", "implementation", "resolution")}
-)
+    from dticli.evaluation.measure import Eyes
+    from dticli.words.mixing import Weights
+
+FRAMES, SIDE = 9, 5
+PROMPT = "a photo of {}"
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """How evenly a path changes in a judge's eyes.
+
+    Attributes:
+        positions: where on the path the frames lie, 0 to 1.
+        before, after: largest change between neighbouring frames as a multiple of the mean, in equal steps and as drawn.
+    """
+
+    judge: str
+    positions: tuple[float, ...]
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
 class Interpolated:
-    """What was written.
+    """What was drawn.
 
     Attributes:
-        file: pictures, or the token file of the word in between.
-        model: that drew the pictures; None for a token file.
+        frames: words drawn, ends included.
         degrees: angle between neighbouring words, by encoder, mean over vectors.
     """
 
     file: Path
-    model: str | None
+    model: str
     frames: int
     degrees: tuple[dict[str, float], ...]
+    spacing: Spacing | None = None
 
     def lines(self) -> Iterator[str]:
         for leg in self.degrees:
             yield "angle between the words: " + ", ".join(
                 f"{key} {value:.1f} degrees" for key, value in leg.items()
             )
-        yield (
-            f"{self.file}: {self.frames} frames"
-            if self.model
-            else f"{self.file}: use it with dti generate -t {self.file}"
-        )
+        if self.spacing:
+            yield (
+                f"largest change between frames by {self.spacing.judge}: {self.spacing.before:.2f} x the mean in equal steps, "
+                f"{self.spacing.after:.2f} x as drawn"
+            )
+        yield f"{self.file}: {self.frames} frames"
 
 
 @with_settings(GenerateSettings)
 def command(
     given: dict[str, Any],
-    tokens: Annotated[
+    files: Annotated[
         list[str], typer.Argument(help="Two or more token files of one model, in the order to visit.")
     ],
-    prompt: Annotated[str, typer.Option(help="Sentence with {} where the word goes.")] = "a photo of {}",
-    frames: Annotated[int, typer.Option("--frames", "-n", min=2, help="Pictures, ends included.")] = 9,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Sentence with {{}} where the word goes; repeatable, one row each. Default: {PROMPT}."
+        ),
+    ] = None,
+    prompts: Prompts = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames",
+            "-n",
+            min=2,
+            help=f"Pictures, ends included; with --grid along each edge. Default: {FRAMES}; {SIDE} with --grid.",
+        ),
+    ] = None,
     path: Annotated[
-        Literal["slerp", "lerp"], typer.Option(help="slerp turns the direction; lerp is a straight line.")
+        PathKind, typer.Option(help="slerp turns the direction; lerp is a straight line.")
     ] = "slerp",
+    grid: Annotated[
+        bool,
+        typer.Option("--grid", help="Draw a square between four words, or a triangle between three."),
+    ] = False,
+    image_judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Space frames by what this judge sees change: dinov2, stickers-a, stickers-b, a hub id or a folder. Draws twice."
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help=".gif, .webp or .mp4 moves; .png is a strip.")
     ] = Path("interpolation.png"),
     seconds: Annotated[float, typer.Option(min=0.1, help="How long an animation lasts.")] = 3.0,
-    save: Annotated[
-        Path | None, typer.Option(help="Write the word at --at to this token file instead of pictures.")
-    ] = None,
-    at: Annotated[float, typer.Option(min=0.0, max=1.0, help="Where on the way --save takes it.")] = 0.5,
-    token: Annotated[str, typer.Option(help="What --save calls it.")] = "<mix>",
+    ping_pong: Annotated[
+        bool, typer.Option("--ping-pong", help="Go back the same way, so that an animation has no jump.")
+    ] = False,
     force: Force = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -79,54 +117,85 @@ def command(
     Example: dti interpolate dog.safetensors cat.safetensors --prompt "a photo of {}" --frames 9 --out morph.gif
     """
     from dticli import atomic
-    from dticli.draw import pictures, pipeline, sampler
-    from dticli.words import base_model
+    from dticli.draw import pictures, pipeline
+    from dticli.models import devices
+    from dticli.words import base_model, mixing
 
-    if len(tokens) < 2:
+    if len(files) < 2:
         raise UsageError("one token file: expected two or more to go between; name another")
-    read = [base_model.read_token(each, offline=bool(given["offline"])) for each in tokens]
-    if save:
-        console.show(_save(save, read, at, path, token, given["pooling"], force), as_json=json)
-        return
-    if "{}" not in prompt:
+    if grid and (image_judge or ping_pong):
         raise UsageError(
-            f"the prompt {prompt!r} has no {{}}: expected it where the word goes; write 'a photo of {{}}'"
+            f"--grid beside {'--image-judge' if image_judge else '--ping-pong'}: expected a path for that; leave one out"
         )
-    pictures.require_animation(out)
+    texts = _prompts(prompt, prompts)
+    tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in files]
+    rows = (
+        mixing.grid(len(files), frames or SIDE)
+        if grid
+        else [mixing.along(len(files), mixing.even(frames or FRAMES))]
+    )
+    (pictures.require_image if grid else pictures.require_animation)(out)
     atomic.require_writable([out], force=force)
-    opened = base_model.open_model(given, read)
+    opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
-    loaded = pipeline.load(opened, settings, read)
-    drawn = pipeline.draw_way(loaded, opened, path, frames, prompt, [settings.seed], settings, quiet=quiet)
-    pictures.save_animation(out, [picture.image for picture in drawn], seconds)
-    turns = sampler.turns([word.rows for word in loaded.words])
-    console.show(Interpolated(out, opened.model.label, frames, turns), as_json=json)
+    eyes = None
+    if image_judge:
+        from dticli.evaluation import judges
+
+        eyes = judges.likeness(image_judge, devices.pick_device(settings.device), offline=settings.offline)
+    loaded = pipeline.load(opened, settings, tokens)
+
+    def draw(way: "Sequence[Weights]") -> "list[list[Image]]":
+        """Pictures of each mix, one per prompt."""
+        drawn = pipeline.draw_mixes(loaded, opened, way, path, texts, [settings.seed], settings, quiet=quiet)
+        images = [picture.image for picture in drawn]
+        return [images[start : start + len(texts)] for start in range(0, len(images), len(texts))]
+
+    drawn = draw([weights for row in rows for weights in row])
+    spacing = None
+    if eyes and image_judge:
+        positions, before = _respaced(drawn, eyes)
+        drawn = draw(mixing.along(len(files), positions))
+        spacing = Spacing(image_judge, tuple(positions), before, _respaced(drawn, eyes)[1])
+    columns = [pictures.grid(images, columns=1) for images in drawn]
+    if grid:
+        left = iter(columns)
+        pictures.save_image(out, pictures.sheet([[next(left) for _ in row] for row in rows]))
+    else:
+        there_and_back = [*columns, *columns[-2:0:-1]] if ping_pong else columns
+        pictures.save_animation(out, there_and_back, seconds)
+    turns = mixing.turns([word.rows for word in loaded.words])
+    console.show(Interpolated(out, opened.model.label, len(columns), turns, spacing), as_json=json)
 
 
-def _save(
-    target: Path, tokens: "Sequence[Token]", at: float, path: str, name: str, pooled: str | None, force: bool
-) -> Interpolated:
-    """Write the word at `at` as a token file that remembers where it came from; warns where words are of several models."""
-    from dticli.draw import sampler
-    from dticli.words import learned_word, pooling, token_writing
+def _prompts(given: list[str] | None, source: str | None) -> list[str]:
+    """Prompts of the command line and the file, or the default one."""
+    texts = read_prompts(given or [], source) or [PROMPT]
+    for text in texts:
+        if "{}" not in text:
+            raise UsageError(
+                f"the prompt {text!r} has no {{}}: expected it where the word goes; write '{PROMPT}'"
+            )
+    return texts
 
-    if len({token.metadata.get("dti.tables") for token in tokens} - {None}) > 1:
-        console.warn(
-            "the words were learned on models whose vocabularies differ: what lies between them may mean nothing"
+
+def _respaced(frames: "Sequence[Sequence[Image]]", eyes: "Eyes") -> tuple[list[float], float]:
+    """Positions at which neighbours would differ equally, and by how much more than the mean any two differ.
+
+    Neighbours differ by the angle between the judge's features, mean over prompts; between them, change is taken to be steady.
+    """
+    import numpy as np
+
+    from dticli import sphere
+
+    features = eyes.features([image for images in frames for image in images]).unflatten(0, (len(frames), -1))
+    changes = sphere.angle(features[1:], features[:-1]).mean(dim=1).double().numpy()
+    if not changes.any():
+        raise UsageError(
+            "the judge sees no change between the frames: expected words that draw differently; leave out --image-judge"
         )
-    pooled = pooled or pooling.recorded([(token.name, token.metadata) for token in tokens])
-
-    stops = [token.vectors for token in tokens]
-    (rows,) = sampler.way(stops, [at], path)
-    kept = {key: value for key, value in tokens[0].metadata.items() if key in KEPT}
-    origin = {
-        "dti.token": name,
-        "dti.method": path,
-        "dti.at": str(at),
-        "dti.pooling": pooled,
-        "dti.between": ", ".join(
-            f"{token.name} sha256:{token_writing.content_hash(token)[:16]}" for token in tokens
-        ),
-    }
-    token_writing.write(target, learned_word.Token(name, rows, kept | origin), force=force)
-    return Interpolated(target, None, 1, sampler.turns(stops))
+    passed = np.concatenate([[0.0], changes.cumsum() / changes.sum()])
+    even = np.linspace(0, 1, len(frames))
+    # The ends stay the words themselves, even where nothing changes beside them.
+    positions = [0.0, *np.interp(even[1:-1], passed, even).tolist(), 1.0]
+    return positions, float(changes.max() / changes.mean())

@@ -1,8 +1,10 @@
 """Command-line options made from settings: name, type, range, help and default are written once, in `settings`."""
 
 import inspect
+import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import annotated_types
@@ -10,6 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from dticli import console
+from dticli.errors import UsageError
 from dticli.settings import ModelSettings, Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
@@ -19,6 +22,28 @@ Debug = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 Base = Annotated[str | None, typer.Option(help=str(ModelSettings.model_fields["base"].description))]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Prompts = Annotated[str | None, typer.Option(help="File with one prompt per line; - reads stdin.")]
+
+
+def read_prompts(given: Sequence[str], source: str | None) -> list[str]:
+    """Prompts of the command line, then those of the file, without empty ones.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    texts = [*given, *(_lines(source) if source else [])]
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _lines(source: str) -> list[str]:
+    if source == "-":
+        return sys.stdin.read().splitlines()
+    try:
+        return Path(source).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot read {source} ({error}): expected a text file with one prompt per line; check --prompts"
+        ) from None
 
 
 def with_settings(

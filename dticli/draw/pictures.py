@@ -89,13 +89,20 @@ def read(path: Path) -> Image.Image:
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
     """All images, `columns` a row, on white."""
-    width = max(image.width for image in images)
-    height = max(image.height for image in images)
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for index, image in enumerate(images):
-        sheet.paste(image, (index % columns * (width + GAP), index // columns * (height + GAP)))
-    return sheet
+    return sheet([images[start : start + columns] for start in range(0, len(images), columns)])
+
+
+def sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Rows of images on white, shorter rows in the middle."""
+    width = max(image.width for row in rows for image in row) + GAP
+    height = max(image.height for row in rows for image in row) + GAP
+    columns = max(map(len, rows))
+    page = Image.new("RGB", (columns * width - GAP, len(rows) * height - GAP), "white")
+    for index, row in enumerate(rows):
+        left = (columns - len(row)) * width // 2
+        for column, image in enumerate(row):
+            page.paste(image, (left + column * width, index * height))
+    return page
 
 
 def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float) -> None:

@@ -10,10 +10,11 @@ from dticli import console
 from dticli.draw import pictures, sampler
 from dticli.draw.sampler import Picture, Shot
 from dticli.models import contents, devices, memory
-from dticli.settings import GenerateSettings
-from dticli.words import learned_word, norms, placement, pooling, provenance, token_writing
+from dticli.settings import GenerateSettings, PathKind
+from dticli.words import learned_word, mixing, norms, placement, pooling, provenance, token_writing
 from dticli.words.base_model import Opened
 from dticli.words.learned_word import Token
+from dticli.words.mixing import Weights
 from dticli.words.placement import FreeWord
 from dticli.words.pooling import Pooling
 
@@ -117,12 +118,12 @@ def draw(
     return drawn
 
 
-def draw_way(
+def draw_mixes(
     loaded: PipelineWithWords,
     opened: Opened,
-    path: str,
-    frames: int,
-    prompt: str,
+    way: Sequence[Weights],
+    path: PathKind,
+    prompts: Sequence[str],
     seeds: Sequence[int],
     settings: GenerateSettings,
     *,
@@ -130,22 +131,29 @@ def draw_way(
     every: int = 1,
     quiet: bool = False,
 ) -> list[Picture]:
-    """Draw a prompt with words on the way through the loaded ones in place of {}; frame by frame, the same noises in each.
+    """Draw prompts with mixes of the loaded words in place of {}; mix by mix, prompt by prompt, the same noises in each.
 
     Args:
-        path: as for `sampler.way`.
-        frames: how many words, ends included.
+        way: of each mix, how much it has of each word.
+        path: as for `mixing.mixed`.
 
     Raises:
-        InputError: as `sampler.way`.
+        InputError: words that are not alike, or a prompt in which the word is cut off.
+        NumericalError: as `mixing.mixed`.
     """
-    positions = [index / (frames - 1) for index in range(frames)]
-    way = sampler.way([word.rows for word in loaded.words], positions, path)
-    # A word a frame, side by side in one vocabulary: the model is set up once, and frames can share a batch.
-    words = tuple(FreeWord(f"<dti-frame-{index}>", rows) for index, rows in enumerate(way))
-    shots = [Shot(prompt.replace("{}", word.name), seed) for word in words for seed in seeds]
-    # One stands for all: frames differ in direction, not in how many pieces they take.
-    sampler.require_words_seen(loaded.pipe, opened.family, words[:1], [shots[0].prompt])
+    ends = [word.rows for word in loaded.words]
+    mixing.require_alike(ends)
+    # A word a mix, side by side in one vocabulary: the model is set up once, and mixes can share a batch.
+    words = tuple(
+        FreeWord(f"<dti-frame-{index}>", mixing.mixed(ends, weights, path))
+        for index, weights in enumerate(way)
+    )
+    shots = [
+        Shot(prompt.replace("{}", word.name), seed) for word in words for prompt in prompts for seed in seeds
+    ]
+    # One stands for all: mixes differ in direction, not in how many pieces they take.
+    first = [shot.prompt for shot in shots[: len(prompts) * len(seeds)]]
+    sampler.require_words_seen(loaded.pipe, opened.family, words[:1], first)
     along = dataclasses.replace(loaded, words=words)
     return draw(along, opened, shots, settings, files=files, what="frame", every=every, quiet=quiet)
 

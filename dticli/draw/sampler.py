@@ -1,7 +1,6 @@
 """From a loaded pipeline and words to pictures, through the pipeline's own `__call__`."""
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,7 @@ from typing import Any
 import diffusers
 import torch
 from PIL.Image import Image
-from torch import Tensor
 
-from dticli import sphere
 from dticli.errors import EnvironmentProblem, InputError, UsageError, is_out_of_memory
 from dticli.models.families import Family
 from dticli.models.families.shape import FIXED, Frame, call_defaults
@@ -197,57 +194,3 @@ def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
         yield
     finally:
         pipe.scheduler = own
-
-
-def between(a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float, path: str) -> dict[str, Tensor]:
-    """Rows at `t` on the way from `a` to `b`, with the ends returned exactly.
-
-    Args:
-        a, b: encoder key to rows, (vectors, width).
-        path: `slerp` turns directions at constant speed, and lengths change geometrically; `lerp` is the straight line.
-
-    Source: arXiv:2512.13672, section 3.
-    """
-    if t == 0:
-        return dict(a)
-    if t == 1:
-        return dict(b)
-    step = _slerp if path == "slerp" else torch.lerp
-    return {key: step(a[key], b[key], t) for key in a}
-
-
-def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    lengths = [rows.norm(dim=-1, keepdim=True) for rows in (a, b)]
-    magnitude = lengths[0] ** (1 - t) * lengths[1] ** t
-    return magnitude * sphere.slerp(sphere.normalize(a), sphere.normalize(b), t)
-
-
-def way(
-    stops: Sequence[Mapping[str, Tensor]], positions: Sequence[float], path: str
-) -> list[dict[str, Tensor]]:
-    """Rows at each position on the way through `stops`: 0 is the first stop, 1 the last, and legs are equally long.
-
-    Raises:
-        InputError: stops have different numbers of vectors or different encoders.
-    """
-    shapes = [{key: tuple(rows.shape) for key, rows in stop.items()} for stop in stops]
-    other = next((shape for shape in shapes if shape != shapes[0]), None)
-    if other:
-        raise InputError(
-            f"the tokens have (vectors, width) {shapes[0]} and {other}: expected the same; "
-            "learn both on one model with the same --vectors"
-        )
-    legs = len(stops) - 1
-    places = [(min(int(position * legs), legs - 1), position * legs) for position in positions]
-    return [between(stops[leg], stops[leg + 1], place - leg, path) for leg, place in places]
-
-
-def turns(stops: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, float], ...]:
-    """Degrees between the directions of neighbouring stops, by encoder, mean over vectors."""
-    return tuple(
-        {
-            key: torch.rad2deg(sphere.angle(sphere.normalize(a[key]), sphere.normalize(b[key]))).mean().item()
-            for key in a
-        }
-        for a, b in itertools.pairwise(stops)
-    )

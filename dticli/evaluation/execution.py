@@ -9,7 +9,7 @@ from typing import Any
 from PIL.Image import Image
 
 from dticli import atomic, console
-from dticli.draw import pictures, pipeline, sampler
+from dticli.draw import pictures, pipeline
 from dticli.draw.sampler import Shot
 from dticli.errors import DtiError, InputError, NumericalError, Stopped, UsageError
 from dticli.evaluation import drawing, judges, passages, records, summary, trials
@@ -22,7 +22,7 @@ from dticli.learn.jobs import Job
 from dticli.models import contents, devices, embeddings
 from dticli.ranks import ALONE
 from dticli.settings import GenerateSettings, ModelSettings, first_said, model_layer, resolve
-from dticli.words import base_model, norms, token_reading
+from dticli.words import base_model, mixing, norms, token_reading
 from dticli.words.base_model import Opened
 from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
@@ -255,7 +255,7 @@ def _way(stage: _Stage, way: Way, ends: Sequence[Job | None]) -> _Piece:
         places = [(frame, seed) for frame in range(way.how.frames) for seed in range(way.how.count)]
         files = [stage.folder / "pictures" / drawn / f"{frame:03d}-{seed}.png" for frame, seed in places]
         images = _pictures(stage, files, lambda: _draw_frames(stage, way, tokens, files))
-        (turn,) = sampler.turns([token.vectors for token in tokens])
+        turn = mixing.degrees(*(token.vectors for token in tokens))
         passage = trials.passage(way, sum(turn.values()) / len(turn), images, stage.eyes)
         records.write(record, passage)
         return passage
@@ -279,8 +279,9 @@ def _draw_frames(stage: _Stage, way: Way, ends: Sequence[Token], files: Sequence
     how = way.how
     loaded = pipeline.with_words(stage.pipe(), stage.opened, stage.settings, ends)
     seeds = [way.first.seed * how.count + index for index in range(how.count)]
-    pipeline.draw_way(
-        loaded, stage.opened, way.path, how.frames, how.prompt, seeds, stage.settings,
+    along = mixing.along(2, mixing.even(how.frames))
+    pipeline.draw_mixes(
+        loaded, stage.opened, along, way.path, [how.prompt], seeds, stage.settings,
         files=files, every=len(files), quiet=stage.quiet,
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, Strict
 
@@ -14,7 +14,7 @@ from dticli.evaluation.prompts import Prompt
 from dticli.paths import WORDS_OR_FILES, beside
 from dticli.photos import albums
 from dticli.photos.albums import Album
-from dticli.settings import GenerateSettings, ModelSettings, Positive, Settings, TrainSettings
+from dticli.settings import GenerateSettings, ModelSettings, PathKind, Positive, Settings, TrainSettings
 from dticli.words import learned_word
 
 HERE = Path(__file__).parent / "plans"
@@ -32,7 +32,7 @@ class PassageSettings(Settings):
     A subject left over has no way, and words are those of the first seed.
     """
 
-    paths: Annotated[tuple[Literal["slerp", "lerp"], ...], Strict(False)] = Field(
+    paths: Annotated[tuple[PathKind, ...], Strict(False)] = Field(
         ("slerp", "lerp"), min_length=1, description="As --path of interpolate."
     )
     frames: Annotated[int, Field(ge=3)] = Field(7, description="Words on the way, ends included.")
@@ -132,7 +132,7 @@ class Way:
 
     first: Trial
     second: Trial
-    path: str
+    path: PathKind
     how: PassageSettings
 
     @property

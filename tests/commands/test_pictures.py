@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import BatchFeature
 
 from dticli import bundled
+from dticli.draw import pipeline
 from dticli.models import memory
 from dticli.words import base_model, token_reading, token_writing
 from tests.conftest import Outcome
@@ -195,17 +196,115 @@ def test_interpolation_as_animation(dti: Dti, dog: Path, cat: Path, tmp_path: Pa
         assert (image.n_frames, image.info["duration"]) == (5, 200)
 
 
-def test_a_word_between_two_words(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
-    """`--save --at` writes the SLERP point, by NumPy's reckoning, as a token file that draws."""
+def test_an_animation_goes_back_the_way_it_came(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
+    """`--ping-pong` repeats the inner frames backwards; with two prompts every frame shows both, as strips do in rows."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a {} on grass\n")
+    options = ("--prompt", "a photo of {}", "--prompts", prompts, "--frames", 3, *QUICK)
+    for name in ("strip.png", "morph.gif"):
+        back = ("--ping-pong",) if name == "morph.gif" else ()
+        outcome = dti("interpolate", dog, cat, *options, *back, "-o", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+    strip = pixels(tmp_path / "strip.png")
+    assert strip.shape == (2 * 64 + 2, 3 * 64 + 2 * 2, 3)
+    assert not np.array_equal(strip[:64], strip[66:])
+    with Image.open(tmp_path / "morph.gif") as image:
+        assert (image.n_frames, image.size) == (4, (64, 130))
+        shown = []
+        for index in range(4):
+            image.seek(index)
+            shown.append(np.asarray(image.convert("RGB")).astype(int))
+    assert np.array_equal(shown[1], shown[3])
+    assert not np.array_equal(shown[0], shown[2])
+
+
+def test_a_grid_between_three_words_is_a_triangle_of_them(
+    dti: Dti, dog: Path, cat: Path, tmp_path: Path
+) -> None:
+    """Its corners are the words' own pictures, its edges are paths, and two words make no grid."""
+    fox = tmp_path / "fox.safetensors"
+    ((_, rows),) = load_file(dog).items()
+    token_writing.write(fox, replace(token_reading.read(dog), name="<fox>", vectors={"clip_l": -rows + 0.1}))
+    sheet, strip = tmp_path / "grid.png", tmp_path / "strip.png"
+    outcome = dti("interpolate", dog, cat, fox, "--grid", "--frames", 3, "-o", sheet, *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["frames"] == 6
+    drawn = pixels(sheet)
+    assert drawn.shape == (3 * 66 - 2, 3 * 66 - 2, 3)
+    assert (drawn[:64, :66] == 255).all()
+    assert dti("interpolate", cat, fox, "--frames", 3, "-o", strip, *QUICK).code == 0
+    assert np.array_equal(drawn[132:], pixels(strip))
+    assert dti("interpolate", dog, "-o", strip, "--force", dog, "--frames", 2, *QUICK).code == 0
+    assert np.array_equal(drawn[:64, 66:130], pixels(strip)[:, :64])
+    refused = dti("interpolate", dog, cat, "--grid", "-o", tmp_path / "no.png", *QUICK)
+    assert (refused.code, "three or four" in refused.error) == (2, True)
+    beside = dti("interpolate", dog, cat, fox, "--grid", "--ping-pong", "-o", tmp_path / "no.png", *QUICK)
+    assert (beside.code, "--ping-pong" in beside.error) == (2, True)
+
+
+def test_frames_can_be_spaced_by_what_a_judge_sees(
+    dti: Dti, dog: Path, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge to whom everything happens in the second half sends the frames there, and sees them evenly spaced."""
+
+    class Eyes:
+        """Sees how far along a picture was drawn: unit features that turn by nothing, then by 60 degrees."""
+
+        def features(self, images: list[Image.Image]) -> torch.Tensor:
+            turned = torch.tensor([max(0.0, position - 0.5) * 2 for position in asked[-1]]) * torch.pi / 3
+            return torch.stack([turned.cos(), turned.sin()], dim=1)
+
+    asked: list[list[float]] = []
+    draw = pipeline.draw_mixes
+
+    def drawn(
+        loaded: object, opened: object, way: list[tuple[float, float]], *rest: object, **options: object
+    ):
+        asked.append([second for _, second in way])
+        return draw(loaded, opened, way, *rest, **options)
+
+    monkeypatch.setattr(pipeline, "draw_mixes", drawn)
+    monkeypatch.setattr("dticli.evaluation.judges.likeness", lambda *_, **__: Eyes())
+    options = ("--frames", 5, "--image-judge", "any", "-o", tmp_path / "strip.png", *QUICK)
+    outcome = dti("interpolate", dog, cat, *options, "--json")
+    assert outcome.code == 0, outcome.err
+    assert asked[0] == [0, 0.25, 0.5, 0.75, 1]
+    assert asked[1] == pytest.approx([0, 0.625, 0.75, 0.875, 1])
+    spacing = outcome.json["spacing"]
+    assert (spacing["before"], spacing["after"]) == pytest.approx((2, 1), abs=1e-4)
+
+
+def test_a_mix_is_the_slerp_point_of_two_words(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
+    """`dti mix` writes it, by NumPy's reckoning, as a token file that draws; its file says what it was made of."""
     mix = tmp_path / "mix.safetensors"
-    outcome = dti("interpolate", dog, cat, "--save", mix, "--at", 0.25, "--token", "<mix>")
+    outcome = dti("mix", dog, cat, "--weights", "3,1", "-o", mix, "--json")
     assert outcome.code == 0, outcome.err
     a, b, between = (next(iter(load_file(file).values()))[0].double().numpy() for file in (dog, cat, mix))
     lengths = [np.linalg.norm(each) for each in (a, b)]
     theta = np.arccos(a @ b / lengths[0] / lengths[1])
     expected = (np.sin(0.75 * theta) * a / lengths[0] + np.sin(0.25 * theta) * b / lengths[1]) / np.sin(theta)
     np.testing.assert_allclose(between, expected * lengths[0] ** 0.75 * lengths[1] ** 0.25, atol=1e-6)
+    assert [part["degrees"]["clip_l"] for part in outcome.json["parts"]] == pytest.approx(
+        [np.degrees(theta) / 4, np.degrees(theta) * 3 / 4], abs=1e-2
+    )
+    metadata = token_reading.read(mix).metadata
+    assert metadata["dti.weights"] == "0.75,0.25"
+    assert metadata["dti.between"].startswith("<dog> sha256:")
     assert dti("generate", "a <mix>", "-t", mix, "-o", tmp_path / "out", *QUICK).code == 0
+
+
+def test_bad_mixes(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
+    """One file, weights of another number or that are no numbers, a name prompts cannot use, a file in the way."""
+    for wrong, part in (
+        ((dog,), "two or more"),
+        ((dog, cat, "--weights", "1"), "such as 2,1"),
+        ((dog, cat, "--weights", "1,two"), "such as 2,1"),
+        ((dog, cat, "--weights", "0,0"), "try 2,1,1"),
+        ((dog, cat, "--token", "mix"), "<mix>"),
+        ((dog, cat, "-o", dog), "--force"),
+    ):
+        outcome = dti("mix", *wrong)
+        assert (outcome.code, part in outcome.error) == (2, True), outcome.err
 
 
 def test_bad_interpolations(dti: Dti, dog: Path, cat: Path, photos: Path, tmp_path: Path) -> None:
@@ -269,11 +368,11 @@ def test_words_of_two_kinds_do_not_mix_unsaid(dti: Dti, dog: Path, cat: Path, tm
     strange = read.metadata | {"dti.pooling": "eos", "dti.tables": "other"}
     token_writing.write(other, replace(read, name="<dog>", metadata=strange))
     mix = tmp_path / "mix.safetensors"
-    outcome = dti("interpolate", dog, other, "--save", mix)
+    outcome = dti("mix", dog, other, "-o", mix)
     assert (outcome.code, "--pooling" in outcome.error) == (2, True)
     outcome = dti("interpolate", dog, other, "-o", tmp_path / "strip.png", *QUICK)
     assert (outcome.code, "--pooling" in outcome.error) == (2, True)
-    outcome = dti("interpolate", dog, other, "--save", mix, "--pooling", "eos")
+    outcome = dti("mix", dog, other, "-o", mix, "--pooling", "eos")
     assert outcome.code == 0, outcome.err
     assert "vocabularies differ" in outcome.err
     assert token_reading.read(mix).metadata["dti.pooling"] == "eos"
