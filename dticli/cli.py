@@ -14,6 +14,9 @@ from typer.core import TyperCommand, TyperGroup
 from dticli import __version__, console, signals
 from dticli.errors import DtiError
 
+WIDTH = 120
+"""Help is as wide as the terminal, up to what can still be read."""
+
 COMMANDS = {
     "train": "Learn a word from photos; writes a token file.",
     "generate": "Draw pictures with learned words.",
@@ -35,10 +38,12 @@ class _Lazy(TyperCommand):
 
     def load(self) -> Any:
         """The real command."""
+        from dticli.help_page import GroupedCommand, with_all_behind
+
         assert self.name
         module = importlib.import_module(f"dticli.commands.{self.name.replace('-', '_')}")
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        app.command(self.name)(module.command)
+        app.command(self.name, cls=GroupedCommand)(with_all_behind(module.command))
         return typer.main.get_command(app)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -50,6 +55,14 @@ class _Group(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        match args:
+            case ["help", *rest]:
+                args = [*rest, "--help"]
+            case ["version"]:
+                args = ["--version"]
+        return super().parse_args(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in COMMANDS:
@@ -66,7 +79,7 @@ app = typer.Typer(
     invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
 
 

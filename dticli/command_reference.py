@@ -23,7 +23,7 @@ def help_pages() -> Iterator[tuple[str, str]]:
     for name in COMMANDS:
         command = group.get_command(root, name).load()  # type: ignore[attr-defined]
         context = command.make_context(name, [], parent=root, resilient_parsing=True, terminal_width=WIDTH)
-        yield f"dti {name}", command.get_help(context)
+        yield f"dti {name}", command.full_help(context)
 
 
 def reference() -> str:

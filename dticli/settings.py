@@ -11,8 +11,9 @@ import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo, field_validator
 
@@ -23,6 +24,19 @@ Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PathKind = Literal["slerp", "lerp"]
 """How words are mixed: on the sphere, or along straight lines."""
+
+
+class Group(StrEnum):
+    """Where help shows an option, in this order; the first two are what a first run needs."""
+
+    REQUIRED = "Required"
+    COMMON = "Common"
+    PHOTOS = "Photos"
+    METHOD = "Method"
+    DRAWING = "Drawing"
+    MODEL = "Model and memory"
+    OUTPUT = "Output and runs"
+
 
 INCIDENTAL = frozenset(
     {
@@ -40,6 +54,9 @@ class Settings(BaseModel):
     Each field's description is its help text; every field is an option of the command unless excluded.
     """
 
+    group: ClassVar[Group] = Group.COMMON
+    """Of the fields that name none themselves."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     @field_validator("*")
@@ -53,9 +70,11 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """Which model, where it computes, and in what precision."""
 
-    model: str | None = Field(
+    group = Group.MODEL
+
+    model: Annotated[str | None, Group.COMMON] = Field(
         None,
-        description="Hub id (with @revision), folder in diffusers layout, .safetensors checkpoint, or 'stickers'.",
+        description="Hub id (with @revision), diffusers folder, .safetensors file, or 'stickers'.",
     )
     base: str | None = Field(
         None,
@@ -78,15 +97,17 @@ class ModelSettings(Settings):
 class TrainSettings(ModelSettings):
     """Everything that decides what `dti train` learns."""
 
-    token: str = Field(description="The new word, in brackets: <dog>.")
-    init: str = Field(
+    group = Group.METHOD
+
+    token: Annotated[str, Group.REQUIRED] = Field(description="The new word, in brackets: <dog>.")
+    init: Annotated[str, Group.REQUIRED] = Field(
         description="Class word or phrase to start from, a token file, random, mean, or cross:WORD (what the encoder makes of "
         "WORD)."
     )
     method: Literal["dti", "ti"] = Field(
         "dti", description="dti learns the direction; ti is ordinary Textual Inversion with a free norm."
     )
-    steps: Positive = Field(description="Optimizer steps.")
+    steps: Annotated[Positive, Group.COMMON] = Field(description="Optimizer steps.")
     batch_size: Positive = Field(description="Pictures a device sees at once.")
     accumulate: Positive = Field(1, description="Batches gathered before each step.")
     lr: Annotated[float, Field(gt=0)] = Field(
@@ -119,33 +140,37 @@ class TrainSettings(ModelSettings):
     vectors: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Vectors the word gets; default: as many as the init phrase has tokens."
     )
-    property: Literal["object", "style"] = Field(
+    property: Annotated[Literal["object", "style"], Group.PHOTOS] = Field(
         "object", description="What the photos share: picks the templates."
     )
-    captions: Literal["templates", "sidecar"] = Field(
+    captions: Annotated[Literal["templates", "sidecar"], Group.PHOTOS] = Field(
         "templates", description="Built-in sentences, or the .txt file beside each photo."
     )
-    captions_file: str | None = Field(None, description='JSON lines {"file": ..., "text": ...}, one a photo.')
+    captions_file: Annotated[str | None, Group.PHOTOS] = Field(
+        None, description='JSON lines {"file": ..., "text": ...}, one a photo.'
+    )
     templates: Annotated[tuple[str, ...], Strict(False)] | None = Field(None, exclude=True)
     photos: str | None = Field(None, exclude=True)
-    masks: str | None = Field(
+    masks: Annotated[str | None, Group.PHOTOS] = Field(
         None,
         description="Folder with a mask for each photo, white on the subject, or alpha: the photos' own transparency.",
     )
-    resolution: Annotated[int, Field(ge=8, le=8192)] = Field(
+    resolution: Annotated[Annotated[int, Field(ge=8, le=8192)], Group.PHOTOS] = Field(
         description="Side of the square crops, in pixels."
     )
-    crop: Literal["center", "random", "none"] = Field(
+    crop: Annotated[Literal["center", "random", "none"], Group.PHOTOS] = Field(
         "center",
         description="Where photos are cropped; none takes them whole, in the nearest of a few shapes.",
     )
-    crops: Annotated[int, Field(ge=1, le=256)] = Field(
+    crops: Annotated[Annotated[int, Field(ge=1, le=256)], Group.PHOTOS] = Field(
         1, description="Crops of each photo; from the second on at random."
     )
-    flip: bool = Field(False, description="Learn from mirror images too.")
+    flip: Annotated[bool, Group.PHOTOS] = Field(False, description="Learn from mirror images too.")
     seed: Seed = Field(0, description="Seed of every random draw.")
-    checkpoint_steps: Positive = Field(100, description="Save the state every so many steps.")
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = Field(
+    checkpoint_steps: Annotated[Positive, Group.OUTPUT] = Field(
+        100, description="Save the state every so many steps."
+    )
+    checkpoint_seconds: Annotated[Annotated[float, Field(gt=0)], Group.OUTPUT] = Field(
         60.0, description="Save it every so many seconds too."
     )
 
@@ -173,7 +198,11 @@ class TrainSettings(ModelSettings):
 class GenerateSettings(ModelSettings):
     """How pictures are drawn; None leaves the pipeline's own default."""
 
-    negative: str | None = Field(None, description="What should not be in the picture.")
+    group = Group.DRAWING
+
+    negative: Annotated[str | None, Group.COMMON] = Field(
+        None, description="What should not be in the picture."
+    )
     steps: Positive | None = Field(None, description="Denoising steps; default: the pipeline's.")
     guidance: Annotated[float, Field(ge=0)] | None = Field(
         None, description="How strongly to follow the prompt; default: the pipeline's."
@@ -185,23 +214,23 @@ class GenerateSettings(ModelSettings):
     scheduler: str | None = Field(
         None, description="ddim, euler, euler-a, dpm++, unipc, ...; default: the model's."
     )
-    size: Annotated[str, Field(pattern=r"^\d+(x\d+)?$")] | None = Field(
+    size: Annotated[Annotated[str, Field(pattern=r"^\d+(x\d+)?$")] | None, Group.COMMON] = Field(
         None,
-        description="HEIGHTxWIDTH or SIDE in pixels; default: the model's.",
+        description="WIDTHxHEIGHT or SIDE in pixels; default: the model's.",
         examples=["512", "768x512"],
     )
-    seed: Seed = Field(
-        0, description="Of the noise: picture i starts from seed + i, all frames of a way from seed."
+    seed: Annotated[Seed, Group.COMMON] = Field(
+        0, description="Of the noise: picture i starts from seed + i, frames from seed."
     )
     batch_size: Positive = Field(1, description="Pictures drawn at once.")
 
     @property
     def height_width(self) -> tuple[int, int] | None:
-        """`size` in numbers."""
+        """`size` in numbers, in the order of tensors."""
         if self.size is None:
             return None
-        height, _, width = self.size.partition("x")
-        return int(height), int(width or height)
+        width, _, height = self.size.partition("x")
+        return int(height or width), int(width)
 
 
 S = TypeVar("S", bound=Settings)

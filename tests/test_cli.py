@@ -22,11 +22,64 @@ def test_every_command_has_help_with_an_example(dti: Dti) -> None:
     """Each page says what the command does, gives an example, and describes every option."""
     for name in COMMANDS:
         outcome = dti(name, "--help")
+        if "--help-all" in outcome.out:
+            outcome = dti(name, "--help-all")
         assert outcome.code == 0
         assert f"dti {name}" in outcome.out
         for line in outcome.out.splitlines():
             assert line.strip() not in ("--json", "--force"), f"{name} leaves an option undescribed"
         assert "--json" in outcome.out
+
+
+def shown(dti: Dti, monkeypatch: pytest.MonkeyPatch, columns: int, *arguments: str) -> str:
+    """What a terminal of this width shows."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    outcome = dti(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert max(map(len, outcome.out.splitlines())) < columns
+    return outcome.out
+
+
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_the_first_screen_holds_what_a_first_run_needs(
+    dti: Dti, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """24 rows of 80 columns; the rest comes with `--help-all`, each option once, and wider on a wider terminal."""
+    short = shown(dti, monkeypatch, 80, command, "--help")
+    assert len(short.splitlines()) <= 24
+    needed = {"train": ("--token", "--init", "Required:"), "generate": ("--token-file", "--size")}
+    assert all(name in short for name in (*needed[command], "--model", "--help-all"))
+    assert "--precision" not in short
+    full = shown(dti, monkeypatch, 80, command, "--help-all")
+    options = full[full.index("Arguments:") :].splitlines()
+    named = [line.split()[0].strip(",") for line in options if line.startswith("  -")]
+    assert len(named) == len(set(named))
+    assert {"--precision", "--force", "--device"} <= set(named)
+    count = int(short.split("Show all ")[1].split()[0])
+    assert count == len(named) - 2  # without the two that ask for help
+    wide = shown(dti, monkeypatch, 120, command, "--help-all")
+    assert len(wide.splitlines()) < len(full.splitlines())
+
+
+def test_train_help_comes_in_groups(dti: Dti, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option stands where one would look for it."""
+    lines = shown(dti, monkeypatch, 80, "train", "--help-all").splitlines()
+    heads = ["Required:", "Common:", "Photos:", "Method:", "Model and memory:", "Output and runs:"]
+    places = [lines.index(head) for head in heads]
+    assert places == sorted(places)
+    expected = {"--init": 0, "--steps": 1, "--crop": 2, "--kappa": 3, "--precision": 4, "--json": 5}
+    for option, group in expected.items():
+        at = next(index for index, line in enumerate(lines) if line.startswith(f"  {option} "))
+        assert sum(place < at for place in places) - 1 == group, option
+
+
+def test_help_and_version_are_commands_too(dti: Dti) -> None:
+    """`dti help train` is `dti train --help`; `dti help` that of all; `dti version` the version; a slip is told."""
+    assert dti("help", "train").out == dti("train", "--help").out
+    assert dti("help").out == dti("--help").out
+    assert dti("version").out.strip() == f"dti {__version__}"
+    outcome = dti("help", "trian")
+    assert (outcome.code, "did you mean train?" in outcome.error) == (2, True)
 
 
 @pytest.mark.parametrize(

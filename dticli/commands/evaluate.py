@@ -11,7 +11,7 @@ from dticli import console
 from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
 from dticli.errors import UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE
-from dticli.settings import GenerateSettings, model_layer, resolve
+from dticli.settings import GenerateSettings, Group, model_layer, resolve
 
 if TYPE_CHECKING:
     from dticli.evaluation.measure import Mean, PromptScore
@@ -89,39 +89,50 @@ def command(
     ] = None,
     masks: Annotated[
         str | None,
-        typer.Option(help="Folder with a mask for each photo, or alpha: only the subject is compared."),
+        typer.Option(
+            help="Folder with a mask for each photo, or alpha: only the subject is compared.",
+            rich_help_panel=Group.PHOTOS,
+        ),
     ] = None,
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Instead of files: a TOML file with arms, subjects and seeds to learn and judge, or one that comes with dti: "
-            "stickers, stickers-tuning, stickers-ablations, paper. What is done is not done again."
+            help="Instead of files: a TOML file with arms, subjects and seeds to learn and judge, or stickers, "
+            "stickers-tuning, stickers-ablations, paper. What is done is not done again."
         ),
     ] = None,
     prompt_set: Annotated[
         str | None,
         typer.Option(
             help="simple, complex (context first), stickers, stickers-complex (the bundled model's world), or a file with "
-            f"a prompt a line, {{}} for the word.  [default: {PROMPT_SET}]"
+            f"one prompt per line, {{}} for the word.  [default: {PROMPT_SET}]"
         ),
     ] = None,
     noun: Annotated[
         str | None,
-        typer.Option(help="What the thing is, for the judge; default: the word it was learned from."),
+        typer.Option(
+            help="What the thing is, for the judge; default: the word it was learned from.",
+            rich_help_panel=Group.METHOD,
+        ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option("--count", "-n", min=1, help=f"Pictures a prompt.  [default: {COUNT}]")
+        int | None,
+        typer.Option(
+            "--count", "-n", min=1, metavar="<int>", help=f"Pictures per prompt.  [default: {COUNT}]"
+        ),
     ] = None,
     image_judge: Annotated[
         str | None,
         typer.Option(
-            help=f"Vision model: dinov2, stickers-a, stickers-b, a hub id or a folder.  [default: {IMAGE_JUDGE}]"
+            rich_help_panel=Group.METHOD,
+            help=f"Vision model: dinov2, stickers-a, stickers-b, a hub id or a folder.  [default: {IMAGE_JUDGE}]",
         ),
     ] = None,
     text_judge: Annotated[
         str | None,
         typer.Option(
-            help=f"siglip, clip, stickers-a, stickers-b, a hub id or a folder.  [default: {TEXT_JUDGE}]"
+            rich_help_panel=Group.METHOD,
+            help=f"siglip, clip, stickers-a, stickers-b, a hub id or a folder.  [default: {TEXT_JUDGE}]",
         ),
     ] = None,
     out: Annotated[

@@ -11,7 +11,7 @@ import typer
 from dticli import console
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
-from dticli.settings import GenerateSettings, model_layer, resolve
+from dticli.settings import GenerateSettings, Group, model_layer, resolve
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,18 @@ def command(
     token: Annotated[
         list[str] | None,
         typer.Option(
-            "--token",
+            "--token-file",
             "-t",
-            "--tokens",
+            metavar="<text>",
             help="Token file, folder or hub id, or NAME=FILE to rename its word; repeatable.",
         ),
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures a prompt.")] = 1,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures per prompt.")] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
-    grid: Annotated[Path | None, typer.Option(help="Also write one picture of all: a row a prompt.")] = None,
+    grid: Annotated[
+        Path | None,
+        typer.Option(help="Also write one picture of all, one row per prompt.", rich_help_panel=Group.OUTPUT),
+    ] = None,
     force: Force = False,
     quiet: Quiet = False,
     json: Json = False,

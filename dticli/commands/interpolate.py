@@ -10,7 +10,7 @@ import typer
 from dticli import console
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
-from dticli.settings import GenerateSettings, PathKind, model_layer, resolve
+from dticli.settings import GenerateSettings, Group, PathKind, model_layer, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,7 +74,8 @@ def command(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Sentence with {{}} where the word goes; repeatable, one row each. Default: {PROMPT}."
+            metavar="<text>",
+            help=f"Sentence with {{}} where the word goes; repeatable. Default: {PROMPT}.",
         ),
     ] = None,
     prompts: Prompts = None,
@@ -84,11 +85,15 @@ def command(
             "--frames",
             "-n",
             min=2,
-            help=f"Pictures, ends included; with --grid along each edge. Default: {FRAMES}; {SIDE} with --grid.",
+            metavar="<int>",
+            help=f"Pictures, ends included, or along each edge of a grid. Default: {FRAMES}, {SIDE}.",
         ),
     ] = None,
     path: Annotated[
-        PathKind, typer.Option(help="slerp turns the direction; lerp is a straight line.")
+        PathKind,
+        typer.Option(
+            help="slerp turns the direction; lerp is a straight line.", rich_help_panel=Group.DRAWING
+        ),
     ] = "slerp",
     grid: Annotated[
         bool,
@@ -97,15 +102,26 @@ def command(
     image_judge: Annotated[
         str | None,
         typer.Option(
-            help="Space frames by what this judge sees change: dinov2, stickers-a, stickers-b, a hub id or a folder. Draws twice."
+            help="Space frames by what this judge sees change (as for evaluate); draws twice.",
+            rich_help_panel=Group.DRAWING,
         ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help=".gif, .webp or .mp4 moves; .png is a strip.")
     ] = Path("interpolation.png"),
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long an animation lasts.")] = 3.0,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, metavar="<float>", help="How long an animation lasts.", rich_help_panel=Group.OUTPUT
+        ),
+    ] = 3.0,
     ping_pong: Annotated[
-        bool, typer.Option("--ping-pong", help="Go back the same way, so that an animation has no jump.")
+        bool,
+        typer.Option(
+            "--ping-pong",
+            help="Go back the same way, so that an animation has no jump.",
+            rich_help_panel=Group.OUTPUT,
+        ),
     ] = False,
     force: Force = False,
     quiet: Quiet = False,

@@ -13,16 +13,32 @@ from pydantic.fields import FieldInfo
 
 from dticli import console
 from dticli.errors import UsageError
-from dticli.settings import ModelSettings, Settings
+from dticli.settings import Group, ModelSettings, Settings
 
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=console.show_tracebacks)
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one machine-readable result.", rich_help_panel=Group.OUTPUT)
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show the traceback of an error.",
+        callback=console.show_tracebacks,
+        rich_help_panel=Group.OUTPUT,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=Group.OUTPUT)
+]
 Base = Annotated[str | None, typer.Option(help=str(ModelSettings.model_fields["base"].description))]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Prompts = Annotated[str | None, typer.Option(help="File with one prompt per line; - reads stdin.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=Group.OUTPUT)]
+Prompts = Annotated[
+    str | None,
+    typer.Option(help="File with one prompt per line; - reads stdin.", rich_help_panel=Group.DRAWING),
+]
+
+
+METAVARS: dict[type, str] = {int: "<int>", float: "<float>", str: "<text>"}
 
 
 def read_prompts(given: Sequence[str], source: str | None) -> list[str]:
@@ -66,7 +82,7 @@ def with_settings(
             return command(given=given, **values)
 
         declared = [parameter for name, parameter in own.items() if name != "given"]
-        made = [_parameter(name, field, (defaults or {}).get(name)) for name, field in fields.items()]
+        made = [_parameter(kind, name, field, (defaults or {}).get(name)) for name, field in fields.items()]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*declared, *made)]
         wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -76,7 +92,7 @@ def with_settings(
     return decorate
 
 
-def _parameter(name: str, field: FieldInfo, shown: str | None) -> inspect.Parameter:
+def _parameter(kind: type[Settings], name: str, field: FieldInfo, shown: str | None) -> inspect.Parameter:
     """The option of one field; its default is None, so that lower layers of settings can speak."""
     flag = f"--{name.replace('_', '-')}"
     base = _base_type(field.annotation)
@@ -85,11 +101,20 @@ def _parameter(name: str, field: FieldInfo, shown: str | None) -> inspect.Parame
         *names,
         help=f"{field.description}{_default(field, shown)}",
         show_default=False,
+        metavar=METAVARS.get(base),
+        rich_help_panel=_group(kind, name, field),
         **_range(field, base),
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[base | None, option]
     )
+
+
+def _group(kind: type[Settings], name: str, field: FieldInfo) -> Group:
+    """That of the field, or else of the class that declares it."""
+    own = next((each for each in field.metadata if isinstance(each, Group)), None)
+    owners = (base for base in kind.__mro__ if issubclass(base, Settings))
+    return own or next(base.group for base in owners if name in inspect.get_annotations(base))
 
 
 def _base_type(annotation: Any) -> Any:

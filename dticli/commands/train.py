@@ -13,7 +13,7 @@ from dticli.errors import DtiError, Stopped, UsageError
 from dticli.learn import live
 from dticli.learn.live import How, Trained
 from dticli.models import families
-from dticli.settings import TrainSettings, first_said, read_config
+from dticli.settings import Group, TrainSettings, first_said, read_config
 from dticli.words.programs import Target
 
 if TYPE_CHECKING:
@@ -124,33 +124,40 @@ def _family_defaults() -> dict[str, str]:
 @with_settings(TrainSettings, defaults=_family_defaults())
 def command(
     given: dict[str, Any],
-    photos: Annotated[
-        Path | None, typer.Argument(help="Folder of photos, or one photo; a config file may name it too.")
-    ] = None,
+    photos: Annotated[Path | None, typer.Argument(help="Folder of photos, or one photo.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help="Token file, or with --subjects the folder for them; default: the token's name.",
+            help="Token file, with --subjects a folder; default: the token's name.",
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with any of these settings, such as a run's run.toml.")
+        Path | None,
+        typer.Option(
+            help="TOML file with any of these settings and photos, such as a run's run.toml.",
+            rich_help_panel=Group.OUTPUT,
+        ),
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Report on photos, captions and memory, and stop.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Report on photos and memory, and stop.")] = False,
     subjects: Annotated[
         Path | None,
-        typer.Option(help="TOML file with a table for each of several words: photos, init, any setting."),
+        typer.Option(
+            help="TOML file with a table for each of several words: photos, init, any setting.",
+            rich_help_panel=Group.OUTPUT,
+        ),
     ] = None,
     format: Annotated[
         Target | None,
-        typer.Option("--format", help="Also write the word for this program, in a folder of its name."),
+        typer.Option(
+            "--format",
+            help="Also write the word for this program, in a folder of its name.",
+            rich_help_panel=Group.OUTPUT,
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run, or begin if there is none.")
+        bool, typer.Option("--resume", help="Continue an interrupted run, or begin it.")
     ] = False,
     force: Force = False,
     quiet: Quiet = False,

@@ -43,6 +43,11 @@ def require_drawable(opened: Opened, settings: GenerateSettings) -> None:
         sampler.require_scheduler(settings.scheduler)
     if settings.height_width:
         contents.require_multiple(settings.height_width, opened.family)
+        height, width = settings.height_width
+        if width != height:
+            console.notice(
+                f"--size {settings.size} is {width} wide and {height} high; dti used to read the height first"
+            )
 
 
 def without_words(opened: Opened, settings: GenerateSettings, *, safety_checker: bool = True) -> Any:

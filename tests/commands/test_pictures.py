@@ -85,6 +85,14 @@ def test_the_word_changes_the_picture(dti: Dti, dog: Path, cat: Path, tmp_path: 
     assert not np.array_equal(first, second)
 
 
+def test_size_is_width_by_height(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """As everywhere; since it was the other way round once, it is said."""
+    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--size", "64x128", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert pixels(next(tmp_path.iterdir())).shape == (128, 64, 3)
+    assert "64 wide and 128 high" in outcome.err
+
+
 def test_pictures_say_how_they_were_made(dti: Dti, dog: Path, tmp_path: Path) -> None:
     """PNG text holds prompt, seed, model, tokens and settings; names sort in the order of drawing."""
     outcome = dti(

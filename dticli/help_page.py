@@ -1,0 +1,81 @@
+"""Help of a command: what a first run needs first, everything else in groups behind `--help-all`.
+
+An option's group is its `rich_help_panel`, which Typer hands on and which nothing else here reads.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from dticli.settings import Group
+
+FEW = 14
+"""A command of at most so many options shows all of them at once."""
+FIRST = (Group.REQUIRED, Group.COMMON)
+HELP_ALL = "help_all"
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help comes in groups."""
+
+    def full_help(self, ctx: typer.Context) -> str:
+        """The page with every group."""
+        ctx.meta[HELP_ALL] = True
+        return self.get_help(ctx)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        titles = ("Arguments", *Group)
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                title = "Arguments" if param.param_type_name == "argument" else _group(param)
+                groups[title].append(record)
+        short = any(param.name == HELP_ALL for param in self.params) and not ctx.meta.get(HELP_ALL)
+        for title, records in groups.items():
+            if records and (title in ("Arguments", *FIRST) or not short):
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def _group(option: Any) -> str:
+    # What has none helps everyone, as --help does.
+    return getattr(option, "rich_help_panel", None) or Group.COMMON
+
+
+def with_all_behind(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with `--help-all`, if it has many options."""
+    parameters = inspect.signature(command).parameters
+    options = [each for each in parameters.values() if _is_option(each)]
+    if len(options) <= FEW:
+        return command
+
+    def show(ctx: typer.Context, wanted: bool) -> None:
+        if wanted:
+            assert isinstance(ctx.command, GroupedCommand)
+            print(ctx.command.full_help(ctx))
+            raise typer.Exit
+
+    flag = typer.Option("--help-all", is_eager=True, callback=show, help=f"Show all {len(options)} options.")
+
+    def wrapped(**values: Any) -> Any:
+        del values[HELP_ALL]
+        return command(**values)
+
+    extra = inspect.Parameter(
+        HELP_ALL, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, flag]
+    )
+    wrapped.__signature__ = inspect.Signature([*parameters.values(), extra])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {name: each.annotation for name, each in parameters.items()} | {
+        HELP_ALL: extra.annotation
+    }
+    wrapped.__doc__ = command.__doc__
+    return wrapped
+
+
+def _is_option(parameter: inspect.Parameter) -> bool:
+    return any(
+        type(each).__name__ == "OptionInfo" for each in getattr(parameter.annotation, "__metadata__", ())
+    )
