@@ -1,3 +1,21 @@
-"""dti: teach a text-to-image model a new word by Directional Textual Inversion (arXiv:2512.13672)."""
+"""dti: teach a text-to-image model a new word by Directional Textual Inversion (arXiv:2512.13672).
+
+`load_word`, `place`, `slerp`, `train` and `vocabulary_norms` are its functions for programs; docs/api.md shows them at work.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dticli.api import load_word, place, slerp, train, vocabulary_norms
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_word", "place", "slerp", "train", "vocabulary_norms"]
+
+
+def __getattr__(name: str) -> Any:
+    """Functions on first use: importing the package imports no torch (PEP 562)."""
+    if name in __all__:
+        from dticli import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
