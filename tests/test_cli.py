@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dticli import __version__, command_reference, console, errors
-from dticli.cli import COMMANDS
+from dticli.cli import COMMANDS, run
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]
@@ -113,6 +115,66 @@ def test_completion_imports_no_heavy_library() -> None:
     *options, modules = done.stdout.splitlines()
     assert {"--precision", "--prior", "--property"} <= set(options)
     assert not {"torch", "diffusers", "transformers"} & set(json.loads(modules))
+
+
+SHELLS: dict[str, Callable[[str], dict[str, str]]] = {
+    "bash": lambda line: {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)},
+    "zsh": lambda line: {"_TYPER_COMPLETE_ARGS": line},
+    "fish": lambda line: {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    "powershell": lambda line: {
+        "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_WORD_TO_COMPLETE": line.split(" ")[-1],
+    },
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_shells_offer_what_would_be_typed(
+    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Token files, subjects, plans, prompt sets, samplers, models, settings; by the same names in every shell."""
+    monkeypatch.chdir(tmp_path)
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    for name in (
+        "dog.safetensors", "doc.txt", "mine.toml", "words/fox.pt", "sdxl/model_index.json",
+        "hub/models--some--model/snapshots/1/model_index.json",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    cases = {
+        "generate <dog> -t d": {"dog.safetensors"},
+        "generate <rex> -t <rex>=d": {"<rex>=dog.safetensors"},
+        "interpolate dog.safetensors words/": {"words/fox.pt"},
+        "mix d": {"dog.safetensors"},
+        "example --subject d": {name for name in bundled_subjects() if name.startswith("d")},
+        "evaluate --plan st": {"stickers", "stickers-ablations", "stickers-tuning"},
+        "evaluate --plan m": {"mine.toml"},
+        "evaluate --prompt-set s": {"simple", "stickers", "stickers-complex"},
+        "generate --scheduler euler": {"euler", "euler-a"},
+        "train --model s": {"stickers", "some/model", "sdxl"},
+        "train --config m": {"mine.toml"},
+        "train --precision b": {"bf16"},
+        "inspect-norms sti": {"stickers"},
+    }
+    for typed, expected in cases.items():
+        monkeypatch.setenv("_DTI_COMPLETE", f"complete_{shell}")
+        for name, value in SHELLS[shell](f"dti {typed}").items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit):
+            run([])
+        out = capsys.readouterr().out
+        if shell == "zsh":
+            offered = set(re.findall(r'"([^"]+)"', out))
+        else:
+            offered = {line.split(":::")[0].strip() for line in out.splitlines() if line.strip()}
+        assert offered == expected, typed
+
+
+def bundled_subjects() -> set[str]:
+    """Read from the table itself."""
+    table = ROOT / "dticli" / "bundled" / "subjects.toml"
+    return set(tomllib.loads(table.read_text(encoding="utf-8")))
 
 
 def test_version_and_unknown_commands(dti: Dti) -> None:

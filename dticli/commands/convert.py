@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Base, Debug, Force, Json
 from dticli.errors import UsageError
 from dticli.words import programs
@@ -70,11 +71,13 @@ class Conversions:
 
 def command(
     files: Annotated[
-        list[str], typer.Argument(help="Token files of any tool, folders that hold one, or hub ids.")
+        list[str],
+        typer.Argument(
+            help="Token files of any tool, folders that hold one, or hub ids.",
+            autocompletion=completion.token_files,
+        ),
     ],
-    to: Annotated[
-        Target, typer.Option("--to", help="The program that shall load them; dti: our own form.")
-    ] = "dti",
+    to: Annotated[Target, typer.Option("--to", help="The program to write for; dti: our own form.")] = "dti",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the program's name.")
     ] = None,
@@ -84,7 +87,10 @@ def command(
         typer.Option(help="New length of the vectors: mean or median of the model's vocabulary, 0.4, 2x."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model the words are for, where the files do not say it.")
+        str | None,
+        typer.Option(
+            help="Model the words are for, where the files do not say it.", autocompletion=completion.models
+        ),
     ] = None,
     base: Base = None,
     variant: Annotated[str | None, typer.Option(help="Weight files to read, such as fp16.")] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
 from dticli.errors import UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE
@@ -81,7 +82,10 @@ def command(
     given: dict[str, Any],
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Token files, folders or hub ids; all are compared with the same photos."),
+        typer.Argument(
+            help="Token files, folders or hub ids; all are compared with the same photos.",
+            autocompletion=completion.token_files,
+        ),
     ] = None,
     photos: Annotated[
         Path | None,
@@ -98,14 +102,16 @@ def command(
         str | None,
         typer.Option(
             help="Instead of files: a TOML file with arms, subjects and seeds to learn and judge, or stickers, "
-            "stickers-tuning, stickers-ablations, paper. What is done is not done again."
+            "stickers-tuning, stickers-ablations, paper. What is done is not done again.",
+            autocompletion=completion.plans,
         ),
     ] = None,
     prompt_set: Annotated[
         str | None,
         typer.Option(
             help="simple, complex (context first), stickers, stickers-complex (the bundled model's world), or a file with "
-            f"one prompt per line, {{}} for the word.  [default: {PROMPT_SET}]"
+            f"one prompt per line, {{}} for the word.  [default: {PROMPT_SET}]",
+            autocompletion=completion.prompt_sets,
         ),
     ] = None,
     noun: Annotated[

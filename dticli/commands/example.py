@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dticli import atomic, bundled, console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json
 from dticli.errors import UsageError
 
@@ -38,7 +39,13 @@ class Listing:
 
 def command(
     folder: Annotated[Path | None, typer.Argument(help="Where to write the photos.")] = None,
-    subject: Annotated[str, typer.Option(help="What they show.")] = "dog",
+    subject: Annotated[
+        str,
+        typer.Option(
+            help="What they show.",
+            autocompletion=completion.subjects,
+        ),
+    ] = "dog",
     listing: Annotated[bool, typer.Option("--list", help="List the subjects and stop.")] = False,
     force: Force = False,
     json: Json = False,

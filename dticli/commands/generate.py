@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
 from dticli.settings import GenerateSettings, Group, model_layer, resolve
@@ -49,6 +50,7 @@ def command(
         typer.Option(
             "--token-file",
             "-t",
+            autocompletion=completion.token_files,
             metavar="<text>",
             help="Token file, folder or hub id, or NAME=FILE to rename its word; repeatable.",
         ),

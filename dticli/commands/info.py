@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Json
 from dticli.words.programs import PROGRAMS, SOLE, Verdict, verdict
 
@@ -82,7 +83,13 @@ class Info:
 
 
 def command(
-    file: Annotated[str, typer.Argument(help="Token file of any tool, folder that holds one, or hub id.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Token file of any tool, folder that holds one, or hub id.",
+            autocompletion=completion.token_files,
+        ),
+    ],
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
     json: Json = False,
     debug: Debug = False,

@@ -2,20 +2,25 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dticli import console
-from dticli.commands.options import Base, Debug, Json
+from dticli.commands import completion
+from dticli.commands.options import Base, Debug, Force, Json
+from dticli.errors import UsageError
 
 if TYPE_CHECKING:
+    from dticli.charts import Panel
     from dticli.models.choice import Model
     from dticli.models.embeddings import Table
     from dticli.models.families import Theory
     from dticli.words.learned_word import Token
     from dticli.words.norms import Position, Summary
+    from dticli.words.probe import Probed
 
 BAR = 40
 ROWS = 20
@@ -42,6 +47,10 @@ class Standing:
             f"percentile {position.percentile:.1f}, z-score {position.z_score:+.1f}, {verdict}{cosine}"
         )
         yield f"  nearest words: {nearest}"
+        closest = ", ".join(
+            f"{console.printable(each.name)} {each.distance:.2f}" for each in position.closest
+        )
+        yield f"  closest by distance: {closest}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Inspected:
     """A model's vocabularies, and words in them.
 
     Attributes:
+        keys: what token files call the encoder of each vocabulary.
         theory: what the paper's arguments for a fixed norm say about each encoder, by component.
     """
 
@@ -56,6 +66,8 @@ class Inspected:
     vocabularies: "tuple[Summary, ...]"
     theory: "Mapping[str, Theory]"
     standings: tuple[Standing, ...]
+    keys: tuple[str, ...]
+    probes: "tuple[Probed, ...]" = ()
 
     def lines(self) -> Iterator[str]:
         for summary in self.vocabularies:
@@ -66,6 +78,46 @@ class Inspected:
                 yield from _histogram(summary)
         for standing in self.standings:
             yield from standing.lines()
+        for probed in self.probes:
+            yield from probed.lines()
+
+    def panels(self) -> "Iterator[Panel]":
+        from dticli.charts import Panel, Series
+
+        by_encoder = {each.encoder: key for each, key in zip(self.vocabularies, self.keys, strict=True)}
+        for summary in self.vocabularies:
+            centres = [(low + high) / 2 for low, high in pairwise(summary.edges)]
+            bars = Series("", list(zip(centres, summary.counts, strict=True)), "bars")
+            marks = {
+                f"{each.token} of {each.file}"
+                + (f", vector {each.vector}" if each.vector else ""): each.position.norm
+                for each in self.standings
+                if each.encoder == by_encoder[summary.encoder]
+            }
+            yield Panel(f"{self.model}, {summary.encoder}", "norm", "words", [bars], marks)
+        for probed in self.probes:
+            marks = {label: reading.multiple for label, reading in probed.words.items()}
+            curves = {
+                "share of places known": ("place_read", "place_encoded"),
+                "degrees a block": ("turned",),
+                "relative to what came in": ("moved", "added"),
+            }
+            for unit, names in curves.items():
+                series = [
+                    Series(
+                        name.replace("_", " "),
+                        [(each.multiple, getattr(each, name)) for each in probed.vocabulary],
+                    )
+                    for name in names
+                ]
+                yield Panel(
+                    f"{probed.encoder}: {', '.join(each.name for each in series)}",
+                    "norm / mean",
+                    unit,
+                    series,
+                    marks,
+                    True,
+                )
 
 
 @dataclass(frozen=True)
@@ -87,6 +139,15 @@ class Followed:
             )
             yield f"  step {step['step']:6d}  loss {step['smoothed']:.4f}  angle {step['angle']:5.1f} deg  {norms}"
 
+    def panels(self) -> "Iterator[Panel]":
+        from dticli.charts import Panel, Series
+
+        keys = list(self.steps[0]["norm"])
+        norms = [Series(key, [(each["step"], each["norm"][key]) for each in self.steps]) for key in keys]
+        yield Panel(f"{self.run}: norm", "step", "norm", norms)
+        angles = Series("angle", [(each["step"], each["angle"]) for each in self.steps])
+        yield Panel(f"{self.run}: angle from the start", "step", "degrees", [angles])
+
 
 @dataclass(frozen=True)
 class Report:
@@ -101,20 +162,46 @@ class Report:
         for followed in self.runs:
             yield from followed.lines()
 
+    def panels(self) -> "Iterator[Panel]":
+        """What --plot draws."""
+        for inspected in self.models:
+            yield from inspected.panels()
+        for followed in self.runs:
+            yield from followed.panels()
+
 
 def command(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models (hub id, folder, file, 'stickers'), token files of any tool, hub ids of such, and .run folders."
+            help="Models (hub id, folder, file, 'stickers'), token files of any tool, hub ids of such, and .run folders.",
+            autocompletion=completion.models,
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model in whose vocabulary the token files are placed.")
+        str | None,
+        typer.Option(
+            help="Model in whose vocabulary the token files are placed.", autocompletion=completion.models
+        ),
     ] = None,
     base: Base = None,
     variant: Annotated[str | None, typer.Option(help="Weight files to read, such as fp16.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Also load the text encoders, and measure what a row's length does in them; of words, beside their twins at "
+            "the vocabulary's mean length.",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also draw a chart to this .svg file: the vocabulary's norms with the words marked, probes, and runs."
+        ),
+    ] = None,
+    force: Force = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -122,14 +209,22 @@ def command(
 
     Example: dti inspect-norms dog.safetensors
     """
+    from dticli import atomic
     from dticli.models import choice, contents
     from dticli.words import base_model, repositories
+
+    if plot:
+        if plot.suffix != ".svg":
+            raise UsageError(
+                f"cannot write a chart to {plot.name}: expected a name that ends in .svg; rename it"
+            )
+        atomic.require_writable([plot], force=force)
 
     folders = [each for each in targets or [] if Path(each).suffix == ".run"]
     runs = tuple(_followed(Path(each)) for each in folders)
     targets = [each for each in targets or [] if each not in folders]
     if runs and not targets:
-        console.show(Report((), runs), as_json=json)
+        _finish(Report((), runs), plot, json)
         return
     files = [each for each in targets if repositories.holds_token(each, offline=offline)]
     tokens = [repositories.read(each, offline=offline).token for each in files]
@@ -148,8 +243,16 @@ def command(
         console.notice(contents.announcement(chosen, "text_encoder"))
         for each in () if option else base_model.strangers([tokens[i] for i in indices], chosen):
             console.warn(each)
-        reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices]))
-    console.show(Report(tuple(reports), runs), as_json=json)
+        reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices], probe))
+    _finish(Report(tuple(reports), runs), plot, json)
+
+
+def _finish(report: Report, plot: Path | None, json: bool) -> None:
+    from dticli import atomic, charts
+
+    if plot:
+        atomic.write_bytes(plot, charts.svg([*report.panels()]).encode())
+    console.show(report, as_json=json)
 
 
 def _followed(folder: Path) -> Followed:
@@ -169,7 +272,7 @@ def _followed(folder: Path) -> Followed:
     return Followed(folder.name, tuple(entries))
 
 
-def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected:
+def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]", probe: bool) -> Inspected:
     from dticli.models import contents, embeddings
     from dticli.words import learned_word, norms
 
@@ -184,7 +287,32 @@ def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]") -> Inspected
     ]
     summaries = tuple(norms.summary(table) for table in tables.values())
     theory = {encoder.component: encoder.theory for encoder in encoders}
-    return Inspected(model.label, summaries, theory, tuple(standings))
+    probes = _probed(model, tables, tokens) if probe else ()
+    return Inspected(model.label, summaries, theory, tuple(standings), tuple(tables), probes)
+
+
+def _probed(
+    model: "Model", tables: "Mapping[str, Table]", tokens: "Sequence[tuple[str, Token]]"
+) -> "tuple[Probed, ...]":
+    """What each encoder makes of the vocabulary, of the words, and of the words at the vocabulary's mean length."""
+    from dticli import sphere
+    from dticli.models import contents, devices, loading
+    from dticli.words import learned_word, norms
+    from dticli.words.probe import probe
+
+    device = devices.pick_device("auto")
+    pipe = loading.text_encoders(model, device, devices.pick_dtype("auto", device))
+    probes = []
+    for encoder in contents.family(model).encoders:
+        table = tables[encoder.key]
+        mean = norms.magnitude(norms.summary(table), "mean")
+        words = {}
+        for file, token in tokens:
+            rows = learned_word.fit(token, {key: each.width for key, each in tables.items()})[encoder.key]
+            words[f"{token.name} of {Path(file).name}"] = rows
+            words[f"{token.name} of {Path(file).name} at the mean"] = mean * sphere.normalize(rows)
+        probes.append(probe(getattr(pipe, encoder.component), getattr(pipe, encoder.tokenizer), table, words))
+    return tuple(probes)
 
 
 def _standings(file: str, token: "Token", key: str, rows: Any, table: "Table") -> Iterator[Standing]:

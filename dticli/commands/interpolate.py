@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
 from dticli.settings import GenerateSettings, Group, PathKind, model_layer, resolve
@@ -69,7 +70,11 @@ class Interpolated:
 def command(
     given: dict[str, Any],
     files: Annotated[
-        list[str], typer.Argument(help="Two or more token files of one model, in the order to visit.")
+        list[str],
+        typer.Argument(
+            help="Two or more token files of one model, in the order to visit.",
+            autocompletion=completion.token_files,
+        ),
     ],
     prompt: Annotated[
         list[str] | None,

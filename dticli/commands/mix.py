@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json
 from dticli.errors import UsageError
 from dticli.settings import PathKind
@@ -52,7 +53,13 @@ class Mixed:
 
 
 def command(
-    files: Annotated[list[str], typer.Argument(help="Two or more token files of one model.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two or more token files of one model.",
+            autocompletion=completion.token_files,
+        ),
+    ],
     weights: Annotated[
         str | None,
         typer.Option(help="How much of each, such as 2,1,1; default: of all the same."),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Base, Debug, Json
 from dticli.models import families
 from dticli.models.families import Family
@@ -64,7 +65,10 @@ class Descriptions:
 def command(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(help="Models to describe (hub id, folder, file, 'stickers'); none: all families."),
+        typer.Argument(
+            help="Models to describe (hub id, folder, file, 'stickers'); none: all families.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     base: Base = None,
     variant: Annotated[str | None, typer.Option(help="Weight files to count, such as fp16.")] = None,

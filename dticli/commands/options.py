@@ -12,6 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from dticli import console
+from dticli.commands import completion
 from dticli.errors import UsageError
 from dticli.settings import Group, ModelSettings, Settings
 
@@ -102,6 +103,7 @@ def _parameter(kind: type[Settings], name: str, field: FieldInfo, shown: str | N
         help=f"{field.description}{_default(field, shown)}",
         show_default=False,
         metavar=METAVARS.get(base),
+        autocompletion=completion.OF_SETTINGS.get(name),
         rich_help_panel=_group(kind, name, field),
         **_range(field, base),
     )

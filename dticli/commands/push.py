@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json
 from dticli.errors import InputError, UsageError
 
@@ -42,7 +43,12 @@ class Pushed:
 
 
 def command(
-    file: Annotated[str, typer.Argument(help="Token file of any tool, or folder that holds one.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Token file of any tool, or folder that holds one.", autocompletion=completion.token_files
+        ),
+    ],
     repository: Annotated[str, typer.Argument(help="Where to, user/name; made if it is not there.")],
     picture: Annotated[
         list[Path] | None,

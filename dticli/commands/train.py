@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
 from dticli.errors import DtiError, Stopped, UsageError
 from dticli.learn import live
@@ -137,6 +138,7 @@ def command(
         Path | None,
         typer.Option(
             help="TOML file with any of these settings and photos, such as a run's run.toml.",
+            autocompletion=completion.settings_files,
             rich_help_panel=Group.OUTPUT,
         ),
     ] = None,
@@ -145,6 +147,7 @@ def command(
         Path | None,
         typer.Option(
             help="TOML file with a table for each of several words: photos, init, any setting.",
+            autocompletion=completion.settings_files,
             rich_help_panel=Group.OUTPUT,
         ),
     ] = None,

@@ -9,24 +9,12 @@ import diffusers
 import torch
 from PIL.Image import Image
 
+from dticli.draw.schedulers import SCHEDULERS
 from dticli.errors import EnvironmentProblem, InputError, UsageError, is_out_of_memory
 from dticli.models.families import Family
 from dticli.models.families.shape import FIXED, Frame, call_defaults
 from dticli.settings import GenerateSettings
 from dticli.words.placement import Word, place
-
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {}),
-    "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ FORCED = "without --force what is there is kept, with it all is done again"
 
 
 def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool, quiet: bool) -> PlanResult:
-    """Learn, draw and judge what is not in the folder yet; results.json and results.md are written as it comes.
+    """Learn, draw and judge what is not in the folder yet; results.json, results.md and results.svg are written as it comes.
 
     Args:
         given: settings of model and machine that go before the plan's.
@@ -54,6 +54,8 @@ def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool
     for result in _judged(stage, words, problems):
         atomic.write_bytes(folder / "results.json", console.to_json(result).encode())
         atomic.write_bytes(folder / "results.md", result.markdown().encode())
+        if result.arms:
+            atomic.write_bytes(folder / "results.svg", result.chart().encode())
     if problems:
         first = next(iter(problems.values()))
         others = f"; the others are in {folder / 'results.md'}" if result.outcomes else ""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, Strict
 
-from dticli import bundled, settings
+from dticli import bundled, evaluation, settings
 from dticli.errors import DtiError, InputError, UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE, prompts
 from dticli.evaluation.prompts import Prompt
@@ -17,7 +17,7 @@ from dticli.photos.albums import Album
 from dticli.settings import GenerateSettings, ModelSettings, PathKind, Positive, Settings, TrainSettings
 from dticli.words import learned_word
 
-HERE = Path(__file__).parent / "plans"
+HERE = evaluation.PLANS
 UNTRAINED = "init"
 DERIVED = frozenset({"of", "magnitude"})
 SUBJECT = frozenset({"photos", "init", "masks"})
@@ -210,8 +210,9 @@ def read(name: str) -> Plan:
     """
     path = HERE / f"{name}.toml" if (HERE / f"{name}.toml").is_file() else Path(name)
     if not path.exists():
-        known = ", ".join(sorted(each.stem for each in HERE.glob("*.toml")))
-        raise UsageError(f"no plan {name}: expected {known} or a TOML file; check --plan")
+        raise UsageError(
+            f"no plan {name}: expected {', '.join(evaluation.plans())} or a TOML file; check --plan"
+        )
     file = _file(path)
     arms = tuple(_arm(path, each, table) for each, table in file.arms.items())
     if not arms or not file.subjects or not file.seeds:

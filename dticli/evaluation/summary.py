@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dticli import charts
+from dticli.charts import Panel, Series
 from dticli.evaluation import markdown, measure, passages, records
 from dticli.evaluation.measure import Mean
 from dticli.evaluation.passages import Passage, PassageResult
@@ -103,6 +105,16 @@ class PlanResult:
             yield ""
             yield from passages.lines(self.passages)
 
+    def chart(self) -> str:
+        """Likeness against alignment, an arm a point, with the intervals over subjects."""
+        series = [
+            Series(arm.arm, [(arm.likeness.value, arm.alignment.value)], "points", _spans(arm))
+            for arm in self.arms
+        ]
+        return charts.svg(
+            [Panel(self.plan, f"likeness, by {self.image_judge}", f"alignment, by {self.text_judge}", series)]
+        )
+
     def markdown(self) -> str:
         """The whole report."""
         figures = [
@@ -139,6 +151,15 @@ def _row(arm: ArmResult, names: Sequence[str]) -> list[str]:
         arm.arm, str(arm.trials), f"{arm.norm:.2f}", str(arm.likeness), str(arm.alignment), str(arm.gain or ""),
         str(arm.lifted or ""), *shares, _share(arm.leakage),
     ]  # fmt: skip
+
+
+def _spans(arm: ArmResult) -> list[tuple[float, float, float, float]]:
+    """The intervals of an arm; none where a mean is of one value."""
+    ends = [end for mean in (arm.likeness, arm.alignment) for end in (mean.low, mean.high)]
+    low_x, high_x, low_y, high_y = ends
+    if low_x is None or high_x is None or low_y is None or high_y is None:
+        return []
+    return [(low_x, high_x, low_y, high_y)]
 
 
 def _share(value: float | None) -> str:

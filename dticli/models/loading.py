@@ -1,6 +1,8 @@
 """A model's weights brought into a frozen pipeline."""
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ def load(
     *,
     safety_checker: bool = True,
     quantization: Any = None,
+    left_out: Iterable[str] = (),
 ) -> Any:
     """Load the pipeline, frozen, on `device`.
 
     Args:
         safety_checker: False leaves out the picture filter of pipelines that ship one; training never draws.
         quantization: a `PipelineQuantizationConfig`; None loads every weight in `dtype`.
+        left_out: components to do without.
 
     Raises:
         ModelError: files are missing or broken.
@@ -40,10 +44,12 @@ def load(
             f"--quantize for the single file {model.name}: expected a model in diffusers layout; leave one of them out"
         )
     source = _brought(model) if model.file else model
-    left_out: dict[str, Any] = contents.absent(contents.index(source)) | dict.fromkeys(model.stored)
+    without: dict[str, Any] = contents.absent(contents.index(source)) | dict.fromkeys(
+        [*model.stored, *left_out]
+    )
     # diffusers leaves the filter out of single files, which never have it.
     if (model.file or not safety_checker) and "safety_checker" in contents.index(source):
-        left_out |= WITHOUT_SAFETY_CHECKER
+        without |= WITHOUT_SAFETY_CHECKER
     with contents.hub_errors(source):
         try:
             pipe = DiffusionPipeline.from_pretrained(
@@ -53,7 +59,7 @@ def load(
                 variant=source.variant,
                 local_files_only=source.offline or source.kind != "hub",
                 quantization_config=quantization,
-                **left_out,
+                **without,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             if isinstance(error, ConnectionError) or is_out_of_memory(error):
@@ -69,6 +75,16 @@ def load(
             align(module)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def text_encoders(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load a pipeline with its text encoders and tokenizers alone; of a single file, with everything else too.
+
+    Raises:
+        ModelError, EnvironmentProblem: as `load`.
+    """
+    others = [name for name in contents.index(model) if not re.match(r"_|text_encoder|tokenizer", name)]
+    return load(model, device, dtype, left_out=() if model.file else others)
 
 
 def _brought(model: Model) -> Model:

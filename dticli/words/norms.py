@@ -7,7 +7,7 @@ tokenizer's length) and zero rows are left out (arXiv:2512.13672, section 3).
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,19 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Close:
+    """A word of the vocabulary and the distance of its row from a vector."""
+
+    word: str
+    distance: float
+
+    @property
+    def name(self) -> str:
+        """The word as a reader writes it."""
+        return readable(self.word)
+
+
+@dataclass(frozen=True)
 class Position:
     """Where a vector lies among a table's live rows.
 
@@ -85,6 +98,7 @@ class Position:
         z_score: distance from their mean length in standard deviations.
         in_distribution: whether its length lies between the `CENTRAL` percentiles.
         nearest: words by falling cosine.
+        closest: words by growing distance, which are other ones where the vector is longer than words are.
     """
 
     norm: float
@@ -92,6 +106,7 @@ class Position:
     z_score: float
     in_distribution: bool
     nearest: tuple[Neighbour, ...]
+    closest: tuple[Close, ...]
 
 
 def readable(piece: str) -> str:
@@ -171,7 +186,7 @@ def position(vector: Tensor, table: Table, k: int = 8) -> Position:
 
 
 def positions(vectors: Tensor, table: Table, k: int = 8) -> tuple[Position, ...]:
-    """Where vectors lie among a table's live rows, in two passes over the table for all of them.
+    """Where vectors lie among a table's live rows, in three passes over the table for all of them.
 
     Args:
         vectors: (n, width), of any length but zero.
@@ -194,16 +209,21 @@ def positions(vectors: Tensor, table: Table, k: int = 8) -> tuple[Position, ...]
     lengths = vectors.norm(dim=1).double()
     low, high = (_percentile(live, percent) for percent in CENTRAL)
     z_scores = (lengths - live.mean()) / live.std(correction=0)
-    nearest = _nearest(units, table, norms, k)
+    nearest = _best(table, norms, len(vectors), k, lambda rows, lengths: units @ rows.T / lengths)
+    # By 2 v.r - r.r, since the vector's own square is the same for all rows.
+    closest = _best(
+        table, norms, len(vectors), k, lambda rows, lengths: 2 * vectors @ rows.T - lengths.square()
+    )
     return tuple(
         Position(
             norm=length.item(),
             percentile=_rank(live, length),
             z_score=z_score.item(),
             in_distribution=low <= length.item() <= high,
-            nearest=neighbours,
+            nearest=tuple(Neighbour(word, cosine) for word, cosine in parallel),
+            closest=tuple(Close(word, max(length.item() ** 2 - score, 0.0) ** 0.5) for word, score in near),
         )
-        for length, z_score, neighbours in zip(lengths, z_scores, nearest, strict=True)
+        for length, z_score, parallel, near in zip(lengths, z_scores, nearest, closest, strict=True)
     )
 
 
@@ -271,18 +291,24 @@ def _rank(norms: Tensor, length: Tensor) -> float:
     return (100 * (below + equal / 2) / len(norms)).item()
 
 
-def _nearest(units: Tensor, table: Table, norms: Tensor, k: int) -> list[tuple[Neighbour, ...]]:
-    """The `k` live words of the highest cosine with each of `units`, (n, width)."""
+def _best(
+    table: Table, norms: Tensor, count: int, k: int, score: Callable[[Tensor, Tensor], Tensor]
+) -> list[list[tuple[str, float]]]:
+    """The `k` live words of the highest score, and their scores, for each of `count` vectors.
+
+    Args:
+        score: from rows and their lengths to (count, rows).
+    """
     k = min(k, int((norms > 0).sum()))
-    cosines, words = torch.empty(len(units), 0), torch.empty(len(units), 0, dtype=torch.long)
+    scores, words = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.long)
     for start, chunk in _chunks(table.rows[: len(table.words)]):
         lengths = norms[start : start + len(chunk)]
-        found = (units @ chunk.T / lengths).where(lengths > 0, -math.inf)
-        cosines = torch.cat([cosines, found], dim=1)
+        found = score(chunk, lengths).where(lengths > 0, -math.inf)
+        scores = torch.cat([scores, found], dim=1)
         words = torch.cat([words, torch.arange(start, start + len(chunk)).expand_as(found)], dim=1)
-        cosines, best = cosines.topk(min(k, cosines.shape[1]), dim=1)
+        scores, best = scores.topk(min(k, scores.shape[1]), dim=1)
         words = words.gather(1, best)
     return [
-        tuple(Neighbour(table.words[word], cosine) for word, cosine in zip(*pairs, strict=True))
-        for pairs in zip(words.tolist(), cosines.tolist(), strict=True)
+        [(table.words[word], value) for word, value in zip(*pairs, strict=True)]
+        for pairs in zip(words.tolist(), scores.tolist(), strict=True)
     ]

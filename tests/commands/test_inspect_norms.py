@@ -1,5 +1,6 @@
 """`dti inspect-norms` as a user runs it."""
 
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,41 @@ def test_where_a_token_stands(dti: Dti, dog: Path) -> None:
     outcome = dti("inspect-norms", inflated, "--model", "stickers")
     assert "OUT OF DISTRIBUTION" in outcome.out
     assert "percentile 100.0" in outcome.out
+
+
+def test_a_probe_puts_words_beside_their_twins_at_the_mean(dti: Dti, dog: Path) -> None:
+    """An inflated word hides its place and hardly turns; rescaled, it is read as a word of the vocabulary is."""
+    ((key, rows),) = load_file(dog).items()
+    inflated = dog.with_name("long.safetensors")
+    save_file({key: rows * 12}, inflated)
+    outcome = dti("inspect-norms", inflated, "--model", "stickers", "--probe", "--json")
+    assert outcome.code == 0, outcome.err
+    (probed,) = outcome.json["models"][0]["probes"]
+    long, twin = probed["words"].values()
+    assert list(probed["words"]) == ["<dog> of long.safetensors", "<dog> of long.safetensors at the mean"]
+    assert (long["multiple"], twin["multiple"]) == (pytest.approx(12, rel=0.05), pytest.approx(1, abs=1e-4))
+    assert long["place_read"] < 0.3 < 0.7 < twin["place_read"]
+    assert long["turned"] < 0.6 * twin["turned"]
+    assert probed["exponents"]["moved"] == pytest.approx(-1, abs=0.1)
+    ordinary = next(each for each in probed["vocabulary"] if each["multiple"] == 1)
+    assert twin["turned"] == pytest.approx(ordinary["turned"], rel=0.3)
+
+
+def test_a_chart_shows_the_vocabulary_and_where_words_stand(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """Bars for the histogram's bins, a mark for the word, and norm and angle of its run; never over another file unasked."""
+    chart = tmp_path / "norms.svg"
+    outcome = dti("inspect-norms", dog, dog.with_suffix(".run"), "--plot", chart)
+    assert outcome.code == 0, outcome.err
+    root = ElementTree.parse(chart).getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    assert len([rect for rect in root.iter(f"{space}rect") if rect.get("x")]) == 40
+    texts = [text.text for text in root.iter(f"{space}text")]
+    assert "<dog> of dog.safetensors" in texts
+    assert "dog.run: angle from the start" in texts
+    assert len(list(root.iter(f"{space}polyline"))) == 2
+    assert dti("inspect-norms", dog, "--plot", chart).code == 2
+    wrong = dti("inspect-norms", dog, "--plot", tmp_path / "norms.xyz")
+    assert (wrong.code, ".svg" in wrong.error) == (2, True)
 
 
 def test_files_of_other_tools_and_two_encoders(dti: Dti, tmp_path: Path) -> None:

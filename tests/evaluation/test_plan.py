@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -388,6 +389,26 @@ def planned(*arms: plans.Arm) -> plans.Plan:
     return plans.Plan("p", file, arms, (), prompts.read("stickers"))
 
 
+def chart_points(svg: str) -> dict[str, float]:
+    """Each arm's height in the chart, found by the name beside its point."""
+    root = ElementTree.fromstring(svg)
+    space = "{http://www.w3.org/2000/svg}"
+    circles = {each.get("fill"): float(each.get("cy", "")) for each in root.iter(f"{space}circle")}
+    return {
+        str(each.text): circles[each.get("fill")] for each in root.iter(f"{space}text") if each.get("fill")
+    }
+
+
+def test_the_chart_puts_better_arms_higher() -> None:
+    """By alignment, an arm a point, named."""
+    arms = {"dti": 0.9, "ti": 0.3, "word": 0.6}
+    outcomes = [replace(BASE, arm=arm, alignment=value) for arm, value in arms.items()]
+    result = summary.summarise(planned(*(plans.Arm(arm, {}) for arm in arms)), "m", outcomes)
+    heights = chart_points(result.chart())
+    assert heights["dti"] < heights["word"] < heights["ti"]
+    assert heights["word"] - heights["dti"] == pytest.approx(heights["ti"] - heights["word"], abs=0.2)
+
+
 def test_the_summary_is_over_subjects() -> None:
     """Means over seeds first, ratios paired over subjects, and the lift between chance and the class word."""
     outcomes = [
@@ -400,7 +421,9 @@ def test_the_summary_is_over_subjects() -> None:
         replace(BASE, arm="word", subject="b", alignment=0.6),
     ]
     plan = planned(plans.Arm("dti", {}), plans.Arm("ti", {}), plans.Arm("word", {}, of="init"))
-    dti, ti, word = summary.summarise(plan, "m", outcomes).arms
+    result = summary.summarise(plan, "m", outcomes)
+    dti, ti, word = result.arms
+    assert chart_points(result.chart()).keys() == {"dti", "ti", "word"}
     assert dti.alignment.value == pytest.approx((0.7 + 0.5) / 2)
     assert ti.gain == measure.Mean(*3 * [pytest.approx(0.5)])
     assert (dti.trials, ti.norm) == (3, 4.5)
@@ -420,6 +443,7 @@ def test_what_cannot_be_said_is_left_empty() -> None:
     assert (word.gain, word.lifted) == (None, None)
     assert str(word.alignment) == "0.800"
     assert "None" not in result.markdown()
+    assert "None" not in result.chart()
 
 
 def test_chance_is_what_other_prompts_get() -> None:

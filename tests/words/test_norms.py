@@ -153,6 +153,10 @@ def test_position_agrees_with_numpy(k: int) -> None:
         best = np.argsort(-cosines)[:k]
         assert [near.word for near in position.nearest] == list(names[best])
         np.testing.assert_allclose([near.cosine for near in position.nearest], cosines[best], atol=1e-6)
+        distances = np.linalg.norm(rows - vector, axis=1)
+        best = np.argsort(distances)[: len(position.closest)]
+        assert [near.word for near in position.closest] == list(names[best])
+        np.testing.assert_allclose([near.distance for near in position.closest], distances[best], atol=1e-4)
 
 
 def test_a_words_own_row_is_its_nearest() -> None:

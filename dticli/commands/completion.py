@@ -1,0 +1,80 @@
+"""What a shell offers behind an option: names dti knows, and files it can read. Imports nothing heavy.
+
+Where nothing fits, shells offer files by themselves.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from dticli import bundled, evaluation
+from dticli.draw.schedulers import SCHEDULERS
+from dticli.evaluation.prompts import SETS
+from dticli.paths import SUFFIXES
+
+
+def token_files(incomplete: str) -> list[str]:
+    """Token files where the path so far leads, behind `NAME=` too."""
+    name, equals, path = incomplete.rpartition("=")
+    return [name + equals + each for each in _files(path, SUFFIXES)]
+
+
+def subjects(incomplete: str) -> list[str]:
+    """Subjects there are example photos of."""
+    return _fitting(incomplete, (each.name for each in bundled.subjects()))
+
+
+def plans(incomplete: str) -> list[str]:
+    """Plans that come with dti, and TOML files."""
+    return _fitting(incomplete, evaluation.plans()) + _files(incomplete, (".toml",))
+
+
+def settings_files(incomplete: str) -> list[str]:
+    """TOML files."""
+    return _files(incomplete, (".toml",))
+
+
+def prompt_sets(incomplete: str) -> list[str]:
+    """Prompt sets that come with dti, and text files."""
+    return _fitting(incomplete, SETS) + _files(incomplete, (".txt",))
+
+
+def schedulers(incomplete: str) -> list[str]:
+    """Samplers."""
+    return _fitting(incomplete, SCHEDULERS)
+
+
+def models(incomplete: str) -> list[str]:
+    """The bundled model, those of the hub on this machine, checkpoints and folders in diffusers layout."""
+    from huggingface_hub import constants
+
+    stored = Path(constants.HF_HUB_CACHE).glob("models--*--*/snapshots/*/model_index.json")
+    hub = {each.parents[2].name.removeprefix("models--").replace("--", "/") for each in stored}
+    folders = [path.parent for path in _beside(incomplete).glob("*/model_index.json")]
+    return (
+        _fitting(incomplete, [bundled.MODEL_NAME, *sorted(hub), *map(str, sorted(folders))])
+        + _files(incomplete, (".safetensors",))
+    )  # fmt: skip
+
+
+OF_SETTINGS: dict[str, Callable[[str], list[str]]] = {
+    "model": models,
+    "scheduler": schedulers,
+    "init": token_files,
+    "prior": token_files,
+}
+"""By the name of the setting."""
+
+
+def _beside(incomplete: str) -> Path:
+    """The folder that a path leads into so far."""
+    return Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+
+
+def _files(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
+    folder = _beside(incomplete)
+    found = (each for each in folder.glob("*") if each.suffix in suffixes and str(each).isprintable())
+    return _fitting(incomplete, sorted(map(str, found)))
+
+
+def _fitting(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
