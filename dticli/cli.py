@@ -77,6 +77,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     invoke_without_command=True,
+    epilog="dti help COMMAND, or dti COMMAND --help, shows what a command takes.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},

@@ -200,9 +200,7 @@ class GenerateSettings(ModelSettings):
 
     group = Group.DRAWING
 
-    negative: Annotated[str | None, Group.COMMON] = Field(
-        None, description="What should not be in the picture."
-    )
+    negative: str | None = Field(None, description="What should not be in the picture.")
     steps: Positive | None = Field(None, description="Denoising steps; default: the pipeline's.")
     guidance: Annotated[float, Field(ge=0)] | None = Field(
         None, description="How strongly to follow the prompt; default: the pipeline's."

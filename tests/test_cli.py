@@ -42,14 +42,19 @@ def shown(dti: Dti, monkeypatch: pytest.MonkeyPatch, columns: int, *arguments: s
     return outcome.out
 
 
-@pytest.mark.parametrize("command", ["train", "generate"])
+@pytest.mark.parametrize("command", ["train", "generate", "interpolate", "evaluate"])
 def test_the_first_screen_holds_what_a_first_run_needs(
     dti: Dti, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """24 rows of 80 columns; the rest comes with `--help-all`, each option once, and wider on a wider terminal."""
     short = shown(dti, monkeypatch, 80, command, "--help")
     assert len(short.splitlines()) <= 24
-    needed = {"train": ("--token", "--init", "Required:"), "generate": ("--token-file", "--size")}
+    needed = {
+        "train": ("--token", "--init", "Required:"),
+        "generate": ("--token-file", "--size"),
+        "interpolate": ("--prompt", "--frames"),
+        "evaluate": ("--photos", "--prompt-set", "--plan"),
+    }
     assert all(name in short for name in (*needed[command], "--model", "--help-all"))
     assert "--precision" not in short
     full = shown(dti, monkeypatch, 80, command, "--help-all")

@@ -83,13 +83,13 @@ def command(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Token files, folders or hub ids; all are compared with the same photos.",
+            help="Token files, folders or hub ids.",
             autocompletion=completion.token_files,
         ),
     ] = None,
     photos: Annotated[
         Path | None,
-        typer.Option(help="Folder with photos of the thing; best some that were not learned from."),
+        typer.Option(help="Folder of photos, best not those learned from."),
     ] = None,
     masks: Annotated[
         str | None,
@@ -101,16 +101,14 @@ def command(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Instead of files: a TOML file with arms, subjects and seeds to learn and judge, or stickers, "
-            "stickers-tuning, stickers-ablations, paper. What is done is not done again.",
+            help="TOML file of arms to compare, or stickers, paper and others; keeps what is done.",
             autocompletion=completion.plans,
         ),
     ] = None,
     prompt_set: Annotated[
         str | None,
         typer.Option(
-            help="simple, complex (context first), stickers, stickers-complex (the bundled model's world), or a file with "
-            f"one prompt per line, {{}} for the word.  [default: {PROMPT_SET}]",
+            help=f"simple, complex, stickers, stickers-complex, or a file with one prompt per line. [default: {PROMPT_SET}]",
             autocompletion=completion.prompt_sets,
         ),
     ] = None,
@@ -143,16 +141,16 @@ def command(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Keep the pictures in this folder; with --plan, everything."),
+        typer.Option("--out", "-o", help="Folder to keep pictures in, or all of a plan."),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Judge learned words: how like the photos their pictures are, and how well they follow the prompt.
+    """Judge learned words: likeness to photos, and fit to prompts.
 
-    Example: dti evaluate dog.safetensors --photos ./more-photos --prompt-set complex
+    Example: dti evaluate dog.safetensors --photos ./more-photos
     """
     if plan is None:
         if not files or not photos:

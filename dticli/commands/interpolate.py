@@ -72,7 +72,7 @@ def command(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Two or more token files of one model, in the order to visit.",
+            help="Token files of one model, in order.",
             autocompletion=completion.token_files,
         ),
     ],
@@ -102,7 +102,7 @@ def command(
     ] = "slerp",
     grid: Annotated[
         bool,
-        typer.Option("--grid", help="Draw a square between four words, or a triangle between three."),
+        typer.Option("--grid", help="A square between four words, a triangle between three."),
     ] = False,
     image_judge: Annotated[
         str | None,
@@ -133,9 +133,9 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw the way from one learned word to another, with the same noise in every frame.
+    """Draw what lies between learned words, with the same noise in every frame.
 
-    Example: dti interpolate dog.safetensors cat.safetensors --prompt "a photo of {}" --frames 9 --out morph.gif
+    Example: dti interpolate dog.safetensors cat.safetensors --out morph.gif
     """
     from dticli import atomic
     from dticli.draw import pictures, pipeline
