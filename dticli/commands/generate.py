@@ -1,6 +1,5 @@
 """`dti generate`: prompts and token files in, pictures out."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +72,15 @@ def command(
     from dticli import atomic
     from dticli.draw import pictures, pipeline, sampler
     from dticli.words import base_model
+    from dticli.words import texts as about
 
     texts = _prompts(prompt or [], prompts)
     tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in token or []]
     names = [each.name for each in tokens]
-    sampler.require_words(names, texts)
-    _warn_of_others(names, texts)
+    spoken = [*texts, given["negative"]] if given["negative"] else texts
+    about.require_used(names, texts, given["negative"])
+    for complaint in filter(None, [*about.strangers(names, spoken), about.unread(spoken)]):
+        console.warn(complaint)
     opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     shots = sampler.shots(texts, settings.seed, count)
@@ -87,22 +89,11 @@ def command(
     files = [out / pictures.file_name(index, shot) for index, shot in enumerate(shots)]
     atomic.require_writable([*files, *([grid] if grid else [])], force=force)
     loaded = pipeline.load(opened, settings, tokens)
-    sampler.require_words_seen(loaded.pipe, opened.family, loaded.words, texts)
     drawn = pipeline.draw(loaded, opened, shots, settings, files=files, quiet=quiet)
     if grid:
         pictures.save_image(grid, pictures.grid([picture.image for picture in drawn], columns=count))
     results = [Drawn(file, shot.prompt, shot.seed) for file, shot in zip(files, shots, strict=True)]
     console.show(Generated(opened.model.label, tuple(results), grid), as_json=json)
-
-
-def _warn_of_others(names: Sequence[str], texts: Sequence[str]) -> None:
-    """Words in brackets that no file brings mean nothing to a model."""
-    found = dict.fromkeys(word for text in texts for word in re.findall(r"<[^<>\s]+>", text))
-    for word in found:
-        if word not in names:
-            console.warn(
-                f"{word} is drawn as if it were any text: no token file brings it; pass it with -t FILE"
-            )
 
 
 def _prompts(given: Sequence[str], source: str | None) -> list[str]:

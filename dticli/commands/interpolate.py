@@ -141,6 +141,7 @@ def command(
     from dticli.draw import pictures, pipeline
     from dticli.models import devices
     from dticli.words import base_model, mixing
+    from dticli.words import texts as about
 
     if len(files) < 2:
         raise UsageError("one token file: expected two or more to go between; name another")
@@ -149,6 +150,9 @@ def command(
             f"--grid beside {'--image-judge' if image_judge else '--ping-pong'}: expected a path for that; leave one out"
         )
     texts = _prompts(prompt, prompts)
+    spoken = [*texts, *filter(None, [given["negative"]])]
+    for complaint in filter(None, [*about.strangers([], spoken), about.unread(spoken)]):
+        console.warn(complaint)
     tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in files]
     rows = (
         mixing.grid(len(files), frames or SIDE)

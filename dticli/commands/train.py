@@ -15,6 +15,7 @@ from dticli.learn import live
 from dticli.learn.live import How, Trained
 from dticli.models import families
 from dticli.settings import Group, TrainSettings, first_said, read_config
+from dticli.words import texts
 from dticli.words.programs import Target
 
 if TYPE_CHECKING:
@@ -182,6 +183,10 @@ def command(
         console.show(_checks(jobs, many=subjects is not None), as_json=json)
     for job in jobs:
         job.captions.require_usable()
+    if complaint := texts.unread(
+        text for job in jobs for each in job.captions.texts.values() for text in each
+    ):
+        console.warn(complaint)
     if check:
         return
     how = How(resume=resume, force=force, quiet=quiet)
@@ -228,7 +233,10 @@ def _require_known(jobs: "Sequence[Job]") -> None:
     model, family = jobs[0].opened.model, jobs[0].opened.family
     if model.folder:
         initial_rows.require_known(
-            model, family, [text for job in jobs for text in (job.settings.init, job.settings.prior)]
+            model,
+            family,
+            [text for job in jobs for text in (job.settings.init, job.settings.prior)],
+            [job.settings.token for job in jobs],
         )
 
 
@@ -237,10 +245,13 @@ def _require_known(jobs: "Sequence[Job]") -> None:
 
 def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
     from dticli.models import contents, footprint
+    from dticli.words import placement
 
     # All words share the model and its settings.
     model, family = jobs[0].opened.model, jobs[0].opened.family
     tokenizers = contents.tokenizers(model, family)
+    for tokenizer in tokenizers:
+        placement.require_new([job.settings.token for job in jobs], tokenizer)
     weights = footprint.estimate(model, family, jobs[0].settings)
     checked = tuple(_check(job, tokenizers, weights) for job in jobs)
     if not many:

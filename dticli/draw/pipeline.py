@@ -156,9 +156,6 @@ def draw_mixes(
     shots = [
         Shot(prompt.replace("{}", word.name), seed) for word in words for prompt in prompts for seed in seeds
     ]
-    # One stands for all: mixes differ in direction, not in how many pieces they take.
-    first = [shot.prompt for shot in shots[: len(prompts) * len(seeds)]]
-    sampler.require_words_seen(loaded.pipe, opened.family, words[:1], first)
     along = dataclasses.replace(loaded, words=words)
     return draw(along, opened, shots, settings, files=files, what="frame", every=every, quiet=quiet)
 

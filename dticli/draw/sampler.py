@@ -12,7 +12,7 @@ from PIL.Image import Image
 from dticli.draw.schedulers import SCHEDULERS
 from dticli.errors import EnvironmentProblem, InputError, UsageError, is_out_of_memory
 from dticli.models.families import Family
-from dticli.models.families.shape import FIXED, Frame, call_defaults
+from dticli.models.families.shape import FIXED, call_defaults
 from dticli.settings import GenerateSettings
 from dticli.words.placement import Word, place
 
@@ -45,43 +45,20 @@ def sample(
     """Draw every shot, `settings.batch_size` at a time, and hand each picture over as soon as it is there.
 
     Raises:
+        InputError: a word is cut off in a text; before anything is drawn.
         EnvironmentProblem: out of memory; says what to lower.
     """
+    texts = [shot.prompt for shot in shots]
     with place(pipe, family.encoders, words) as placement, scheduler_of(pipe, settings.scheduler):
+        if settings.negative is not None:
+            texts.append(settings.negative)
+            settings = settings.model_copy(update={"negative": placement.expand(settings.negative)})
+        placement.require_read(family, texts)
         for start in range(0, len(shots), settings.batch_size):
             batch = shots[start : start + settings.batch_size]
             prompts = [placement.expand(shot.prompt) for shot in batch]
             drawn = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch])
             yield from (Picture(shot, *each) for shot, each in zip(batch, drawn, strict=True))
-
-
-def require_words_seen(pipe: Any, family: Family, words: Sequence[Word], prompts: Sequence[str]) -> None:
-    """Encode every prompt once.
-
-    Raises:
-        InputError: a word is cut off at the encoder's limit.
-    """
-    side = (family.multiple, family.multiple)
-    frame = Frame(side, (0, 0), side)
-    with torch.no_grad(), place(pipe, family.encoders, words) as placement:
-        for prompt in dict.fromkeys(prompts):
-            family.code.encode(pipe, [placement.expand(prompt)], [frame])
-            for word in words:
-                if word.name in prompt and not placement.reached(word):
-                    raise InputError(
-                        f"{word.name} lies beyond the tokens the encoder reads in {prompt[:60]!r}: "
-                        "expected it before the text is cut off; shorten the prompt or move the word to the front"
-                    )
-
-
-def require_words(names: Sequence[str], prompts: Sequence[str]) -> None:
-    """Raise UsageError where a prompt holds none of the words; names it."""
-    for prompt in prompts:
-        if names and not any(name in prompt for name in names):
-            quotes = "; a sentence goes into quotes" if len(prompts) > 1 and " " not in prompt else ""
-            raise UsageError(
-                f"the prompt {prompt[:60]!r} lacks {' or '.join(names)}: write the word where the subject should appear{quotes}"
-            )
 
 
 def _call(

@@ -36,7 +36,6 @@ def draw(
 ) -> list[Picture]:
     """Pictures of one word by itself: words of different pooling can be compared, and company changes no figure."""
     loaded = pipeline.with_words(pipe, opened, settings, [token])
-    sampler.require_words_seen(pipe, opened.family, loaded.words, [shot.prompt for shot in asked])
     every = max(1, len(asked) // 10)
     return pipeline.draw(loaded, opened, asked, settings, files=kept, every=every, quiet=quiet)
 

@@ -69,18 +69,21 @@ def is_phrase(text: str) -> bool:
     return not (text in NO_PHRASES or text.startswith(CROSS) or names_token_file(text))
 
 
-def require_known(model: Model, family: Family, texts: Sequence[str]) -> None:
-    """Check what words are to start from against a model's tokenizers and tables, before it is loaded.
+def require_known(model: Model, family: Family, texts: Sequence[str], names: Sequence[str]) -> None:
+    """Check new words, and what they are to start from, against a model's tokenizers and tables, before it is loaded.
 
     Args:
         texts: as `init` and `prior` take them; those that are neither phrases nor files are passed over.
+        names: of the new words.
 
     Raises:
         InputError: there is no such token file, or it cannot be read.
-        UsageError: a phrase is empty, or the model does not know it.
+        UsageError: a phrase is empty, or the model does not know it; or it knows a new word.
     """
-    names = dict.fromkeys(encoder.tokenizer for encoder in family.encoders)
-    tokenizers = SimpleNamespace(**dict(zip(names, contents.tokenizers(model, family), strict=True)))
+    components = dict.fromkeys(encoder.tokenizer for encoder in family.encoders)
+    tokenizers = SimpleNamespace(**dict(zip(components, contents.tokenizers(model, family), strict=True)))
+    for component in components:
+        placement.require_new(names, getattr(tokenizers, component))
     tables = {table.encoder: table.rows for table in contents.tables(model)}
     for text in dict.fromkeys(texts):
         if names_token_file(text):
@@ -130,7 +133,7 @@ def pieces(pipe: Any, encoder: Encoder, phrase: str) -> list[int]:
 
 def _inside_a_prompt(encoder: Encoder, phrase: str) -> str:
     """Language models spell a word inside a sentence with the space before it."""
-    return f" {phrase.strip()}" if encoder.lstrip else phrase.strip()
+    return f" {phrase.strip()}" if encoder.spaced else phrase.strip()
 
 
 @torch.no_grad()

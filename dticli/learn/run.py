@@ -117,6 +117,8 @@ def load(settings: ModelSettings, model: Model, family: Family, ranks: Ranks = A
 def prepare(loaded: FrozenModel, settings: TrainSettings, album: Album, captions: Captions) -> Run:
     """Encode the photos, and set the word to its start."""
     model, family, pipe, device = loaded.model, loaded.family, loaded.pipe, loaded.device
+    for encoder in family.encoders:
+        placement.require_new([settings.token], getattr(pipe, encoder.tokenizer))
     crops = albums.crops(album.photos, settings, family.multiple)
     with memory.fitting(model, settings, device):
         encoded = _encoded(loaded, settings, crops)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dticli import randomness, sphere
-from dticli.errors import InputError, ModelError, NumericalError, UsageError, is_out_of_memory
+from dticli.errors import InputError, ModelError, NumericalError, is_out_of_memory
 from dticli.learn.optim import AdamW, Optimizer, RiemannianSGD
 from dticli.models.families import Family
 from dticli.models.families.shape import Process
@@ -19,7 +19,7 @@ from dticli.randomness import Key
 from dticli.ranks import ALONE, Ranks
 from dticli.settings import TrainSettings
 from dticli.words import pooling
-from dticli.words.placement import DirectionalWord, FreeWord, Placement, Word, place, size_of
+from dticli.words.placement import DirectionalWord, FreeWord, Placement, Word, place
 
 # Gradients of a half-precision encoder underflow; the scale is undone in float32, before the optimizer sees them.
 LOSS_SCALE = {torch.float16: 1024.0}
@@ -190,13 +190,13 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
         first_step: steps already done by an earlier run.
 
     Raises:
-        InputError: a caption's word is cut off, or not there.
+        InputError: a caption's word is cut off.
         ModelError: no gradient reaches a row.
         NumericalError: the loss or a gradient is not finite.
     """
     process = task.family.code.process(task.pipe)
     with place(task.pipe, task.family.encoders, [learner.word]) as placement:
-        _check_captions(task, placement, learner.word)
+        placement.require_read(task.family, (text for texts in task.captions.values() for text in texts))
         for step in range(first_step, task.settings.steps):
             pooling.choose(task.pipe, task.family.encoders, pooling.at_step(task.settings.pooling, step))
             loss = _gather_gradients(task, placement, process, learner, step)
@@ -327,36 +327,6 @@ def _draw(task: Task, step: int, sample: int) -> _Draw:
     texts = task.captions[task.latents.paths[pick]]
     caption = texts[randomness.integer(Key(seed, "caption", word, step, sample), len(texts))]
     return _Draw(seed, word, step, sample, pick, caption)
-
-
-@torch.no_grad()
-def _check_captions(task: Task, placement: Placement, word: Word) -> None:
-    """Let the encoders read every caption once and look whether they saw the whole word.
-
-    Raises:
-        UsageError: the word has more vectors than an encoder reads.
-        InputError: a caption's word is cut off, or not there.
-    """
-
-    def seen(text: str) -> int:
-        task.family.code.encode(task.pipe, [placement.expand(text)], task.latents.frames[:1])
-        return placement.seen(word)
-
-    size = size_of(word)
-    with placement.reading_only():
-        for text in dict.fromkeys(text for texts in task.captions.values() for text in texts):
-            if seen(text) == size:
-                continue
-            if (most := seen(word.name)) < size:
-                raise UsageError(
-                    f"{word.name} has {size} vectors, and an encoder of the model sees {most} of them even without a caption: "
-                    "expected fewer; lower --vectors"
-                )
-            raise InputError(
-                f"the encoder does not see {word.name} in {text[:60]!r}: expected it before the text is cut off; "
-                "shorten the caption or move the word to the front"
-                + (f", or lower --vectors (now {size})" if size > 1 else "")
-            )
 
 
 def _require_gradient(task: Task, learner: Learner) -> None:

@@ -6,7 +6,7 @@ that know the new words are copies, put back when the context closes.
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,9 +15,10 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
-from dticli.errors import ModelError, UsageError
+from dticli.errors import InputError, ModelError, UsageError
 from dticli.models.embeddings import Table, table_of
-from dticli.models.families import Encoder
+from dticli.models.families import Encoder, Family
+from dticli.words.texts import holds
 
 
 class Word(Protocol):
@@ -59,8 +60,11 @@ class DirectionalWord:
 
 
 def vector_names(name: str, count: int) -> list[str]:
-    """`<dog>`, `<dog>_1`, ...: one name a vector, as diffusers writes them."""
-    return [name, *(f"{name}_{index}" for index in range(1, count))]
+    """`<dog>`, `<dog>__1`, ...: what our tokenizers call the vectors of a word.
+
+    Not diffusers' `<dog>_1`: pipelines that know it would write out what is written out already.
+    """
+    return [name, *(f"{name}__{index}" for index in range(1, count))]
 
 
 def size_of(word: Word) -> int:
@@ -70,12 +74,23 @@ def size_of(word: Word) -> int:
 
 @dataclass
 class _Rows:
-    """The rows one encoder sees, and what it last saw: state shared by the hooks of its embedding modules."""
+    """The rows one encoder sees, and what it last saw: state shared by the hooks of its modules.
+
+    Attributes:
+        ids: (spellings, vectors): a vector's name may be known with and without a space before it.
+        marks: numbers to give out in the place of states, one for each vector and the last for all else; None: states.
+    """
 
     key: str
     words: Sequence[Word]
     ids: Tensor
     seen: Tensor | None = field(default=None, repr=False)
+    marks: Tensor | None = field(default=None, repr=False)
+
+    def where(self) -> Tensor:
+        """Which vector stands at each place the encoder last saw, (batch, length, vectors), bool."""
+        assert self.seen is not None
+        return (self.seen[..., None, None] == self.ids.to(self.seen.device)).any(dim=-2)
 
     def before(self, module: nn.Embedding, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Keep the ids; look up an existing row where an added id lies beyond the table."""
@@ -84,17 +99,39 @@ class _Rows:
 
     def after(self, module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Put our rows where our ids stand, scaled as the module scales its own (Gemma's sqrt(width))."""
-        assert self.seen is not None
         if not self.words:
             return output
         rows = torch.cat([word.rows[self.key] for word in self.words]).to(output.device, module.weight.dtype)
         scale = getattr(module, "embed_scale", None)
         if scale is not None:
             rows = rows * torch.as_tensor(scale).to(rows)
-        match = self.seen[..., None] == self.ids.to(self.seen.device)
+        match = self.where()
         # Not rows[...]: on the CPU, its gradient is summed in the order in which threads happen to finish.
         chosen = nn.functional.embedding(match.int().argmax(dim=-1), rows).to(output.dtype)
         return torch.where(match.any(dim=-1, keepdim=True), chosen, output)
+
+    def encoded(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Let marks stand for the states of the encoder, where they are asked for."""
+        if self.marks is None:
+            return output
+        match = self.where()
+        vector = torch.where(match.any(dim=-1), match.int().argmax(dim=-1), -1)
+        return _with_states(output, self.marks.to(vector.device)[vector])
+
+
+def _with_states(output: Any, states: Tensor) -> Any:
+    """An encoder's output with other states, (batch, length), alike in all layers and channels, and pooled ones of zero."""
+    match output:
+        case Tensor() if output.ndim == 3 and output.shape[:2] == states.shape:
+            return states[..., None].to(output.dtype).expand_as(output)
+        case Tensor() if output.is_floating_point():
+            return torch.zeros_like(output)
+        case Mapping():
+            return type(output)(**{name: _with_states(each, states) for name, each in output.items()})
+        case tuple():
+            return tuple(_with_states(each, states) for each in output)
+        case _:
+            return output
 
 
 @dataclass(frozen=True)
@@ -106,31 +143,62 @@ class Placement:
     encoders: Sequence[Encoder]
     rows: Mapping[str, _Rows]
 
-    def expand(self, prompt: str) -> str:
-        """The prompt with every vector of a word written out, where the pipeline does not do so itself."""
-        if hasattr(self.pipe, "maybe_convert_prompt"):
-            return prompt
+    def expand(self, text: str) -> str:
+        """A text as this pipeline's encoders are to get it: every vector of a word written out, in our names for them.
+
+        What is written out already, as diffusers writes it (`<dog> <dog>_1`), stands for the word too.
+        """
         for word in self.words:
-            joined = "".join(vector_names(word.name, size_of(word)))
-            prompt = re.sub(re.escape(word.name) + r"(?!_\d)", joined, prompt)
-        return prompt
+            name = re.escape(word.name)
+            others = "".join(rf"\s*{name}_{number}" for number in range(1, size_of(word)))
+            text = re.sub(
+                rf"{name}(?:{others})?(?!_\d)",
+                " ".join(vector_names(word.name, size_of(word))),
+                text,
+                flags=re.IGNORECASE,
+            )
+        return text
 
-    def reached(self, word: Word) -> bool:
-        """Whether every encoder saw all vectors of `word` when it last ran: false if absent or cut off."""
-        return self.seen(word) == size_of(word)
+    @torch.no_grad()
+    def require_read(self, family: Family, texts: Iterable[str]) -> None:
+        """Encode every text that holds a word, and look whether the denoiser would get the states of all its vectors.
 
-    def seen(self, word: Word) -> int:
-        """How many vectors of `word` were in what the encoders last read; of several encoders, the least."""
-        start = sum(size_of(other) for other in self.words[: self.words.index(word)])
-        own = slice(start, start + size_of(word))
-        return min(
-            0 if rows.seen is None else int(torch.isin(rows.ids[own].to(rows.seen.device), rows.seen).sum())
-            for rows in self.rows.values()
-        )
+        States that an encoder computes may still be dropped: beyond a limit, or with a template. An encoder of which
+        the denoiser gets a pooled state alone must have seen them. No layers are run but for the first text of a length.
+
+        Raises:
+            InputError: a vector is missing in a text; names the word.
+            UsageError: a word has more vectors than the model reads.
+        """
+        from dticli.models.families.shape import Frame
+
+        side = (family.multiple, family.multiple)
+        frame = Frame(side, (0, 0), side)
+
+        def read(text: str, word: Word) -> int:
+            with self._marking(word):
+                conditioning = family.code.encode(self.pipe, [self.expand(text)], [frame])
+                return self._counted(torch.cat([each.flatten() for each in _tensors(conditioning)]))
+
+        with self._reading():
+            for text in dict.fromkeys(texts):
+                for word in self.words:
+                    size = size_of(word)
+                    if not holds(text, word.name) or read(text, word) == size:
+                        continue
+                    if (most := read(word.name, word)) < size:
+                        raise UsageError(
+                            f"{word.name} has {size} vectors, and the model gets {most} of them even without other text: "
+                            "expected fewer; learn it with fewer --vectors"
+                        )
+                    raise InputError(
+                        f"the model does not get all of {word.name} in {text[:60]!r}: expected it before the text is cut "
+                        "off; shorten the text or move the word to the front"
+                    )
 
     @contextmanager
-    def reading_only(self) -> Iterator[None]:
-        """Encoders stop at the embedding while the context is open: `seen` is of each prompt, what they return is not."""
+    def _reading(self) -> Iterator[None]:
+        """Encoders stop at the embedding while the context is open: what they return is of no use but for its shape."""
         text_encoders = [getattr(self.pipe, each.component) for each in self.encoders]
         # Offloading libraries put a `forward` of their own there.
         own = [vars(each).get("forward") for each in text_encoders]
@@ -143,6 +211,35 @@ class Placement:
                 del text_encoder.forward
                 if forward is not None:
                     text_encoder.forward = forward
+
+    @contextmanager
+    def _marking(self, word: Word) -> Iterator[None]:
+        """Let each vector of a word in each encoder have a number of its own for a state, and all else another."""
+        start = sum(size_of(other) for other in self.words[: self.words.index(word)])
+        for place, rows in enumerate(self.rows.values()):
+            marks = torch.zeros(rows.ids.shape[-1] + 1)
+            marks[start : start + size_of(word)] = torch.arange(1.0, size_of(word) + 1)
+            # Negative, because masks, sizes and positions are not; of few bits, exact in any precision.
+            rows.marks = -torch.where(marks > 0, marks, size_of(word) + 1) / 512**place
+        try:
+            yield
+        finally:
+            for rows in self.rows.values():
+                rows.marks = None
+
+    def _counted(self, conditioning: Tensor) -> int:
+        """How many vectors of the marked word are in a conditioning, flat, that marks were encoded to; the least of all
+        encoders."""
+        counts = []
+        for rows in self.rows.values():
+            assert rows.marks is not None
+            others = rows.marks[-1]
+            own = rows.marks != others
+            found = torch.isin(rows.marks, conditioning.cpu())
+            if not found.any():
+                found[:-1] = rows.where().flatten(0, 1).any(dim=0).cpu()
+            counts.append(int((found & own).sum()))
+        return min(counts)
 
 
 class _Reader:
@@ -164,6 +261,19 @@ class _Reader:
         else:
             self.embedding(ids)
         return self.outputs[shape]
+
+
+def _tensors(conditioning: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers, in float32."""
+    match conditioning:
+        case Tensor():
+            yield conditioning.float()
+        case Mapping():
+            for each in conditioning.values():
+                yield from _tensors(each)
+        case list() | tuple():
+            for each in conditioning:
+                yield from _tensors(each)
 
 
 @contextmanager
@@ -191,7 +301,8 @@ def place(pipe: Any, encoders: Sequence[Encoder], words: Sequence[Word]) -> Iter
             tokenizer = copy.deepcopy(originals[encoder.tokenizer])
             ids = _add_names(tokenizer, names, encoder)
             setattr(pipe, encoder.tokenizer, tokenizer)
-            rows[encoder.key] = state = _Rows(encoder.key, words, torch.tensor(ids))
+            rows[encoder.key] = state = _Rows(encoder.key, words, ids)
+            handles.append(getattr(pipe, encoder.component).register_forward_hook(state.encoded))
             for module in embedding_modules(getattr(pipe, encoder.component)):
                 handles.append(module.register_forward_pre_hook(state.before))
                 handles.append(module.register_forward_hook(state.after))
@@ -203,19 +314,27 @@ def place(pipe: Any, encoders: Sequence[Encoder], words: Sequence[Word]) -> Iter
             setattr(pipe, component, tokenizer)
 
 
-def _add_names(tokenizer: Any, names: Sequence[str], encoder: Encoder) -> list[int]:
-    """Teach a tokenizer the names, one id each."""
+def _add_names(tokenizer: Any, names: Sequence[str], encoder: Encoder) -> Tensor:
+    """Teach a tokenizer the names; returns their ids, (spellings, names)."""
+    require_new(names, tokenizer)
+    if not encoder.spaced:
+        tokenizer.add_tokens(list(names))
+        return torch.tensor([tokenizer.convert_tokens_to_ids(list(names))])
+    # Not AddedToken(lstrip=True), which takes line breaks of a chat template too.
+    spellings = [list(names), [f" {name}" for name in names]]
+    for each in spellings:
+        tokenizer.add_tokens([AddedToken(name, normalized=False) for name in each])
+    return torch.tensor([tokenizer.convert_tokens_to_ids(each) for each in spellings])
+
+
+def require_new(names: Iterable[str], tokenizer: Any) -> None:
+    """Raise UsageError if a name is in the vocabulary: learning it would change a row of the model."""
     vocabulary = tokenizer.get_vocab()
     taken = next((name for name in names if name in vocabulary), None)
     if taken:
         raise UsageError(
-            f"{taken} is already in the model's vocabulary ({encoder.tokenizer}): expected a new word; choose another --token"
+            f"{taken} is in the model's vocabulary already: expected a new word; choose another --token"
         )
-    if encoder.lstrip:
-        tokenizer.add_tokens([AddedToken(name, lstrip=True, normalized=False) for name in names])
-    else:
-        tokenizer.add_tokens(list(names))
-    return tokenizer.convert_tokens_to_ids(list(names))
 
 
 def embedding_modules(text_encoder: Any) -> list[nn.Embedding]:

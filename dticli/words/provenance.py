@@ -37,13 +37,13 @@ def of_training(
     made["dti.magnitude"] = settings.magnitude_rule
     # The prior and the initialiser may be files: their names say enough, and say nothing about the machine.
     sources = {"dti.init": _name(settings.init), "dti.prior": _name(settings.prior)}
-    lstrip = any(encoder.lstrip for encoder in family.encoders)
+    spaced = any(encoder.spaced for encoder in family.encoders)
     return (
         _modelspec(settings, family, pipe)
         | made
         | sources
         | of_model(model, family, tables)
-        | {"dti.token": settings.token, "dti.lstrip": str(lstrip).lower(), "dti.pooling": settings.pooling}
+        | {"dti.token": settings.token, "dti.lstrip": str(spaced).lower(), "dti.pooling": settings.pooling}
         | versions()
     )
 

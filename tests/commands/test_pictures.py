@@ -350,7 +350,7 @@ def test_names_that_cannot_be_written_cost_no_drawing(
     for command, code, part in (
         (("interpolate", dog, cat, "-o", tmp_path / "strip.xyz"), 2, ".png"),
         (("interpolate", dog, cat, "-o", tmp_path / "morph.mp4"), 5, "dticli[video]"),
-        (("generate", "a dog", "-t", dog, "-o", tmp_path), 2, "lacks <dog>"),
+        (("generate", "a dog", "-t", dog, "-o", tmp_path), 2, "no text has <dog>"),
     ):
         outcome = dti(*command, *QUICK)
         assert (outcome.code, part in outcome.error) == (code, True), outcome.err

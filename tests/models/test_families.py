@@ -195,13 +195,12 @@ def test_a_word_is_one_id_a_vector_in_every_tokenizer(pipe: Any) -> None:
     """Inside a sentence and against punctuation, each vector's name is one new token; the base tokenizer is put back."""
     family = family_of(pipe)
     before = {encoder.tokenizer: len(getattr(pipe, encoder.tokenizer)) for encoder in family.encoders}
-    with place(pipe, family.encoders, words(pipe, "<dog>", vectors=2)):
+    with place(pipe, family.encoders, words(pipe, "<dog>", vectors=2)) as placement:
         for encoder in family.encoders:
-            tokenizer = getattr(pipe, encoder.tokenizer)
-            ids = tokenizer.convert_tokens_to_ids(vector_names("<dog>", 2))
-            for text in ("a photo of <dog><dog>_1, on grass", "toy's <dog> <dog>_1."):
+            tokenizer, ids = getattr(pipe, encoder.tokenizer), placement.rows[encoder.key].ids
+            for text in ("a photo of <dog><dog>__1, on grass", "toy's (<dog> <dog>__1)."):
                 found = tokenizer(text, add_special_tokens=False).input_ids
-                assert [found.count(each) for each in ids] == [1, 1]
+                assert [sum(map(found.count, each)) for each in ids.T.tolist()] == [1, 1]
     assert before == {encoder.tokenizer: len(getattr(pipe, encoder.tokenizer)) for encoder in family.encoders}
 
 
@@ -248,13 +247,12 @@ def write_into_tables(pipe: Any, family: Family, made: list[FreeWord]) -> None:
     for encoder in family.encoders:
         tokenizer, text_encoder = getattr(pipe, encoder.tokenizer), getattr(pipe, encoder.component)
         names = [name for word in made for name in vector_names(word.name, 2)]
-        if encoder.lstrip:
-            tokenizer.add_tokens([AddedToken(name, lstrip=True, normalized=False) for name in names])
-        else:
-            tokenizer.add_tokens(names)
+        rows = torch.cat([word.rows[encoder.key].detach() for word in made])
+        if encoder.spaced:
+            names, rows = [*names, *(f" {name}" for name in names)], rows.repeat(2, 1)
+        tokenizer.add_tokens([AddedToken(name, normalized=not encoder.spaced) for name in names])
         size = max(len(tokenizer), len(text_encoder.get_input_embeddings().weight))
         text_encoder.resize_token_embeddings(size, mean_resizing=False)
-        rows = torch.cat([word.rows[encoder.key].detach() for word in made])
         for module in embedding_modules(text_encoder):
             module.weight.data[tokenizer.convert_tokens_to_ids(names)] = rows.to(module.weight.dtype)
 
@@ -338,33 +336,6 @@ def sampled_level(pipe: Any, process: Any, arguments: dict[str, Any]) -> Tensor:
     if isinstance(process, Diffusion):
         return arguments["timestep"].long().expand(1)
     return pipe.scheduler.sigmas[pipe.scheduler.step_index or 0].expand(1)
-
-
-def test_seeing_a_word_that_is_cut_off_is_noticed(pipe: Any) -> None:
-    """`reached` tells whether the encoders saw the word: not when it is absent, and not beyond their limit."""
-    family, (word,) = family_of(pipe), words(pipe, "<dog>", vectors=2)
-    with torch.no_grad(), place(pipe, family.encoders, [word]) as placement:
-        for prompt, seen in (("a <dog>", True), ("a dog", False), ("grass " * 2000 + "<dog>", False)):
-            family.code.encode(pipe, [placement.expand(prompt)], frames(pipe, 1))
-            assert placement.reached(word) is seen
-
-
-def test_reading_alone_sees_what_a_whole_encoder_sees(pipe: Any) -> None:
-    """Without their layers encoders see the same vectors of every prompt, and afterwards they encode as before."""
-    family, (word,) = family_of(pipe), words(pipe, "<dog>", vectors=3)
-    prompts = ["a <dog>", "a dog", "grass " * 2000 + "<dog>", "<dog> on grass", "a <dog>"]
-    with torch.no_grad(), place(pipe, family.encoders, [word]) as placement:
-
-        def seen(prompt: str) -> tuple[int, list[Tensor]]:
-            found = family.code.encode(pipe, [placement.expand(prompt)], frames(pipe, 1))
-            return placement.seen(word), [each for _, each in leaves(found)]
-
-        whole = [seen(prompt) for prompt in prompts]
-        with placement.reading_only():
-            read = [seen(prompt)[0] for prompt in prompts]
-        again = seen(prompts[0])
-    assert read == [number for number, _ in whole] == [3, 0, 0, 3, 3]
-    assert all(map(torch.equal, again[1], whole[0][1]))
 
 
 def test_the_norm_of_the_vocabulary_ignores_spare_rows(own_pipe: Any) -> None:

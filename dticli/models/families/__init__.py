@@ -55,15 +55,15 @@ class Encoder:
         component: attribute of the pipeline that holds the encoder.
         tokenizer: attribute of the pipeline that holds its tokenizer.
         theory: what the paper's arguments say about it.
-        lstrip: added tokens swallow the space before them. Tokenizers of language models mark word starts with that
-            space, and would leave it behind as a token of its own.
+        spaced: the tokenizer of a language model marks word starts with the space before them: a new name takes that
+            space with it, which would be a piece of its own otherwise.
     """
 
     key: str
     component: str
     tokenizer: str
     theory: Theory
-    lstrip: bool = False
+    spaced: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ T5_FIRST = Encoder("t5xxl", "text_encoder", "tokenizer", RELATIVE_POSITIONS)
 T5_SECOND = Encoder("t5xxl", "text_encoder_2", "tokenizer_2", RELATIVE_POSITIONS)
 T5_THIRD = Encoder("t5xxl", "text_encoder_3", "tokenizer_3", RELATIVE_POSITIONS)
 UMT5 = Encoder("umt5xxl", "text_encoder", "tokenizer", RELATIVE_POSITIONS)
-GEMMA_2 = Encoder("gemma2_2b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, lstrip=True)
-QWEN_3 = Encoder("qwen3_4b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, lstrip=True)
-QWEN_25 = Encoder("qwen25_7b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, lstrip=True)
+GEMMA_2 = Encoder("gemma2_2b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
+QWEN_3 = Encoder("qwen3_4b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
+QWEN_25 = Encoder("qwen25_7b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
 BERT = Encoder("bert", "text_encoder", "tokenizer", POST_NORM)
 MT5 = Encoder("mt5xl", "text_encoder_2", "tokenizer_2", RELATIVE_POSITIONS)
 

@@ -1,0 +1,70 @@
+"""Texts a user gives: prompts, negatives and captions, looked at before a model is loaded."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from dticli.errors import UsageError
+
+SYNTAX = re.compile(
+    r"""
+    <\w+:[^<>]+>                        # <lora:name:0.8>
+    | \bembedding:[\w.-]+               # ComfyUI's way to name a word
+    | \([^()]*:\s*[+-]?[\d.]+\s*\)      # (dog:1.2)
+    | \({2,}[^()]+\){2,} | \[{2,}[^][]+\]{2,} | \{{2,}[^{}]+\}{2,}
+    | \[[^][]*[:|][^][]*\]              # [cat:dog:0.5], [cat|dog]
+    | \{[^{}]+\|[^{}]*\}                # {red|blue}
+    | [(\[]\s*<[\w-]+>\s*[)\]]          # (<dog>), [<dog>]
+    | (?<=[\w>)])(?:\+{1,}|-{2,})(?![\w+-]) | \)[\d.]*\d    # dog++, (dog)1.2
+    | \b(?:BREAK|AND)\b
+    """,
+    re.VERBOSE,
+)
+"""What programs with a web page read in a prompt, and models do not."""
+
+
+def holds(text: str, name: str) -> bool:
+    """Whether a word is in a text; tokenizers differ in whether they mind capitals, and we do not."""
+    return name.lower() in text.lower()
+
+
+def require_used(names: Sequence[str], prompts: Sequence[str], negative: str | None = None) -> None:
+    """Raise UsageError for a word that is in none of the texts; offers the spelling that was probably meant."""
+    texts = [*prompts, *([negative] if negative else [])]
+    spoken = dict.fromkeys(re.findall(r"<[^<>\s]*>|[\w-]+", " ".join(texts)))
+    plain = {each.lower().strip("<>"): each for each in spoken}
+    for name in names:
+        if any(holds(text, name) for text in texts):
+            continue
+        near = difflib.get_close_matches(name.strip("<>"), plain, n=1)
+        meant = f"; is {plain[near[0]]} to be {name}?" if near else ""
+        raise UsageError(
+            f"no text has {name} ({texts[0][:60]!r}): write it where the subject should appear, or leave its file out{meant}"
+        )
+    lacking = [prompt for prompt in prompts if not any(holds(prompt, name) for name in names)]
+    if names and lacking and len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
+        raise UsageError(
+            f"the prompts are {', '.join(prompts)[:60]!r}: expected sentences; a sentence goes into quotes"
+        )
+
+
+def strangers(names: Iterable[str], texts: Sequence[str]) -> Iterator[str]:
+    """Complaints about words in brackets that are not loaded, which a model sees as letters.
+
+    Args:
+        names: words that are loaded.
+    """
+    known = {name.lower() for name in names}
+    for word in dict.fromkeys(word for text in texts for word in re.findall(r"<[^<>\s:]+>", text)):
+        if word.lower() not in known:
+            yield f"{word} is drawn as if it were any text: no token file brings it; pass it with -t FILE"
+
+
+def unread(texts: Iterable[str]) -> str | None:
+    """A complaint about what other programs would read in these texts, or None."""
+    # A text in capitals says AND.
+    found = dict.fromkeys(part for text in texts if text != text.upper() for part in SYNTAX.findall(text))
+    if not found:
+        return None
+    shown = ", ".join([*found][:3]) + (", ..." if len(found) > 3 else "")
+    return f"weights and other syntax of prompts are not read, the model gets them as text: {shown}"
