@@ -47,6 +47,14 @@ INCIDENTAL = frozenset(
 )
 """Settings that do not decide what is learned, or whose content is compared instead of their name."""
 
+OF_A_MODEL = frozenset(
+    {
+        *("steps", "batch_size", "accumulate", "lr", "kappa", "beta", "magnitude", "resolution", "templates"),
+        *("precision", "pooling", "guidance", "scheduler", "size"),
+    }
+)
+"""What a model's own folder may say: how it is best trained and drawn with. Files, words and machines are the user's."""
+
 
 class Settings(BaseModel):
     """Base: frozen, strict about names, and numbers must be finite.
@@ -376,15 +384,25 @@ def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict
     """What a model's own `dti.toml` says about `verb`; empty if it says nothing.
 
     Raises:
-        UsageError: as `read_config`.
+        UsageError: as `read_config`, and for settings that are not a model's to say.
     """
     if folder is None or not (folder / "dti.toml").is_file():
         return {}
-    layer = read_toml(folder / "dti.toml").get(verb, {})
-    if not isinstance(layer, dict):
-        raise UsageError(f"{folder / 'dti.toml'}: {verb} is no table: expected [{verb}]; correct it")
-    kinds: dict[str, type[Settings]] = {"train": TrainSettings, "generate": GenerateSettings}
-    require_valid(kinds[verb], layer, str(folder / "dti.toml"))
+    path, kinds = folder / "dti.toml", {"train": TrainSettings, "generate": GenerateSettings}
+    content = read_toml(path)
+    for name, layer in content.items():
+        if name not in kinds or not isinstance(layer, dict):
+            raise UsageError(
+                f"{path}: expected the tables [train] and [generate], not {_shown(name)}; correct it"
+            )
+        others = sorted(layer.keys() & kinds[name].model_fields.keys() - OF_A_MODEL)
+        if others:
+            raise UsageError(
+                f"{path}: [{name}] sets {', '.join(others)}, which are the user's: expected of "
+                f"{', '.join(sorted(OF_A_MODEL & kinds[name].model_fields.keys()))}; delete the others"
+            )
+    layer = content.get(verb, {})
+    require_valid(kinds[verb], layer, str(path))
     return layer
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dticli.errors import DtiError, UsageError
 from dticli.settings import (
+    OF_A_MODEL,
     GenerateSettings,
     TrainSettings,
     anchored,
@@ -126,12 +127,30 @@ def test_a_models_own_settings_are_checked_too(tmp_path: Path) -> None:
     """By name of the file they are in; a model without any is fine."""
     assert model_layer(None, "train") == model_layer(tmp_path, "train") == {}
     (tmp_path / "dti.toml").write_text("train = 3")
-    with pytest.raises(UsageError, match=r"dti\.toml: train is no table"):
+    with pytest.raises(UsageError, match=r"dti\.toml: expected the tables"):
         model_layer(tmp_path, "train")
     (tmp_path / "dti.toml").write_text("[train]\nstpes = 3\n[generate]\nsteps = 20")
     with pytest.raises(UsageError, match=r"dti\.toml: unknown setting 'stpes'"):
         model_layer(tmp_path, "train")
     assert model_layer(tmp_path, "generate") == {"steps": 20}
+
+
+@pytest.mark.parametrize("verb", ["train", "generate"])
+def test_a_model_says_only_what_belongs_to_a_model(tmp_path: Path, verb: str) -> None:
+    """Every other setting there is, named and refused, whichever verb is asked for; so are tables of its own."""
+    kinds = {"train": TrainSettings, "generate": GenerateSettings}
+    refused = kinds[verb].model_fields.keys() - OF_A_MODEL
+    assert {"model", "base", "device", "offline"} <= refused
+    assert verb == "generate" or {"token", "init", "photos", "masks", "captions_file"} <= refused
+    for name in refused:
+        (tmp_path / "dti.toml").write_text(f"[{verb}]\n{name} = 'x'\nsteps = 3")
+        for asked in ("train", "generate"):
+            with pytest.raises(UsageError, match=rf"\[{verb}\] sets {name}, "):
+                model_layer(tmp_path, asked)
+    for text in (f"[{verb}]\nsteps = 3\n[hub]\nx = 1", f"photos = 'x'\n[{verb}]\nsteps = 3", "train = []"):
+        (tmp_path / "dti.toml").write_text(text)
+        with pytest.raises(UsageError, match="expected the tables"):
+            model_layer(tmp_path, verb)
 
 
 def test_missing_settings_are_named_as_options() -> None:

@@ -1,5 +1,6 @@
 """Models that look at pictures: how alike two of them are, and how well one fits a sentence."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dticli.errors import EnvironmentProblem, ModelError, UsageError, is_out_of_
 from dticli.evaluation import stickers
 from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.prompts import Prompt, Reading
-from dticli.models import devices
+from dticli.models import devices, foreign
 
 KNOWN = {
     "dinov2": "facebook/dinov2-base",
@@ -127,7 +128,7 @@ def likeness(name: str, device: torch.device, *, offline: bool = False) -> Eyes:
         return stickers.Eyes(stickers.load(name))
     with _loading(name, "--image-judge", offline) as folder:
         model = _model(folder)
-        processor = AutoImageProcessor.from_pretrained(folder)
+        processor = foreign.load(AutoImageProcessor.from_pretrained, folder)
         vision = getattr(model, "vision_model", model)
         if vision.main_input_name != "pixel_values":
             raise ValueError("it looks at no pictures")
@@ -144,8 +145,8 @@ def alignment(name: str, device: torch.device, *, offline: bool = False) -> Read
         model = _model(folder)
         if not hasattr(model, "logit_scale"):
             raise ValueError("it does not compare pictures with sentences")
-        processor = AutoImageProcessor.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        processor = foreign.load(AutoImageProcessor.from_pretrained, folder)
+        tokenizer = foreign.load(AutoTokenizer.from_pretrained, folder)
     return Alignment(model.requires_grad_(False).eval(), processor, tokenizer, device)
 
 
@@ -156,10 +157,11 @@ def _model(folder: Path) -> Any:
     """
     from transformers import AutoModel
 
-    model, info = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    load = functools.partial(foreign.load, AutoModel.from_pretrained, folder, use_safetensors=True)
+    model, info = load(output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing and all(name.startswith("pooler.") for name in missing):
-        return AutoModel.from_pretrained(folder, use_safetensors=True, add_pooling_layer=False)
+        return load(add_pooling_layer=False)
     if missing:
         raise ValueError(f"its files lack {missing[0]} and {len(missing) - 1} others")
     return model

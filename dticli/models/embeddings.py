@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dticli.errors import ModelError
+from dticli.models import foreign
 from dticli.models.families import Encoder
 
 _TABLE_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight")
@@ -171,7 +172,7 @@ def read_tokenizer(folder: Path, kind: str) -> Any:
 
     loader = getattr(transformers, kind, transformers.AutoTokenizer)
     try:
-        loaded = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        loaded = foreign.load(loader.from_pretrained, folder, local_files_only=True)
     except Exception as error:
         # Missing files, broken JSON and absent optional packages each raise their own class.
         raise ModelError(f"no tokenizer in {folder} ({_line(error)}); download the model again") from error

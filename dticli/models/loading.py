@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from dticli.errors import ModelError, UsageError, is_out_of_memory
-from dticli.models import contents, devices, single_file
+from dticli.errors import DtiError, ModelError, UsageError, is_out_of_memory
+from dticli.models import contents, devices, foreign, single_file
 from dticli.models.choice import Model
 from dticli.models.quantization import stored
 from dticli.models.single_file import Base
@@ -52,7 +52,8 @@ def load(
         without |= WITHOUT_SAFETY_CHECKER
     with contents.hub_errors(source):
         try:
-            pipe = DiffusionPipeline.from_pretrained(
+            pipe = foreign.load(
+                DiffusionPipeline.from_pretrained,
                 source.location,
                 dtype=dtype,
                 revision=source.revision,
@@ -61,8 +62,8 @@ def load(
                 quantization_config=quantization,
                 **without,
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            if isinstance(error, ConnectionError) or is_out_of_memory(error):
+        except Exception as error:
+            if isinstance(error, ConnectionError | DtiError) or is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(f"{source.name} cannot be loaded: {reason}; download the model again") from error

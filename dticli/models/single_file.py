@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from dticli.errors import ModelError, is_out_of_memory
+from dticli.models import foreign
 
 if TYPE_CHECKING:
     import torch
@@ -358,8 +359,13 @@ def fill(file: SingleFile, pipe: Any, base: Base, dtype: "torch.dtype") -> Any:
     filled = [component for component in file.components if base.has(component)]
     rest = {name: part for name, part in pipe.components.items() if name not in filled}
     try:
-        pipe = type(pipe).from_single_file(
-            str(file.path), config=str(base.folder), dtype=dtype, local_files_only=True, **rest
+        pipe = foreign.load(
+            type(pipe).from_single_file,
+            str(file.path),
+            config=str(base.folder),
+            dtype=dtype,
+            local_files_only=True,
+            **rest,
         )
     except Exception as error:
         if is_out_of_memory(error):
