@@ -1,13 +1,93 @@
-"""The model hub's client: what names a repository, and its errors as ours."""
+"""The model hub's client: what names a repository, how long and how large an answer may be, and its errors as ours."""
 
+import functools
+import importlib
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from dticli.errors import DtiError, EnvironmentProblem
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+ANSWER_SECONDS = 30.0
+"""How long the hub may take to say what it has."""
+ANSWER_BYTES = 16 * 2**20
+"""How much it may say; lists of files take kilobytes."""
+
+_file_bytes: ContextVar[float] = ContextVar("file_bytes", default=float("inf"))
+_bounds: ContextVar[tuple[float, float]] = ContextVar("bounds", default=(float("inf"), float("inf")))
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """Let files fetched in this context be no larger than `size` bytes, whatever the hub says about them."""
+    token = _file_bytes.set(size)
+    try:
+        yield
+    finally:
+        _file_bytes.reset(token)
+
+
+@functools.cache
+def _bound() -> None:
+    """Let the client library, which waits forever and reads whatever comes, use a client with bounds."""
+    from huggingface_hub import get_session, set_client_factory
+
+    session: Any = get_session()
+    # Its name has changed more than once; what it is made of has not.
+    library: Any = importlib.import_module(type(session).__module__.partition(".")[0])
+
+    class Client(library.Client):
+        def build_request(self, *arguments: Any, timeout: Any = None, **options: Any) -> Any:
+            timeout = ANSWER_SECONDS if timeout is None else timeout
+            return super().build_request(*arguments, timeout=timeout, **options)
+
+        def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+            # Files are streamed, and take their time.
+            answer = (ANSWER_BYTES, time.monotonic() + ANSWER_SECONDS)
+            token = _bounds.set((_file_bytes.get(), float("inf")) if stream else answer)
+            try:
+                return super().send(request, stream=stream, **options)
+            finally:
+                _bounds.reset(token)
+
+    class Stream(library.SyncByteStream):
+        def __init__(self, stream: Any, most: float, until: float) -> None:
+            self.stream, self.most, self.until = stream, most, until
+
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for part in self.stream:
+                size += len(part)
+                if size > self.most:
+                    raise EnvironmentProblem(
+                        f"the hub sends more than {self.most:.0f} bytes: expected less; try again later, or pass a local file"
+                    )
+                if time.monotonic() > self.until:
+                    raise EnvironmentProblem(
+                        f"the hub has not finished its answer in {ANSWER_SECONDS:.0f} seconds: try again later, or pass a "
+                        "local file"
+                    )
+                yield part
+
+        def close(self) -> None:
+            self.stream.close()
+
+    def bound(response: Any) -> None:
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise EnvironmentProblem(
+                "the hub sends a compressed answer, which was not asked for: try again later, or pass a local file"
+            )
+        response.stream = Stream(response.stream, *_bounds.get())
+
+    hooks = {name: list(each) for name, each in session.event_hooks.items()}
+    hooks["response"] = [*hooks.get("response", []), bound]
+    kept = {"follow_redirects": session.follow_redirects, "timeout": session.timeout}
+    set_client_factory(lambda: Client(event_hooks=hooks, headers={"Accept-Encoding": "identity"}, **kept))
 
 
 @contextmanager
@@ -22,7 +102,7 @@ def errors(
     instead: str,
     offline: bool,
 ) -> Iterator[None]:
-    """Turn the hub client's errors into ours.
+    """Let the hub's client have bounds, and turn its errors into ours.
 
     Args:
         name: of the repository.
@@ -38,6 +118,7 @@ def errors(
     why = "--offline was given" if offline else "the hub cannot be reached"
     # The client library behind the hub's has changed its name more than once; its base error has not moved.
     network_error: Any = hub.HfHubHTTPError.__bases__[0]
+    _bound()
     try:
         yield
     except hub.GatedRepoError:
@@ -64,6 +145,14 @@ def errors(
         raise EnvironmentProblem(f"the hub answers {status} for {name}: try again later") from None
     except (network_error, ConnectionError, hub.OfflineModeIsEnabled):
         raise EnvironmentProblem(f"{name} is not on this machine and {why}: {instead}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno:
+            raise
+        # What Python makes of answers in another form than the client expects.
+        reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        raise EnvironmentProblem(
+            f"the hub's answer about {name} cannot be used ({reason[:200]}): {instead}"
+        ) from problem
 
 
 @contextmanager

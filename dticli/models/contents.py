@@ -180,14 +180,15 @@ def _download_note(model: Model, part: str) -> str:
 
     with hub_errors(layout):
         info = HfApi().model_info(layout.location, revision=layout.revision, files_metadata=True)
-    wanted = [
-        sibling
-        for sibling in info.siblings or ()
-        if re.fullmatch(rf"{part}[^/]*/[^/]+\.(json|txt|model|safetensors)", sibling.rfilename)
-        and not _other_variant(sibling.rfilename, layout.variant)
-        and not _is_stored(sibling.rfilename, model)
-    ]
-    return f"; up to {sum(sibling.size or 0 for sibling in wanted) / 1e9:.1f} GB to download"
+        wanted = [
+            sibling
+            for sibling in info.siblings or ()
+            if re.fullmatch(rf"{part}[^/]*/[^/]+\.(json|txt|model|safetensors)", sibling.rfilename)
+            and not _other_variant(sibling.rfilename, layout.variant)
+            and not _is_stored(sibling.rfilename, model)
+        ]
+        size = sum(int(sibling.size or 0) for sibling in wanted)
+    return f"; up to {size / 1e9:.1f} GB to download"
 
 
 def _is_stored(filename: str, model: Model) -> bool:

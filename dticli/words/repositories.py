@@ -88,7 +88,7 @@ def _download(repository: Repository, offline: bool) -> Path:
                 "is this a whole model?"
             )
     extra = [conversion.IDENTIFIER] if conversion.IDENTIFIER in sizes else []
-    with _errors(repository, offline), hub.without_bars():
+    with _errors(repository, offline), hub.without_bars(), hub.at_most(token_reading.MAX_PICKLE):
         paths = [
             Path(
                 hf_hub_download(repository.name, name, revision=repository.revision, local_files_only=offline)
@@ -118,9 +118,13 @@ def _listing(repository: Repository, offline: bool) -> dict[str, int]:
     try:
         with _errors(repository, offline):
             info = HfApi().model_info(repository.name, revision=repository.revision, files_metadata=True)
+            return {
+                each.rfilename: int(each.size or 0)
+                for each in info.siblings or ()
+                if each.rfilename.isprintable()
+            }
     except EnvironmentProblem:
         return _cached(repository, offline)
-    return {each.rfilename: each.size or 0 for each in info.siblings or ()}
 
 
 def _cached(repository: Repository, offline: bool) -> dict[str, int]:
