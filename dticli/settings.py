@@ -157,6 +157,9 @@ class TrainSettings(ModelSettings):
     captions_file: Annotated[str | None, Group.PHOTOS] = Field(
         None, description='JSON lines {"file": ..., "text": ...}, one a photo.'
     )
+    zero_pad: bool = Field(
+        False, description="Begin captions with 0 to 15 rows of zeros, as the paper's code does for SANA."
+    )
     templates: Annotated[tuple[str, ...], Strict(False)] | None = Field(None, exclude=True)
     photos: str | None = Field(None, exclude=True)
     masks: Annotated[str | None, Group.PHOTOS] = Field(

@@ -138,14 +138,16 @@ def _inside_a_prompt(encoder: Encoder, phrase: str) -> str:
 
 @torch.no_grad()
 def _encoder_output(pipe: Any, encoder: Encoder, phrase: str) -> Tensor:
-    """Last hidden states where the phrase's pieces stand: cross initialisation.
+    """Last states, after the final norm, where the phrase's pieces stand: cross initialisation.
 
     Source: Pang et al., "Cross Initialization for Face Personalization of Text-to-Image Models", CVPR 2024.
     """
     tokenizer, text_encoder = getattr(pipe, encoder.tokenizer), getattr(pipe, encoder.component)
     wanted = pieces(pipe, encoder, phrase)
     ids = torch.tensor([tokenizer(_inside_a_prompt(encoder, phrase)).input_ids], device=text_encoder.device)
-    states = text_encoder(ids, output_hidden_states=True).hidden_states[-1][0].float()
+    output = text_encoder(ids, output_hidden_states=True)
+    # CLIP lists its states without the final norm; language models with a head give theirs, with it, in the list alone.
+    states = output.get("last_hidden_state", output.hidden_states[-1])[0].float()
     return states[torch.isin(ids[0], torch.tensor(wanted, device=ids.device))]
 
 

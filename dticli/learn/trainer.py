@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dticli.settings import TrainSettings
 from dticli.words import pooling
 from dticli.words.placement import DirectionalWord, FreeWord, Placement, Word, place
 
+PAD, MOST_PADS = "<dti-pad>", 15
 # Gradients of a half-precision encoder underflow; the scale is undone in float32, before the optimizer sees them.
 LOSS_SCALE = {torch.float16: 1024.0}
 
@@ -195,8 +197,11 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
         NumericalError: the loss or a gradient is not finite.
     """
     process = task.family.code.process(task.pipe)
-    with place(task.pipe, task.family.encoders, [learner.word]) as placement:
-        placement.require_read(task.family, (text for texts in task.captions.values() for text in texts))
+    with _placed(task, learner) as placement:
+        most = PAD * MOST_PADS if task.settings.zero_pad else ""
+        placement.require_read(
+            task.family, (most + text for texts in task.captions.values() for text in texts)
+        )
         for step in range(first_step, task.settings.steps):
             pooling.choose(task.pipe, task.family.encoders, pooling.at_step(task.settings.pooling, step))
             loss = _gather_gradients(task, placement, process, learner, step)
@@ -204,6 +209,16 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
                 _require_gradient(task, learner)
             gradient = learner.step(task.settings.lr)
             yield StepReport(step + 1, loss, gradient, learner.angle(), learner.norm())
+
+
+def _placed(task: Task, learner: Learner) -> AbstractContextManager[Placement]:
+    """The word at work, and before it in the vocabulary what captions may begin with: CLIP pools at the last of them."""
+    words: list[Word] = [learner.word]
+    if task.settings.zero_pad:
+        words.insert(
+            0, FreeWord(PAD, {key: torch.zeros_like(rows[:1]) for key, rows in learner.start.items()})
+        )
+    return place(task.pipe, task.family.encoders, words)
 
 
 def _gather_gradients(
@@ -249,7 +264,7 @@ def fits(task: Task, learner: Learner, size: int) -> bool:
     settings = task.settings.model_copy(update={"batch_size": size, "accumulate": 1})
     process = task.family.code.process(task.pipe)
     try:
-        with place(task.pipe, task.family.encoders, [learner.word]) as placement:
+        with _placed(task, learner) as placement:
             _gather_gradients(replace(task, settings=settings, ranks=ALONE), placement, process, learner, 0)
     except Exception as error:
         if not is_out_of_memory(error):
@@ -326,7 +341,17 @@ def _draw(task: Task, step: int, sample: int) -> _Draw:
     pick = randomness.shuffled(Key(seed, "photo", word, epoch), count)[position]
     texts = task.captions[task.latents.paths[pick]]
     caption = texts[randomness.integer(Key(seed, "caption", word, step, sample), len(texts))]
+    if task.settings.zero_pad:
+        caption = PAD * _pads(randomness.uniform(Key(seed, "pads", word, step, sample))) + caption
     return _Draw(seed, word, step, sample, pick, caption)
+
+
+def _pads(uniform: float) -> int:
+    """How many rows of zeros a caption begins with: exponential with a mean of 2, whole and at most 15.
+
+    Source: the code of arXiv:2512.13672, which trains SANA so.
+    """
+    return min(MOST_PADS, int(-2 * math.log1p(-uniform)))
 
 
 def _require_gradient(task: Task, learner: Learner) -> None:

@@ -333,7 +333,7 @@ def require_new(names: Iterable[str], tokenizer: Any) -> None:
     taken = next((name for name in names if name in vocabulary), None)
     if taken:
         raise UsageError(
-            f"{taken} is in the model's vocabulary already: expected a new word; choose another --token"
+            f"{taken} is already in the model's vocabulary: expected a new word; choose another --token"
         )
 
 

@@ -21,6 +21,7 @@ RECORDED = (
     "lr",
     "beta",
     "kappa",
+    "zero_pad",
     "seed",
 )
 

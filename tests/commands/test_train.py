@@ -274,10 +274,11 @@ def test_a_token_of_the_vocabulary_is_refused(dti: Dti, photos: Path, tmp_path: 
     pipe = StableDiffusionPipeline.from_pretrained(bundled.model_folder())
     pipe.tokenizer.add_tokens(["<dog>"])
     pipe.save_pretrained(tmp_path / "model")
-    outcome = train(
-        dti, photos, tmp_path / "dog.safetensors", "--model", tmp_path / "model", "--resolution", 64
-    )
-    assert (outcome.code, "already in" in outcome.error) == (2, True)
+    options = ("--model", tmp_path / "model", "--resolution", 64)
+    for check in ((), ("--check",)):
+        outcome = train(dti, photos, tmp_path / "dog.safetensors", *options, *check)
+        assert (outcome.code, "already in" in outcome.error) == (2, True)
+        assert "photos" not in outcome.out
 
 
 def test_missing_and_unreadable_photos(dti: Dti, photos: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ ROOT = Path(dticli.__file__).parent
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny.build("sd15").save_pretrained(folder)
+    tiny.build("sd1").save_pretrained(folder)
     return folder
 
 

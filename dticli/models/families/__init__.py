@@ -171,7 +171,8 @@ TABLE: tuple[Family, ...] = (
         ("WanPipeline",),
         (UMT5,),
         "wan",
-        Defaults(resolution=480, **ONE_BY_ONE),
+        Defaults(resolution=512, lr=0.04, kappa=5e-5, **ONE_BY_ONE),
+        source=f"the code of {PAPER}",
         # Wan 2.2: two denoisers by noise level, or a noise level for each token.
         refused=("transformer_2", "boundary_ratio", "expand_timesteps"),
     ),
