@@ -391,7 +391,8 @@ def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict
     """
     if folder is None or not (folder / "dti.toml").is_file():
         return {}
-    path, kinds = folder / "dti.toml", {"train": TrainSettings, "generate": GenerateSettings}
+    path = folder / "dti.toml"
+    kinds: dict[str, type[Settings]] = {"train": TrainSettings, "generate": GenerateSettings}
     content = read_toml(path)
     for name, layer in content.items():
         if name not in kinds or not isinstance(layer, dict):

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 
 from dticli.draw.schedulers import SCHEDULERS
-from dticli.errors import EnvironmentProblem, InputError, UsageError, is_out_of_memory
+from dticli.errors import EnvironmentProblem, UsageError, is_out_of_memory
 from dticli.models.families import Family
 from dticli.models.families.shape import FIXED, call_defaults
 from dticli.settings import GenerateSettings

@@ -49,6 +49,11 @@ def encoded(pipe: Any, text: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]
 
 def test_a_word_with_the_row_of_a_known_one_is_that_word(pipe: Any) -> None:
     """At the start, in the middle, at the end, alone and beside punctuation: as many ids, and the same bits of conditioning."""
+    require_likeness(pipe)
+
+
+def require_likeness(pipe: Any) -> None:
+    """Compare `dog` with a word that has the row which stands there, in every place and every encoder."""
     family = family_of(pipe)
     separates = any(each.key in T5S for each in family.encoders)
     for text in (*PLACES, *(() if separates else BESIDE)):
