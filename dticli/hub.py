@@ -18,6 +18,9 @@ ANSWER_SECONDS = 30.0
 ANSWER_BYTES = 16 * 2**20
 """How much it may say; lists of files take kilobytes."""
 
+MISREAD = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+"""What the client raises where an answer has another form than it expects; OSError, where a file has another size."""
+
 _file_bytes: ContextVar[float] = ContextVar("file_bytes", default=float("inf"))
 _bounds: ContextVar[tuple[float, float]] = ContextVar("bounds", default=(float("inf"), float("inf")))
 
@@ -145,10 +148,9 @@ def errors(
         raise EnvironmentProblem(f"the hub answers {status} for {name}: try again later") from None
     except (network_error, ConnectionError, hub.OfflineModeIsEnabled):
         raise EnvironmentProblem(f"{name} is not on this machine and {why}: {instead}") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError) as problem:
+    except MISREAD as problem:
         if isinstance(problem, OSError) and problem.errno:
             raise
-        # What Python makes of answers in another form than the client expects.
         reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
         raise EnvironmentProblem(
             f"the hub's answer about {name} cannot be used ({reason[:200]}): {instead}"
