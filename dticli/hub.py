@@ -38,23 +38,31 @@ def at_most(size: int) -> Iterator[None]:
 @functools.cache
 def _bound() -> None:
     """Let the client library, which waits forever and reads whatever comes, use a client with bounds."""
-    from huggingface_hub import get_session, set_client_factory
+    from huggingface_hub import errors, get_session, set_client_factory
 
     session: Any = get_session()
     # Its name has changed more than once; what it is made of has not.
     library: Any = importlib.import_module(type(session).__module__.partition(".")[0])
 
     class Client(library.Client):
-        def build_request(self, *arguments: Any, timeout: Any = None, **options: Any) -> Any:
-            timeout = ANSWER_SECONDS if timeout is None else timeout
-            return super().build_request(*arguments, timeout=timeout, **options)
+        silent_since = float("-inf")
 
         def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
-            # Files are streamed, and take their time.
-            answer = (ANSWER_BYTES, time.monotonic() + ANSWER_SECONDS)
-            token = _bounds.set((_file_bytes.get(), float("inf")) if stream else answer)
+            now = time.monotonic()
+            if now - self.silent_since < ANSWER_SECONDS:
+                raise errors.OfflineModeIsEnabled("the hub did not answer a moment ago")
+            # Files are streamed, and take their time once they have begun.
+            bounds = (_file_bytes.get(), float("inf")) if stream else (ANSWER_BYTES, now + ANSWER_SECONDS)
+            token = _bounds.set(bounds)
+            waits = dict.fromkeys(("connect", "read", "write", "pool"), ANSWER_SECONDS)
+            given = request.extensions.get("timeout") if stream else None
+            request.extensions = {**request.extensions, "timeout": given or waits}
             try:
                 return super().send(request, stream=stream, **options)
+            except library.TimeoutException as problem:
+                # The library would ask five times more; what it has in its cache it still uses.
+                self.silent_since = time.monotonic()
+                raise errors.OfflineModeIsEnabled(f"the hub did not answer ({problem})") from None
             finally:
                 _bounds.reset(token)
 

@@ -115,17 +115,10 @@ def test_a_judges_code_is_not_run(
     edit(tmp_path / "judge" / "config.json", auto_map=MAP | TOKENIZER, model_type="trap")
     edit(tmp_path / "judge" / "preprocessor_config.json", auto_map=MAP, image_processor_type="Trap")
     edit(tmp_path / "judge" / "tokenizer_config.json", auto_map=TOKENIZER, tokenizer_class="Trap")
+    other = {"--image-judge": "--text-judge", "--text-judge": "--image-judge"}[option]
+    judges = (option, tmp_path / "judge", other, "stickers-b")
     outcome = dti(
-        "evaluate",
-        dog,
-        "--photos",
-        photos,
-        option,
-        tmp_path / "judge",
-        "--out",
-        tmp_path / "out",
-        "--model",
-        "stickers",
+        "evaluate", dog, "--photos", photos, *judges, "--out", tmp_path / "out", "--model", "stickers"
     )
     assert not (tmp_path / "sprung").exists()
     assert outcome.code == 4, outcome.err
