@@ -52,11 +52,10 @@ def sample(
     with place(pipe, family.encoders, words) as placement, scheduler_of(pipe, settings.scheduler):
         if settings.negative is not None:
             texts.append(settings.negative)
-            settings = settings.model_copy(update={"negative": placement.expand(settings.negative)})
         placement.require_read(family, texts)
         for start in range(0, len(shots), settings.batch_size):
             batch = shots[start : start + settings.batch_size]
-            prompts = [placement.expand(shot.prompt) for shot in batch]
+            prompts = [shot.prompt for shot in batch]
             drawn = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch])
             yield from (Picture(shot, *each) for shot, each in zip(batch, drawn, strict=True))
 

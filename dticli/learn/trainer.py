@@ -204,7 +204,7 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
         )
         for step in range(first_step, task.settings.steps):
             pooling.choose(task.pipe, task.family.encoders, pooling.at_step(task.settings.pooling, step))
-            loss = _gather_gradients(task, placement, process, learner, step)
+            loss = _gather_gradients(task, process, learner, step)
             if step == first_step:
                 _require_gradient(task, learner)
             gradient = learner.step(task.settings.lr)
@@ -221,16 +221,14 @@ def _placed(task: Task, learner: Learner) -> AbstractContextManager[Placement]:
     return place(task.pipe, task.family.encoders, words)
 
 
-def _gather_gradients(
-    task: Task, placement: Placement, process: Process, learner: Learner, step: int
-) -> float:
+def _gather_gradients(task: Task, process: Process, learner: Learner, step: int) -> float:
     """Forward and backward over all samples of a step; returns the mean loss, over all ranks as the gradients are."""
     parts, size, ranks = task.settings.accumulate, task.settings.batch_size, task.ranks
     scale = LOSS_SCALE.get(task.dtype, 1.0)
     total = 0.0
     for part in range(parts):
         first = ((step * parts + part) * ranks.size + ranks.rank) * size
-        loss = _loss(task, placement, process, step, range(first, first + size)) / parts
+        loss = _loss(task, process, step, range(first, first + size)) / parts
         (loss * scale).backward()
         total += loss.item()
     total = ranks.mean(total)
@@ -264,8 +262,8 @@ def fits(task: Task, learner: Learner, size: int) -> bool:
     settings = task.settings.model_copy(update={"batch_size": size, "accumulate": 1})
     process = task.family.code.process(task.pipe)
     try:
-        with _placed(task, learner) as placement:
-            _gather_gradients(replace(task, settings=settings, ranks=ALONE), placement, process, learner, 0)
+        with _placed(task, learner):
+            _gather_gradients(replace(task, settings=settings, ranks=ALONE), process, learner, 0)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -277,7 +275,7 @@ def fits(task: Task, learner: Learner, size: int) -> bool:
             leaf.grad = None
 
 
-def _loss(task: Task, placement: Placement, process: Process, step: int, samples: range) -> Tensor:
+def _loss(task: Task, process: Process, step: int, samples: range) -> Tensor:
     """Mean squared error of the denoiser on the given samples, a float32 scalar.
 
     Whole photos differ in shape: those of one shape go through the denoiser together.
@@ -286,11 +284,11 @@ def _loss(task: Task, placement: Placement, process: Process, step: int, samples
     shapes: dict[tuple[int, ...], list[_Draw]] = {}
     for one in batch:
         shapes.setdefault(tuple(task.latents.mean[one.pick].shape), []).append(one)
-    parts = [_error(task, placement, process, same) * (len(same) / len(batch)) for same in shapes.values()]
+    parts = [_error(task, process, same) * (len(same) / len(batch)) for same in shapes.values()]
     return torch.stack(parts).sum()
 
 
-def _error(task: Task, placement: Placement, process: Process, batch: Sequence["_Draw"]) -> Tensor:
+def _error(task: Task, process: Process, batch: Sequence["_Draw"]) -> Tensor:
     """Mean squared error on samples of one shape, weighted by their masks."""
     code, device = task.family.code, task.latents.device
     picks = [one.pick for one in batch]
@@ -300,7 +298,7 @@ def _error(task: Task, placement: Placement, process: Process, batch: Sequence["
         device
     )
     level = process.levels(torch.tensor([randomness.uniform(one.key("level")) for one in batch])).to(device)
-    prompts = [placement.expand(one.caption) for one in batch]
+    prompts = [one.caption for one in batch]
     conditioning = code.encode(task.pipe, prompts, [task.latents.frames[pick] for pick in picks])
     noisy = process.add_noise(clean, noise, level).to(task.dtype)
     prediction = _wide(code.predict(task.pipe, noisy, level, conditioning))

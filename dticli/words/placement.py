@@ -144,20 +144,8 @@ class Placement:
     rows: Mapping[str, _Rows]
 
     def expand(self, text: str) -> str:
-        """A text as this pipeline's encoders are to get it: every vector of a word written out, in our names for them.
-
-        What is written out already, as diffusers writes it (`<dog> <dog>_1`), stands for the word too.
-        """
-        for word in self.words:
-            name = re.escape(word.name)
-            others = "".join(rf"\s*{name}_{number}" for number in range(1, size_of(word)))
-            text = re.sub(
-                rf"{name}(?:{others})?(?!_\d)",
-                " ".join(vector_names(word.name, size_of(word))),
-                text,
-                flags=re.IGNORECASE,
-            )
-        return text
+        """A text with every vector of a word written out, as the pipeline's tokenizers do with what they are given."""
+        return _written_out(text, {word.name: size_of(word) for word in self.words})
 
     @torch.no_grad()
     def require_read(self, family: Family, texts: Iterable[str]) -> None:
@@ -177,7 +165,7 @@ class Placement:
 
         def read(text: str, word: Word) -> int:
             with self._marking(word):
-                conditioning = family.code.encode(self.pipe, [self.expand(text)], [frame])
+                conditioning = family.code.encode(self.pipe, [text], [frame])
                 return self._counted(torch.cat([each.flatten() for each in _tensors(conditioning)]))
 
         with self._reading():
@@ -280,13 +268,14 @@ def _tensors(conditioning: Any) -> Iterator[Tensor]:
 def place(pipe: Any, encoders: Sequence[Encoder], words: Sequence[Word]) -> Iterator[Placement]:
     """Let `words` take effect in `pipe` while the context is open.
 
-    Conditioning is bit-identical to rows written into the tables. Rows of a trained word receive gradients in float32
-    whatever the encoders' dtype.
+    Conditioning is bit-identical to rows written into the tables; a word's name stands for all its vectors. Rows of a
+    trained word receive gradients in float32 whatever the encoders' dtype.
 
     Raises:
         UsageError: two words share a name, or a name is already in a vocabulary.
         ModelError: an encoder has no embedding module to hook.
     """
+    sizes = {word.name: size_of(word) for word in words}
     names = [name for word in words for name in vector_names(word.name, size_of(word))]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -300,6 +289,7 @@ def place(pipe: Any, encoders: Sequence[Encoder], words: Sequence[Word]) -> Iter
         for encoder in encoders:
             tokenizer = copy.deepcopy(originals[encoder.tokenizer])
             ids = _add_names(tokenizer, names, encoder)
+            _write_out(tokenizer, sizes)
             setattr(pipe, encoder.tokenizer, tokenizer)
             rows[encoder.key] = state = _Rows(encoder.key, words, ids)
             handles.append(getattr(pipe, encoder.component).register_forward_hook(state.encoded))
@@ -312,6 +302,34 @@ def place(pipe: Any, encoders: Sequence[Encoder], words: Sequence[Word]) -> Iter
             handle.remove()
         for component, tokenizer in originals.items():
             setattr(pipe, component, tokenizer)
+
+
+def _written_out(text: str, sizes: Mapping[str, int]) -> str:
+    """A text with every vector of a word written out, in our names for them.
+
+    What is written out already, in ours or as diffusers writes it (`<dog> <dog>_1`), stands for the word too.
+    """
+    for word, size in sizes.items():
+        name = re.escape(word)
+        others = "".join(rf"\s*{name}__?{number}" for number in range(1, size))
+        text = re.sub(
+            rf"{name}(?:{others})?(?!__?\d)", " ".join(vector_names(word, size)), text, flags=re.IGNORECASE
+        )
+    return text
+
+
+def _write_out(tokenizer: Any, sizes: Mapping[str, int]) -> None:
+    """Let a tokenizer write words out in whatever text it is called with: prompts, negatives and captions all end there."""
+    kind: Any = type(tokenizer)
+
+    def call(self: Any, text: Any = None, *arguments: Any, **options: Any) -> Any:
+        if isinstance(text, str):
+            text = _written_out(text, sizes)
+        elif isinstance(text, list | tuple):
+            text = [_written_out(each, sizes) if isinstance(each, str) else each for each in text]
+        return kind.__call__(self, text, *arguments, **options)
+
+    tokenizer.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
 
 
 def _add_names(tokenizer: Any, names: Sequence[str], encoder: Encoder) -> Tensor:
