@@ -4,8 +4,9 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,6 +119,31 @@ def progress(total: int, *, every: int = 50, quiet: bool = False) -> Iterator[Pr
     with _err().status("starting") as status:
         line.status = status
         yield line
+
+
+@contextmanager
+def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Yields what hears how many pieces of work are done, of how many; short work says nothing.
+
+    A terminal shows a live line; elsewhere a plain line is printed after a second, and then every ten.
+    """
+    if quiet or not _speaker:
+        yield lambda done, total: None
+        return
+    with ExitStack() as shown:
+        status: Any = shown.enter_context(_err().status(what)) if _err().is_terminal else None
+        due = time.monotonic() + 1
+
+        def told(done: int, total: int) -> None:
+            nonlocal due
+            text = f"{what} {done}/{total}"
+            if status:
+                status.update(text)
+            elif time.monotonic() >= due:
+                due = time.monotonic() + 10
+                notice(text)
+
+        yield told
 
 
 def _plain(value: Any) -> Any:

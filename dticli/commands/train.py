@@ -177,7 +177,7 @@ def command(
     team = ranks.launched()
     if not team.first and (check or not subjects):
         console.only_errors()
-    jobs = _jobs(given, photos, out, config, subjects, format)
+    jobs = _jobs(given, photos, out, config, subjects, format, quiet=quiet)
     _require_known(jobs)
     if check:
         console.show(_checks(jobs, many=subjects is not None), as_json=json)
@@ -208,6 +208,8 @@ def _jobs(
     config: Path | None,
     subjects: Path | None,
     program: Target | None,
+    *,
+    quiet: bool,
 ) -> "tuple[Job, ...]":
     """Every word asked for, on one model."""
     from dticli.learn import jobs
@@ -216,14 +218,17 @@ def _jobs(
     file_layer = read_config(TrainSettings, config) if config else {}
     if subjects is None:
         layers = [given | {"photos": str(photos) if photos else None}, file_layer]
-        return (jobs.one(base_model.open_model(first_said(layers), ()), layers, out, program),)
+        opened = base_model.open_model(first_said(layers), ())
+        with console.counting("photos checked", quiet=quiet) as told:
+            return (jobs.one(opened, layers, out, program, told),)
     if photos or given["token"]:
         raise UsageError(
             f"--subjects {subjects} beside {'PHOTOS' if photos else '--token'}: expected these in the file's tables; leave it out"
         )
     words = jobs.read_subjects(subjects)
     opened = base_model.open_model(first_said([given, words.shared, file_layer]), ())
-    return jobs.many(opened, given, words, file_layer, out, program)
+    with console.counting("photos checked", quiet=quiet) as told:
+        return jobs.many(opened, given, words, file_layer, out, program, told)
 
 
 def _require_known(jobs: "Sequence[Job]") -> None:
@@ -336,6 +341,6 @@ def _together(job: "Job", team: "Ranks", how: How) -> Trained | None:
     load = live.loader(job, team)
     if team.first:
         return live.learn(job, load, how)
-    prepared = live.prepare(job, load)
+    prepared = live.prepare(job, load, quiet=how.quiet)
     run.assist(prepared, job.folder, run.agree(prepared, 0))
     return None

@@ -11,7 +11,7 @@ from dticli.learn.run_folder import RunFolder
 from dticli.models import contents
 from dticli.paths import beside
 from dticli.photos import albums, captions
-from dticli.photos.albums import Album
+from dticli.photos.albums import Album, Told
 from dticli.photos.captions import Captions
 from dticli.settings import ModelSettings, TrainSettings, model_layer, read_layers, resolve
 from dticli.words import learned_word
@@ -54,12 +54,14 @@ def one(
     layers: Sequence[Mapping[str, Any]],
     out: Path | None,
     program: Target | None,
+    told: Told = lambda done, total: None,
 ) -> Job:
     """The job of one word.
 
     Args:
         layers: settings, the strongest first; those of the model and its family come after them.
         out: the token file; default: the token's name.
+        told: hears how many photos are checked, after each.
 
     Raises:
         UsageError: settings are missing or do not fit together.
@@ -75,7 +77,8 @@ def one(
     learned_word.check_name(settings.token)
     contents.require_multiple((settings.resolution, settings.resolution), family)
     target = out or Path(_file_name(settings.token))
-    album = albums.read(Path(settings.photos), settings.masks)
+    fit = albums.fit(settings, family.multiple)
+    album = albums.read(Path(settings.photos), settings.masks, fit, told)
     return Job(opened, settings, album, captions.read(album.photos, settings), target, program)
 
 
@@ -138,6 +141,7 @@ def many(
     config: Mapping[str, Any],
     out: Path | None,
     program: Target | None,
+    told: Told = lambda done, total: None,
 ) -> tuple[Job, ...]:
     """The jobs of a subjects file, in its order.
 
@@ -145,6 +149,7 @@ def many(
         given: settings of the command line, which win.
         config: settings of a config file, which the subjects file overrides.
         out: folder of the token files; default: the present one.
+        told: hears how many photos of a word are checked, after each.
 
     Raises:
         DtiError: something is wrong with one of them or several; names all, before any is begun.
@@ -153,7 +158,7 @@ def many(
     for name, word in subjects.words.items():
         target = (out or Path()) / _file_name(str(word["token"]))
         try:
-            found.append(one(opened, [given, word, subjects.shared, config], target, program))
+            found.append(one(opened, [given, word, subjects.shared, config], target, program, told))
         except DtiError as error:
             problems.append((name, error))
     if problems:

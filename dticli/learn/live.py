@@ -98,7 +98,7 @@ def learn(job: "Job", load: "Load", how: How) -> Trained:
     with job.folder.locked():
         before = _before(job, how)
         # Before the first step: a program that cannot use the word, or a file in the way, must not cost a training.
-        prepared = prepare(job, load)
+        prepared = prepare(job, load, quiet=how.quiet)
         overwrite = how.force or before is not None
         atomic.require_writable(_exports(job, prepared), force=overwrite)
         step, loss = _begin(job, prepared, before)
@@ -141,11 +141,13 @@ def loader(job: "Job", ranks: "Ranks") -> "Load":
     return cache(lambda: run.load(job.settings, opened.model, opened.family, ranks))
 
 
-def prepare(job: "Job", load: "Load") -> "Run":
+def prepare(job: "Job", load: "Load", *, quiet: bool) -> "Run":
     """Everything loaded and encoded, for the steps to begin."""
     from dticli.learn import run
 
-    return run.prepare(load(), job.settings, job.album, job.captions.texts)
+    loaded = load()
+    with console.counting("photos encoded", quiet=quiet) as told:
+        return run.prepare(loaded, job.settings, job.album, job.captions.texts, told)
 
 
 def _exports(job: "Job", prepared: "Run") -> "dict[Path, bytes]":

@@ -22,7 +22,7 @@ from dticli.models.choice import Model
 from dticli.models.embeddings import Table
 from dticli.models.families import Family
 from dticli.photos import albums, latents
-from dticli.photos.albums import Album, Crop
+from dticli.photos.albums import Album, Crop, Told
 from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks
 from dticli.settings import ModelSettings, TrainSettings, anchored, to_toml
@@ -114,27 +114,37 @@ def load(settings: ModelSettings, model: Model, family: Family, ranks: Ranks = A
     return FrozenModel(model, family, pipe, device, ranks)
 
 
-def prepare(loaded: FrozenModel, settings: TrainSettings, album: Album, captions: Captions) -> Run:
-    """Encode the photos, and set the word to its start."""
+def prepare(
+    loaded: FrozenModel,
+    settings: TrainSettings,
+    album: Album,
+    captions: Captions,
+    told: Told = lambda done, total: None,
+) -> Run:
+    """Encode the photos, and set the word to its start.
+
+    Args:
+        told: hears how many crops are encoded, after each.
+    """
     model, family, pipe, device = loaded.model, loaded.family, loaded.pipe, loaded.device
     for encoder in family.encoders:
         placement.require_new([settings.token], getattr(pipe, encoder.tokenizer))
     crops = albums.crops(album.photos, settings, family.multiple)
     with memory.fitting(model, settings, device):
-        encoded = _encoded(loaded, settings, crops)
+        encoded = _encoded(loaded, settings, crops, told)
     learner = _learner(settings, pipe, family, loaded.vocabulary)
     task = Task(pipe, family, encoded, captions, settings, loaded.ranks)
     identity = run_identity.of_run(model, loaded.weights, task, learner, album)
     return Run(loaded, task, learner, identity, run_identity.machine(device))
 
 
-def _encoded(loaded: FrozenModel, settings: TrainSettings, crops: Sequence[Crop]) -> Latents:
+def _encoded(loaded: FrozenModel, settings: TrainSettings, crops: Sequence[Crop], told: Told) -> Latents:
     """The photos as the autoencoder sees them; the pipeline is ready for the first step then."""
     pipe, family, device = loaded.pipe, loaded.family, loaded.device
     if not settings.low_memory:
-        return latents.encode(pipe, family, crops, device)
+        return latents.encode(pipe, family, crops, device, told)
     memory.set_aside(pipe)
-    encoded = latents.encode_low_memory(pipe, family, crops, device)
+    encoded = latents.encode_low_memory(pipe, family, crops, device, told)
     memory.economize(pipe, family, device)
     return encoded
 

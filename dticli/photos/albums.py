@@ -1,26 +1,25 @@
 """From a folder or one picture to checked photos: what is used, what is skipped and why, crops of them, and masks."""
 
-import contextlib
-import functools
 import hashlib
-import importlib
-import io
+import itertools
 import math
 import os
 import stat
 import unicodedata
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dticli import paths, randomness
 from dticli.errors import InputError
+from dticli.photos import decoding
+from dticli.photos.decoding import SHEETS, Fit
 from dticli.randomness import Key
 from dticli.settings import TrainSettings
 
@@ -28,9 +27,6 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2"}
     | {".avif", ".heic", ".heif"}
 )
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
-"""What is read, whatever the name says: Pillow would run Ghostscript on a PostScript file."""
-PLUGINS = {"pillow_heif": "register_heif_opener"}
 MIN_SIDE = 8
 """Pixels; what is smaller shows nothing."""
 MAX_SHAPE = 4.0
@@ -47,6 +43,7 @@ class Photo:
         name: path inside the folder of photos, with slashes.
         size: (height, width) in pixels, upright as EXIF says.
         fingerprint: of the file's content, and of its mask's.
+        transparent: some of it may be seen through.
         mask: picture whose bright parts are the subject; the photo's own path where that is its transparency.
         note: what was done to make it usable.
     """
@@ -55,6 +52,7 @@ class Photo:
     name: str
     size: tuple[int, int]
     fingerprint: str
+    transparent: bool = False
     mask: Path | None = None
     note: str | None = None
 
@@ -95,14 +93,22 @@ class Crop:
     flipped: bool = False
 
 
+Told = Callable[[int, int], None]
+"""Hears of progress: how many are done, of how many."""
+
+
 # Finding
 
 
-def read(source: Path, masks: str | None = None) -> Album:
+def read(
+    source: Path, masks: str | None = None, fit: Fit | None = None, told: Told = lambda done, total: None
+) -> Album:
     """Check every picture under `source`, a folder (with sub-folders) or a single picture.
 
     Args:
         masks: None, `alpha`, or a folder with a mask of the same name for each photo.
+        fit: what the photos will be scaled to, so that they need not be decoded again for that; None if they will not.
+        told: hears how many of the pictures are checked, after each.
 
     Raises:
         InputError: nothing is there, no picture can be used, or a mask is missing; says why.
@@ -114,9 +120,13 @@ def read(source: Path, masks: str | None = None) -> Album:
         raise InputError(
             f"no folder {source} ({reason}): expected a folder of photos; check path and permissions"
         ) from None
-    _register_plugins()
+    decoding.register_plugins()
     found = _Found(source)
-    checked = [_check(path, found.name(path)) for path in found.pictures()]
+    pictures = found.pictures()
+    checked = []
+    for item in decoding.ahead(lambda path: _check(path, found.name(path), fit), pictures):
+        checked.append(item)
+        told(len(checked), len(pictures))
     items = [*found.unreadable, *_without_copies(checked)]
     photos = tuple(item for item in items if isinstance(item, Photo))
     skipped = tuple(item for item in items if isinstance(item, Skipped))
@@ -179,34 +189,32 @@ def _without_copies(items: Sequence[Photo | Skipped]) -> Iterator[Photo | Skippe
         yield item
 
 
-def _register_plugins() -> None:
-    """Let Pillow use what is installed beside it."""
-    for module, function in PLUGINS.items():
-        with contextlib.suppress(ImportError):
-            getattr(importlib.import_module(module), function)()
-    Image.init()
-
-
 # Checking
 
 
-def _check(path: Path, name: str) -> Photo | Skipped:
-    """Decode once: a truncated file only shows when all of it is read."""
+def _check(path: Path, name: str, fit: Fit | None = None) -> Photo | Skipped:
+    """Decode the picture, for a truncated file only shows when all of it is read; keep it scaled, if there is room."""
     problem = _unusable(path)
     if problem:
         return Skipped(path, name, problem)
     try:
-        picture = _open(path)
+        wanted = None if SHEETS.full else fit
+        opened = decoding.read(path, wanted or _as_small_as_can_be)
         fingerprint = _fingerprint(path)
+        height, width = opened.size
+        if min(width, height) < MIN_SIDE:
+            return Skipped(path, name, f"only {width}x{height} pixels")
+        if wanted:
+            SHEETS.put(path, size := wanted(opened.size), decoding.sheet(opened.picture, size))
     except Exception as error:
         # Damaged and hostile pictures raise whatever their bytes lead the decoders to.
-        return Skipped(path, name, _reason(error, path))
-    width, height = picture.size
-    if min(width, height) < MIN_SIDE:
-        return Skipped(path, name, f"only {width}x{height} pixels")
-    frames = picture.info["dti.frames"]
-    note = f"the first of {frames} frames" if frames > 1 else None
-    return Photo(path, name, (height, width), fingerprint, note=note)
+        return Skipped(path, name, decoding.reason(error, path))
+    note = f"the first of {opened.frames} frames" if opened.frames > 1 else None
+    return Photo(path, name, opened.size, fingerprint, opened.picture.mode == "RGBA", note=note)
+
+
+def _as_small_as_can_be(size: tuple[int, int]) -> tuple[int, int]:
+    return (1, 1)
 
 
 def _unusable(path: Path) -> str | None:
@@ -220,63 +228,9 @@ def _unusable(path: Path) -> str | None:
     return None if status.st_size else "empty"
 
 
-def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return "too many pixels; make it smaller"
-    if isinstance(error, UnidentifiedImageError) and path.suffix.lower() in (".heic", ".heif"):
-        return "HEIC needs a plug-in: pip install pillow-heif"
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture, or damaged"
-    return f"cannot be read ({next(iter(str(error).splitlines()), '') or type(error).__name__})"
-
-
 def _fingerprint(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _open(path: Path) -> Image.Image:
-    """Decoded, upright, RGB or RGBA, 8 bits in sRGB; `info` counts the frames, of which this is the first."""
-    with warnings.catch_warnings():
-        # Pillow warns of half of its pixel limit and of odd metadata: only what stops it is ours to report.
-        warnings.simplefilter("ignore")
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
-            frames = getattr(file, "n_frames", 1)
-            file.load()
-            picture = _in_srgb(_in_eight_bits(ImageOps.exif_transpose(file)))
-    picture.info = {"dti.frames": frames}
-    return picture
-
-
-def _in_eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey pictures of 16 bits and of floats; deep colours are reduced by Pillow itself."""
-    if picture.mode != "F" and not picture.mode.startswith("I"):
-        return picture
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0).clip(0)
-    whole = 65535 if picture.mode.startswith("I") else 1
-    scale = 255 / max(whole, values.max() if values.max() > whole else whole)
-    return Image.fromarray((values * scale).round().astype(np.uint8))
-
-
-def _in_srgb(picture: Image.Image) -> Image.Image:
-    """RGB or RGBA, from the colour space its profile names."""
-    profile = picture.info.get("icc_profile")
-    mode = "RGBA" if picture.has_transparency_data else "RGB"
-    if picture.mode not in ("RGB", "RGBA", "CMYK", "L", "LAB"):
-        picture = picture.convert(mode)
-    if profile:
-        # A broken profile, or one for other channels, says nothing about the colours.
-        with contextlib.suppress(ImageCms.PyCMSError, OSError, TypeError, ValueError):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                converted = ImageCms.profileToProfile(picture, source, _srgb(), outputMode=mode)
-                picture = converted or picture
-    return picture.convert(mode)
-
-
-@functools.cache
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 # Masks
@@ -284,7 +238,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 def _with_masks(photos: Sequence[Photo], masks: str) -> tuple[Photo, ...]:
     if masks == paths.ALPHA:
-        if not any(_open(photo.path).mode == "RGBA" for photo in photos):
+        if not any(photo.transparent for photo in photos):
             raise InputError(
                 "no photo is transparent anywhere: expected --masks alpha's masks; use --masks FOLDER"
             )
@@ -345,16 +299,28 @@ def _windows(
     photo: Photo, settings: TrainSettings, multiple: int
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
     """Resized size, corner and size of each window; the photo's tighter side fits exactly."""
-    side = settings.resolution
-    size = bucket(photo.size, side, multiple) if settings.crop == "none" else (side, side)
-    height, width = photo.size
-    scale = max(size[0] / height, size[1] / width)
-    resized = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    size, resized = _window_size(photo.size, settings, multiple), fit(settings, multiple)(photo.size)
     room = (resized[0] - size[0], resized[1] - size[1])
     for index in range(settings.crops):
         centred = index == 0 and settings.crop != "random"
         corner = (room[0] // 2, room[1] // 2) if centred else _corner(photo, room, index, settings.seed)
         yield resized, corner, size
+
+
+def fit(settings: TrainSettings, multiple: int) -> Fit:
+    """From the size of a photo to what it is scaled to, of which all its crops are windows; its tighter side fits exactly."""
+
+    def resized(whole: tuple[int, int]) -> tuple[int, int]:
+        size = _window_size(whole, settings, multiple)
+        scale = max(size[0] / whole[0], size[1] / whole[1])
+        return max(size[0], round(whole[0] * scale)), max(size[1], round(whole[1] * scale))
+
+    return resized
+
+
+def _window_size(whole: tuple[int, int], settings: TrainSettings, multiple: int) -> tuple[int, int]:
+    side = settings.resolution
+    return bucket(whole, side, multiple) if settings.crop == "none" else (side, side)
 
 
 def _corner(photo: Photo, room: tuple[int, int], index: int, seed: int) -> tuple[int, int]:
@@ -374,62 +340,77 @@ def bucket(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     return max(grid, round(height / grid) * grid), max(grid, round(width / grid) * grid)
 
 
+def cut(crops: Sequence[Crop]) -> Iterator[tuple[Crop, Tensor, Tensor | None]]:
+    """Each crop with its `pixels` and `weights`, in order; photos are decoded ahead of their use.
+
+    Raises:
+        InputError: a photo or mask is no longer readable.
+    """
+    groups = [list(group) for _, group in itertools.groupby(crops, lambda crop: (crop.photo, crop.resized))]
+    sheets = decoding.ahead(_sheet, [group[0] for group in groups])
+    for group, (picture, mask) in zip(groups, sheets, strict=True):
+        for crop in group:
+            yield crop, _pixels(picture, crop), None if mask is None else _weights(mask, crop)
+
+
 def pixels(crop: Crop) -> Tensor:
     """The crop as (3, height, width) float32 in [-1, 1]; transparency lies on white."""
-    values = np.asarray(_window(_on_white(_decoded(crop.photo)), crop), dtype=np.float32)
-    return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
-
-
-def whole(photo: Photo) -> Image.Image:
-    """The photo in RGB; what is transparent, or hidden by its mask, is white."""
-    picture, mask = _decoded(photo), _mask(photo)
-    if mask is None:
-        return _on_white(picture)
-    white = Image.new("RGB", picture.size, "white")
-    return Image.composite(picture.convert("RGB"), white, mask.resize(picture.size))
+    return _pixels(_sheet(crop)[0], crop)
 
 
 def weights(crop: Crop) -> Tensor | None:
     """How much each pixel of the crop counts, (height, width) float32 from `BACKGROUND` to 1; None without a mask."""
-    mask = _mask(crop.photo)
-    if mask is None:
-        return None
+    _, mask = _sheet(crop)
+    return None if mask is None else _weights(mask, crop)
+
+
+def whole(photo: Photo) -> Image.Image:
+    """The photo in RGB; what is transparent, or hidden by its mask, is white."""
+    with _explained(photo):
+        picture = decoding.read(photo.path).picture
+        if photo.mask is None or photo.mask == photo.path:
+            return decoding.on_white(picture)
+        mask = decoding.read(photo.mask).picture.convert("L")
+    return Image.composite(
+        picture.convert("RGB"), Image.new("RGB", picture.size, "white"), mask.resize(picture.size)
+    )
+
+
+def _pixels(picture: Image.Image, crop: Crop) -> Tensor:
+    values = np.asarray(_window(picture, crop), dtype=np.float32)
+    return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def _weights(mask: Image.Image, crop: Crop) -> Tensor:
     values = np.asarray(_window(mask, crop), dtype=np.float32) / 255
     return torch.from_numpy(BACKGROUND + (1 - BACKGROUND) * values)
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode != "RGBA":
-        return picture
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
-def _mask(photo: Photo) -> Image.Image | None:
-    """White on the subject; None without a mask."""
-    if photo.mask is None:
-        return None
-    if photo.mask != photo.path:
-        return _open(photo.mask).convert("L")
-    picture = _decoded(photo)
-    return picture.getchannel("A") if picture.mode == "RGBA" else Image.new("L", picture.size, 255)
-
-
 def _window(picture: Image.Image, crop: Crop) -> Image.Image:
-    height, width = crop.resized
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     top, left = crop.corner
     picture = picture.crop((left, top, left + crop.size[1], top + crop.size[0]))
     return ImageOps.mirror(picture) if crop.flipped else picture
 
 
-@functools.lru_cache(maxsize=1)
-def _decoded(photo: Photo) -> Image.Image:
-    """The photo's picture; crops of one photo follow each other, so that each is decoded once."""
+def _sheet(crop: Crop) -> tuple[Image.Image, Image.Image | None]:
+    """The crop's photo scaled, and the mask that goes with it, white on the subject; None without a mask."""
+    photo, size = crop.photo, crop.resized
+    with _explained(photo):
+        sheet = SHEETS.take(photo.path, size)
+        if photo.mask is None:
+            return sheet.picture, None
+        if photo.mask == photo.path:
+            return sheet.picture, sheet.alpha or Image.new("L", sheet.picture.size, 255)
+        mask = decoding.read(photo.mask, lambda _: size).picture.convert("L")
+        return sheet.picture, decoding.scaled(mask, size)
+
+
+@contextmanager
+def _explained(photo: Photo) -> Iterator[None]:
     try:
-        return _open(photo.path)
+        yield
     except Exception as error:
         raise InputError(
-            f"{photo.path} was readable before and is not now ({_reason(error, photo.path)}): "
+            f"{photo.path} was readable before and is not now ({decoding.reason(error, photo.path)}): "
             "leave the photos where they are until training has begun"
         ) from None

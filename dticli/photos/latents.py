@@ -14,7 +14,7 @@ from dticli.models import memory
 from dticli.models.families import Family
 from dticli.models.families.shape import Frame
 from dticli.photos import albums
-from dticli.photos.albums import Crop
+from dticli.photos.albums import Crop, Told
 from dticli.randomness import Key
 
 
@@ -62,43 +62,64 @@ class Latents:
 
 
 @torch.no_grad()
-def encode(pipe: Any, family: Family, crops: Sequence[Crop], device: torch.device) -> Latents:
+def encode(
+    pipe: Any,
+    family: Family,
+    crops: Sequence[Crop],
+    device: torch.device,
+    told: Told = lambda done, total: None,
+) -> Latents:
     """Run every crop through the autoencoder, in float32, then send the autoencoder off the device.
 
     Float32, because half precision overflows in the autoencoder of SDXL, and this happens only once.
+
+    Args:
+        told: hears how many crops are encoded, after each.
 
     Raises:
         InputError: a photo is no longer readable.
         NumericalError: the autoencoder returns NaN or inf; names the photo.
     """
     pipe.vae.to(device, torch.float32)
-    moments = [_moments(pipe, family, crop, device) for crop in crops]
+    means, stds, weights = [], [], []
+    for crop, pixels, mask in albums.cut(crops):
+        mean, std = _moments(pipe, family, crop, pixels.to(device))
+        means.append(mean)
+        stds.append(std)
+        weights.append(None if mask is None else _on_grid(mask, mean))
+        told(len(means), len(crops))
     pipe.vae.to("cpu")
     return Latents(
-        mean=[mean for mean, _ in moments],
-        std=[std for _, std in moments],
-        weights=[_weight(crop, mean) for crop, (mean, _) in zip(crops, moments, strict=True)],
+        mean=means,
+        std=stds,
+        weights=weights,
         frames=tuple(Frame(crop.photo.size, crop.corner, crop.size) for crop in crops),
         paths=tuple(crop.photo.path for crop in crops),
     )
 
 
-def encode_low_memory(pipe: Any, family: Family, crops: Sequence[Crop], device: torch.device) -> Latents:
+def encode_low_memory(
+    pipe: Any,
+    family: Family,
+    crops: Sequence[Crop],
+    device: torch.device,
+    told: Told = lambda done, total: None,
+) -> Latents:
     """As `encode`; where whole pictures do not fit, in tiles, which the autoencoder blends into nearly the same."""
     try:
-        return encode(pipe, family, crops, device)
+        return encode(pipe, family, crops, device, told)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     memory.tile(pipe.vae)
     try:
-        return replace(encode(pipe, family, crops, device), tiled=True)
+        return replace(encode(pipe, family, crops, device, told), tiled=True)
     finally:
         memory.untile(pipe.vae)
 
 
-def _moments(pipe: Any, family: Family, crop: Crop, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = family.code.posterior(pipe, albums.pixels(crop)[None].to(device))
+def _moments(pipe: Any, family: Family, crop: Crop, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = family.code.posterior(pipe, pixels[None])
     if not (mean.isfinite().all() and std.isfinite().all()):
         raise NumericalError(
             f"the autoencoder makes NaN or inf of {crop.photo.name}: expected numbers; "
@@ -107,10 +128,7 @@ def _moments(pipe: Any, family: Family, crop: Crop, device: torch.device) -> tup
     return mean[0], std[0]
 
 
-def _weight(crop: Crop, mean: Tensor) -> Tensor | None:
-    """The crop's mask on the grid of its latent, of mean one, so that every photo counts the same."""
-    weights = albums.weights(crop)
-    if weights is None:
-        return None
+def _on_grid(weights: Tensor, mean: Tensor) -> Tensor:
+    """A crop's mask on the grid of its latent, of mean one, so that every photo counts the same."""
     small = torch.nn.functional.adaptive_avg_pool2d(weights[None], (mean.shape[-2], mean.shape[-1]))[0]
     return (small / small.mean()).to(mean.device)

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dticli.errors import DtiError, InputError
 from dticli.paths import ALPHA
-from dticli.photos import albums, captions
+from dticli.photos import albums, captions, decoding
 from dticli.photos.albums import BACKGROUND, Album, Photo
 from dticli.settings import TrainSettings, resolve
 from tests.conftest import Outcome
@@ -162,7 +163,7 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:
         ("b.tif", encoded(floats, "TIFF")),
     ):
         photo = read_one(tmp_path, name, data)
-        decoded = np.asarray(albums._open(photo.path))[..., 0]
+        decoded = np.asarray(decoding.read(photo.path).picture)[..., 0]
         assert np.abs(decoded - ramp).max() <= 1, name
 
 
@@ -311,6 +312,81 @@ def test_hundreds_of_photos_keep_their_order(tmp_path: Path) -> None:
         )
     names = [photo.name for photo in albums.read(tmp_path).photos]
     assert names == [f"{index:03}.png" for index in range(300)]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """Smooth patches of colour, such as photos are made of."""
+    small = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path, orientation: int) -> None:
+    """A reduced decoding is at most three times as large as wanted, and a whole one differs from it by 2.5 of 255 on average."""
+    exif = Image.Exif()
+    exif[decoding.ROTATION] = orientation
+    (tmp_path / "a.jpg").write_bytes(encoded(noise(1600, 1200), "JPEG", quality=95, exif=exif))
+    fit = albums.fit(settings(), 8)
+    small, large = decoding.read(tmp_path / "a.jpg", fit), decoding.read(tmp_path / "a.jpg")
+    assert (
+        small.size
+        == large.size
+        == large.picture.size[::-1]
+        == ((1200, 1600) if orientation == 1 else (1600, 1200))
+    )
+    assert min(small.picture.size) < 2 * decoding.SPARE * 64
+    size = fit(large.size)
+    a, b = (np.asarray(decoding.sheet(each.picture, size).picture, float) for each in (small, large))
+    assert np.square(a - b).mean() < 2.5**2
+
+
+def test_a_photo_is_decoded_once_where_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checking keeps it for its crops; without room it is decoded again; either way the crops have the same pixels."""
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(encoded(noise(320, 240), name[-3:].replace("jpg", "jpeg")))
+    decoded: list[Path] = []
+    stock = decoding.read
+    monkeypatch.setattr(decoding, "read", lambda path, fit=None: decoded.append(path) or stock(path, fit))
+
+    def cut(most: int) -> list[torch.Tensor]:
+        decoded.clear()
+        sheets = decoding.Sheets(most)
+        monkeypatch.setattr(albums, "SHEETS", sheets)
+        album = albums.read(tmp_path, fit=albums.fit(settings(), 8))
+        found = [
+            pixels for _, pixels, _ in albums.cut(albums.crops(album.photos, settings(flip=True, crops=2), 8))
+        ]
+        assert sheets.bytes == 0
+        return found
+
+    kept, times = cut(decoding.KEPT), len(decoded)
+    again, twice = cut(0), len(decoded)
+    assert (times, twice, len(kept)) == (2, 4, 8)
+    assert all(map(torch.equal, kept, again))
+
+
+def test_progress_is_told_photo_by_photo(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.txt"):
+        (tmp_path / name).write_bytes(encoded(noise(32, 48 if name == "a.png" else 64), "PNG"))
+    heard: list[tuple[int, int]] = []
+    album = albums.read(tmp_path, told=lambda done, total: heard.append((done, total)))
+    assert heard == [(1, 2), (2, 2)]
+    assert len(album.photos) == 2
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were(tmp_path: Path) -> None:
+    """Pillow's warnings are silenced in several threads at once, and heard again afterwards."""
+    before = list(warnings.filters)
+    with decoding._unwarned:
+        list(
+            decoding.ahead(
+                lambda _: decoding._unwarned.__enter__() or decoding._unwarned.__exit__(), range(40)
+            )
+        )
+        warnings.warn("not heard", stacklevel=1)
+    assert warnings.filters == before
+    with pytest.raises(UserWarning, match="heard"):
+        warnings.warn("heard", stacklevel=1)
 
 
 # Crops
