@@ -106,7 +106,7 @@ def train(
     job.captions.require_usable()
     with job.folder.locked():
         live.require_free(job, live.How(resume=False, force=False, quiet=True))
-        run = live.prepare(job, live.loader(job, ALONE))
+        run = live.prepare(job, live.loader(job, ALONE), quiet=True)
         yield from advance(run, job.folder, agree(run, 0), float("nan"))
         token_writing.write(job.target, run.token())
         job.folder.finish()
