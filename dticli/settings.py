@@ -8,6 +8,7 @@ import builtins
 import difflib
 import json
 import re
+import secrets
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +18,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo, field_validator
 
+from dticli import spelling, textfile
 from dticli.errors import UsageError
 from dticli.paths import FILES, WORDS_OR_FILES, beside
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+ANY_SEED = -1
+"""In the place of a seed: one that nobody chose."""
 PathKind = Literal["slerp", "lerp"]
 """How words are mixed: on the sphere, or along straight lines."""
 
@@ -152,10 +156,11 @@ class TrainSettings(ModelSettings):
         "object", description="What the photos share: picks the templates."
     )
     captions: Annotated[Literal["templates", "sidecar"], Group.PHOTOS] = Field(
-        "templates", description="Built-in sentences, or the .txt file beside each photo."
+        "templates",
+        description="Built-in sentences, or the .txt or .caption file beside each photo, one caption per line.",
     )
     captions_file: Annotated[str | None, Group.PHOTOS] = Field(
-        None, description='JSON lines {"file": ..., "text": ...}, one a photo.'
+        None, description='JSON lines {"file": ..., "text": ...}, or CSV that begins with file,text.'
     )
     zero_pad: bool = Field(
         False, description="Begin captions with 0 to 15 rows of zeros, as the paper's code does for SANA."
@@ -197,6 +202,11 @@ class TrainSettings(ModelSettings):
             raise ValueError("crop = 'none' takes photos whole: expected 1")
         return crops
 
+    @field_validator("token", mode="before")
+    @classmethod
+    def _in_brackets(cls, token: Any) -> Any:
+        return spelling.word(token) if isinstance(token, str) else token
+
     @field_validator("templates")
     @classmethod
     def _templates_hold_the_word(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -228,10 +238,25 @@ class GenerateSettings(ModelSettings):
         description="WIDTHxHEIGHT or SIDE in pixels; default: the model's.",
         examples=["512", "768x512"],
     )
-    seed: Annotated[Seed, Group.COMMON] = Field(
-        0, description="Of the noise: picture i starts from seed + i, frames from seed."
+    seed: Annotated[Annotated[int, Field(ge=ANY_SEED, lt=2**63)], Group.COMMON] = Field(
+        0, description="Of the noise: picture i starts from seed + i, frames from seed; -1: any."
     )
     batch_size: Positive = Field(1, description="Pictures drawn at once.")
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _of_any_mark(cls, size: Any) -> Any:
+        return spelling.size(size) if isinstance(size, str) else size
+
+    @field_validator("scheduler")
+    @classmethod
+    def _of_any_program(cls, scheduler: str | None) -> str | None:
+        return scheduler and spelling.sampler(scheduler)
+
+    @field_validator("seed")
+    @classmethod
+    def _drawn(cls, seed: int) -> int:
+        return secrets.randbelow(2**32) if seed == ANY_SEED else seed
 
     @property
     def height_width(self) -> tuple[int, int] | None:
@@ -373,7 +398,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: missing or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(textfile.read(path))
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; pass a TOML file with settings of dti train"

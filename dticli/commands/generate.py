@@ -11,7 +11,7 @@ from dticli import console
 from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
-from dticli.settings import GenerateSettings, Group, model_layer, resolve
+from dticli.settings import ANY_SEED, GenerateSettings, Group, model_layer, resolve
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def command(
         console.warn(complaint)
     opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
+    if given["seed"] == ANY_SEED:
+        console.notice(f"seed: {settings.seed}")
     shots = sampler.shots(texts, settings.seed, count)
     if grid:
         pictures.require_image(grid)

@@ -11,7 +11,7 @@ from dticli import console
 from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
-from dticli.settings import GenerateSettings, Group, PathKind, model_layer, resolve
+from dticli.settings import ANY_SEED, GenerateSettings, Group, PathKind, model_layer, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -163,6 +163,8 @@ def command(
     atomic.require_writable([out], force=force)
     opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
+    if given["seed"] == ANY_SEED:
+        console.notice(f"seed: {settings.seed}")
     eyes = None
     if image_judge:
         from dticli.evaluation import judges

@@ -11,7 +11,7 @@ import annotated_types
 import typer
 from pydantic.fields import FieldInfo
 
-from dticli import console
+from dticli import console, textfile
 from dticli.commands import completion
 from dticli.errors import UsageError
 from dticli.settings import Group, ModelSettings, Settings
@@ -56,8 +56,8 @@ def _lines(source: str) -> list[str]:
     if source == "-":
         return sys.stdin.read().splitlines()
     try:
-        return Path(source).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return textfile.read(Path(source)).splitlines()
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot read {source} ({error}): expected a text file with one prompt per line; check --prompts"
         ) from None

@@ -73,6 +73,7 @@ class Checked:
         skipped: names with reasons.
         others: files that are no pictures.
         problems: photos without a usable caption.
+        unused: files with captions that were not asked for.
         cut: captions longer than an encoder reads.
         memory: what the weights take; None where they are not safetensors files.
     """
@@ -83,6 +84,7 @@ class Checked:
     crops: int
     resolution: int
     problems: tuple[str, ...]
+    unused: str | None
     cut: tuple[str, ...]
     memory: "Memory | None"
 
@@ -94,6 +96,7 @@ class Checked:
         if self.others:
             yield f"{self.others} other files are no pictures"
         yield from self.memory.lines() if self.memory else ()
+        yield from [self.unused] if self.unused else []
         yield from (f"cut off: {text}" for text in self.cut)
         yield from (f"problem: {text}" for text in self.problems)
 
@@ -178,6 +181,8 @@ def command(
     if not team.first and (check or not subjects):
         console.only_errors()
     jobs = _jobs(given, photos, out, config, subjects, format, quiet=quiet)
+    if given["token"] and given["token"] != jobs[0].settings.token:
+        console.notice(f"the word is {jobs[0].settings.token}")
     _require_known(jobs)
     if check:
         console.show(_checks(jobs, many=subjects is not None), as_json=json)
@@ -293,6 +298,7 @@ def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Ch
         crops=len(windows),
         resolution=settings.resolution,
         problems=job.captions.problems,
+        unused=job.captions.remark,
         cut=captions.cut(job.captions, tokenizers, settings.token),
         memory=memory,
     )

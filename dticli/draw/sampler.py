@@ -150,8 +150,7 @@ def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
     require_scheduler(name)
     own = pipe.scheduler
     kind, options = SCHEDULERS[name]
-    flow = own.config._class_name.startswith("FlowMatch") or own.config.get("use_flow_sigmas")
-    if flow:
+    if own.config._class_name.startswith("FlowMatch") or own.config.get("use_flow_sigmas"):
         raise UsageError(f"--scheduler {name} does not suit a flow-matching model; leave it out")
     pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dticli import textfile
 from dticli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ def read(name: str) -> tuple[Prompt, ...]:
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = textfile.read(path).splitlines()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
             f"no prompt set {path} ({reason}): expected {', '.join(SETS)} or a text file with a prompt a line; "
             "check --prompt-set"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli import atomic
+from dticli import atomic, spelling
 from dticli.errors import DtiError, UsageError
 from dticli.learn.run_folder import RunFolder
 from dticli.models import contents
@@ -127,7 +127,7 @@ def read_subjects(path: Path) -> Subjects:
         raise UsageError(
             f"{path}: {', '.join(misplaced)}: expected the model's settings above the tables, for all words; move it"
         )
-    tokens = [layer["token"] for layer in words.values()]
+    tokens = [spelling.word(str(layer["token"])) for layer in words.values()]
     twice = next((token for token in tokens if tokens.count(token) > 1), None)
     if twice:
         raise UsageError(f"{path}: two words are called {twice}: expected different names; change one token")

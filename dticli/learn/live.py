@@ -95,6 +95,8 @@ def learn(job: "Job", load: "Load", how: How) -> Trained:
 
     for skipped in job.album.skipped:
         console.warn(f"skipped {skipped.name}: {skipped.reason}")
+    if job.captions.remark:
+        console.warn(job.captions.remark)
     with job.folder.locked():
         before = _before(job, how)
         # Before the first step: a program that cannot use the word, or a file in the way, must not cost a training.

@@ -1,12 +1,17 @@
 """What is said about each photo while training: templates, a text file beside it, or a captions file."""
 
+import csv
+import functools
+import io
 import json
+import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dticli import textfile
 from dticli.errors import InputError
 from dticli.photos.albums import Photo, listed
 from dticli.settings import TrainSettings
@@ -60,6 +65,12 @@ TEMPLATES = {"object": OBJECT_TEMPLATES, "style": STYLE_TEMPLATES}
 
 MAX_BYTES = 2**20
 """Of a caption file; more is no caption."""
+SIDECARS = (".txt", ".caption")
+LISTS = (".jsonl", ".csv", ".tsv")
+FILE_KEYS = ("file", "file_name", "image")
+TEXT_KEYS = ("text", "caption", "prompt")
+PLACES = re.compile(r"\{\}|\[(name|trigger)\]", re.IGNORECASE)
+"""What other trainers write for the word."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,19 @@ class Captions:
     Attributes:
         texts: each photo's captions; one is drawn for every sample.
         problems: complaints about single photos, in words.
+        unused: names of files with captions that were not asked for.
     """
 
     texts: Mapping[Path, tuple[str, ...]]
     problems: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+
+    @property
+    def remark(self) -> str | None:
+        """What to say of unused files, once."""
+        if not self.unused:
+            return None
+        return f"captions in {listed(self.unused)} are not used: add --captions sidecar, or name a list with --captions-file"
 
     def require_usable(self) -> None:
         """Raise InputError if there are problems; names them."""
@@ -83,25 +103,34 @@ class Captions:
 
 
 def read(photos: Sequence[Photo], settings: TrainSettings) -> Captions:
-    """Captions of all photos: templates, the `.txt` file beside each, or the lines of one file.
+    """Captions of all photos: templates, the lines of the file beside each, or of one file for all.
 
     Raises:
-        InputError: the captions file is missing, or is not JSON lines.
+        InputError: the captions file is missing, or is not a list.
     """
     if settings.captions_file:
-        own = _from_file(Path(settings.captions_file), photos)
+        found = _from_file(Path(settings.captions_file), photos)
     elif settings.captions == "sidecar":
-        own = {photo.path: _sidecar(photo) for photo in photos}
+        files = functools.cache(_files)
+        found = {photo.path: _sidecar(photo, files) for photo in photos}
     else:
         templates = settings.templates or TEMPLATES[settings.property]
-        return Captions(
-            dict.fromkeys((photo.path for photo in photos), from_templates(templates, settings.token)), ()
-        )
-    checked = {photo: _checked(own[photo.path], photo, settings.token) for photo in photos}
+        texts = dict.fromkeys((photo.path for photo in photos), from_templates(templates, settings.token))
+        return Captions(texts, (), _unused(photos))
+    checked = {photo: _checked(found[photo.path], photo, settings.token) for photo in photos}
     return Captions(
-        {photo.path: (text,) for photo, text in checked.items() if isinstance(text, str)},
-        tuple(text.reason for text in checked.values() if isinstance(text, _Problem)),
+        {photo.path: texts for photo, texts in checked.items() if not isinstance(texts, _Problem)},
+        tuple(texts.reason for texts in checked.values() if isinstance(texts, _Problem)),
     )
+
+
+def _unused(photos: Sequence[Photo]) -> tuple[str, ...]:
+    """Names of files beside the photos that look like their captions."""
+    files = functools.cache(_files)
+    folders = dict.fromkeys(photo.path.parent for photo in photos)
+    lists = [path for folder in folders for path in files(folder).values() if path.suffix.lower() in LISTS]
+    sidecars = [path for photo in photos if (path := _path_beside(photo, files))]
+    return tuple(dict.fromkeys(path.name for path in [*sidecars, *lists]))
 
 
 def from_templates(templates: Sequence[str], word: str) -> tuple[str, ...]:
@@ -131,61 +160,135 @@ class _Problem:
     reason: str
 
 
-def _checked(text: str | _Problem, photo: Photo, word: str) -> str | _Problem:
-    if isinstance(text, str) and word not in text:
-        return _Problem(f"the caption of {photo.name} lacks {word} ({text[:60]!r})")
-    return text
+Texts = tuple[str, ...]
+_Listing = Callable[[Path], Mapping[str, Path]]
 
 
-def _sidecar(photo: Photo) -> str | _Problem:
-    path = photo.path.with_suffix(".txt")
+def _checked(texts: Texts | _Problem, photo: Photo, word: str) -> Texts | _Problem:
+    """The captions with the word in its place."""
+    if isinstance(texts, _Problem):
+        return texts
+    texts = tuple(PLACES.sub(lambda _: word, text) for text in texts)
+    if not texts:
+        return _Problem(f"the caption of {photo.name} is empty")
+    lacking = [(number, text) for number, text in enumerate(texts, 1) if word not in text]
+    if not lacking:
+        return texts
+    number, text = lacking[0]
+    which = f"caption {number} of {len(texts)}" if len(texts) > 1 else "the caption"
+    return _Problem(f"{which} of {photo.name} lacks {word} ({text[:60]!r})")
+
+
+def _sidecar(photo: Photo, files: _Listing) -> Texts | _Problem:
+    path = _path_beside(photo, files)
+    if path is None:
+        return _Problem(f"no {photo.path.stem}{SIDECARS[0]} beside {photo.name}")
     try:
-        return _plain(_read(path))
-    except FileNotFoundError:
-        return _Problem(f"no {path.name} beside {photo.name}")
+        return _lines(textfile.read(path, MAX_BYTES))
     except (OSError, ValueError) as error:
         return _Problem(f"{path.name} cannot be read ({error})")
 
 
-def _from_file(path: Path, photos: Sequence[Photo]) -> dict[Path, str | _Problem]:
-    """Captions from JSON lines `{"file": "1.png", "text": "a photo of <dog>"}` (`file_name` is accepted too)."""
+def _path_beside(photo: Photo, files: _Listing) -> Path | None:
+    """The file with the photo's captions: of the same name, or of that with another suffix added."""
+    there = files(photo.path.parent)
+    names = [f"{name}{suffix}" for name in (photo.path.stem, photo.path.name) for suffix in SIDECARS]
+    return next((there[name] for name in map(_normal, names) if name in there), None)
+
+
+def _files(folder: Path) -> Mapping[str, Path]:
+    """The regular files of a folder, by their names with the last suffix in small letters."""
     try:
-        lines = _read(path, most=64 * MAX_BYTES).split("\n")
+        found = sorted((path for path in folder.iterdir() if path.is_file()), reverse=True)
+    except OSError:
+        return {}
+    return {_normal(path.stem + path.suffix.lower()): path for path in found}
+
+
+def _lines(text: str) -> Texts:
+    """The captions of a text, one per line that is not blank."""
+    return tuple(filter(None, map(_plain, re.split(r"[\r\n]+", text))))
+
+
+def _from_file(path: Path, photos: Sequence[Photo]) -> dict[Path, Texts | _Problem]:
+    """Captions from JSON lines `{"file": "1.png", "text": "a photo of <dog>"}`, or a table with such a first line.
+
+    A path may be absolute, of another machine, with back-slashes, or the mere name.
+    """
+    try:
+        text = textfile.read(path)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot read {path} ({error}): expected JSON lines; check --captions-file"
+            f"cannot read {path} ({error}): expected JSON lines or CSV; check --captions-file"
         ) from None
-    texts = dict(_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
-    missing = "{} has no caption for {}"
-    return {
-        photo.path: texts.get(_normal(photo.name))
-        or texts.get(_normal(photo.path.name))
-        or _Problem(missing.format(path.name, photo.name))
-        for photo in photos
-    }
+    read = _table if path.suffix.lower() in LISTS[1:] else _json_lines
+    texts: dict[tuple[str, ...], Texts] = {}
+    for name, lines in read(path, text):
+        texts[name] = texts.get(name, ()) + lines
+    by_end: dict[str, list[tuple[str, ...]]] = {}
+    for name in texts:
+        by_end.setdefault(name[-1], []).append(name)
+    found: dict[Path, Texts | _Problem] = {}
+    for photo in photos:
+        own = _parts(photo.name)
+        meant = [name for name in by_end.get(own[-1], ()) if _is_end(own, name) or _is_end(name, own)]
+        # Without other folders before it, or with as few as there are.
+        best = min(meant, key=lambda name: (name != own, len(name)), default=None)
+        missing = _Problem(f"{path.name} has no caption for {photo.name}")
+        found[photo.path] = missing if best is None else texts[best]
+    return found
 
 
-def _entry(path: Path, number: int, line: str) -> tuple[str, str]:
+def _is_end(end: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    return whole[-len(end) :] == end
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """A path of any system, in parts."""
+    return tuple(part for part in _normal(name).replace("\\", "/").split("/") if part not in ("", ".")) or (
+        "",
+    )
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[tuple[str, ...], Texts]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield _entry(json.loads(line))
+            except (ValueError, AttributeError, TypeError, RecursionError):
+                raise InputError(
+                    f'{path.name} line {number} is not {{"file": ..., "text": ...}}: expected JSON lines; correct it'
+                ) from None
+
+
+def _table(path: Path, text: str) -> Iterator[tuple[tuple[str, ...], Texts]]:
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    rows = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
     try:
-        entry = json.loads(line)
-        name, text = entry.get("file") or entry["file_name"], entry["text"]
-        if not (isinstance(name, str) and isinstance(text, str)):
-            raise TypeError
-        # What cannot be encoded is half of a character.
-        text.encode()
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        for row in rows:
+            yield _entry({(name or "").strip().lower(): value for name, value in row.items()})
+    except (ValueError, AttributeError, TypeError, csv.Error):
         raise InputError(
-            f'{path.name} line {number} is not {{"file": ..., "text": ...}}: expected JSON lines; correct it'
+            f"{path.name} line {rows.line_num} has no file and text: expected a table that begins with "
+            f"file{separator}text; correct it".replace("\t", " ")
         ) from None
-    return _normal(name), _plain(text)
 
 
-def _read(path: Path, most: int = MAX_BYTES) -> str:
-    with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"more than {most} bytes")
-    return data.decode("utf-8-sig")
+def _entry(entry: Mapping[str, Any]) -> tuple[tuple[str, ...], Texts]:
+    """A photo's path in parts, and its captions.
+
+    Raises:
+        AttributeError, TypeError: something is missing, or not text.
+        UnicodeEncodeError: half of a character.
+    """
+    name = next((entry[key] for key in FILE_KEYS if entry.get(key)), None)
+    found = next((entry[key] for key in TEXT_KEYS if key in entry), None)
+    texts: list[Any] = found if isinstance(found, list) else [found]
+    if not (isinstance(name, str) and all(isinstance(text, str) for text in texts)):
+        raise TypeError
+    "".join(texts).encode()
+    return _parts(name), tuple(line for text in texts for line in _lines(text))
 
 
 def _plain(text: str) -> str:

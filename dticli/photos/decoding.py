@@ -19,6 +19,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from dticli import mistaken
+
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
 """What is read, whatever the name says: Pillow would run Ghostscript on a PostScript file."""
 PLUGINS = {"pillow_heif": "register_heif_opener"}
@@ -235,5 +237,6 @@ def reason(error: Exception, path: Path) -> str:
     if isinstance(error, UnidentifiedImageError) and path.suffix.lower() in (".heic", ".heif"):
         return "HEIC needs a plug-in: pip install pillow-heif"
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture, or damaged"
+        what = mistaken.known_file(path)
+        return f"not a picture but {what}" if what else "not a picture, or damaged"
     return f"cannot be read ({next(iter(str(error).splitlines()), '') or type(error).__name__})"

@@ -504,7 +504,8 @@ BAD_SIDECARS = {
     "lacks the word": b"a photo of a dog",
     "empty": b"",
     "latin-1": "Fußball <dog>".encode("latin-1"),
-    "utf-16": "<dog>".encode("utf-16"),
+    "utf-16 without a mark": "a <dog>".encode("utf-16-le"),
+    "one line of two lacks the word": b"a photo of <dog>\non grass",
     "huge": b"<dog> " * 400_000,
 }
 
@@ -522,7 +523,7 @@ def test_bad_sidecars_are_problems(album: Album, tmp_path: Path, case: str) -> N
 
 def test_captions_are_made_plain(album: Album, tmp_path: Path) -> None:
     """A byte order mark, line breaks and escape sequences are no words."""
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa photo\r\nof \x1b[31m<dog>\0\n")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa photo\tof \x1b[31m<dog>\0\r\n\n")
     (tmp_path / "ü.txt").write_text("фото <dog> 🐕")
     said = captions.read(album.photos, settings(captions="sidecar"))
     assert not said.problems
