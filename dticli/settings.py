@@ -94,6 +94,10 @@ class ModelSettings(Settings):
         "default: the public one.",
     )
     variant: str | None = Field(None, description="Weight files to load, such as fp16.")
+    prediction: Literal["epsilon", "v"] | None = Field(
+        None,
+        description="What the denoiser predicts, where the model's files do not say it; default: as they say.",
+    )
     offline: bool = Field(False, description="Never ask the hub.")
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where to compute.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(

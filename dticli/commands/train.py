@@ -237,10 +237,15 @@ def _jobs(
 
 
 def _require_known(jobs: "Sequence[Job]") -> None:
-    """Find words the model does not know before it is loaded; one of the hub is asked once it is here."""
+    """Find noise that is not trained here, and words the model does not know, before it is loaded.
+
+    One of the hub is asked for words once it is here.
+    """
     from dticli.learn import initial_rows
+    from dticli.models import contents
 
     model, family = jobs[0].opened.model, jobs[0].opened.family
+    contents.process(model, family)
     if model.folder:
         initial_rows.require_known(
             model,

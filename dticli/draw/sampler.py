@@ -12,7 +12,7 @@ from PIL.Image import Image
 from dticli.draw.schedulers import SCHEDULERS
 from dticli.errors import EnvironmentProblem, UsageError, is_out_of_memory
 from dticli.models.families import Family
-from dticli.models.families.shape import FIXED, call_defaults
+from dticli.models.families.shape import FIXED, call_defaults, is_flow
 from dticli.settings import GenerateSettings
 from dticli.words.placement import Word, place
 
@@ -150,7 +150,7 @@ def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
     require_scheduler(name)
     own = pipe.scheduler
     kind, options = SCHEDULERS[name]
-    if own.config._class_name.startswith("FlowMatch") or own.config.get("use_flow_sigmas"):
+    if is_flow(own):
         raise UsageError(f"--scheduler {name} does not suit a flow-matching model; leave it out")
     pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
     try:

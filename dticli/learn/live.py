@@ -211,8 +211,10 @@ def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: t
 
 
 def _model_options(model: "Model") -> tuple[str, ...]:
-    found_again = model.kind in ("bundled", "hub")
-    options = {} if found_again else dict(model.settings)
+    options = dict(model.settings)
+    if model.kind in ("bundled", "hub"):
+        # Found again by what the token file says.
+        del options["model"]
     if model.layout.variant:
         options["variant"] = model.layout.variant
     return tuple(f"--{name} {shlex.quote(value)}" for name, value in options.items())

@@ -17,7 +17,7 @@ from dticli.learn import checkpoint, initial_rows, run_identity, trainer
 from dticli.learn.checkpoint import Checkpoint, Identity
 from dticli.learn.run_folder import Log, RunFolder
 from dticli.learn.trainer import Captions, Learner, StepReport, Task
-from dticli.models import devices, memory
+from dticli.models import contents, devices, memory
 from dticli.models.choice import Model
 from dticli.models.embeddings import Table
 from dticli.models.families import Family
@@ -105,8 +105,9 @@ def load(settings: ModelSettings, model: Model, family: Family, ranks: Ranks = A
     """Load the model.
 
     Raises:
-        ModelError, EnvironmentProblem: as `memory.load`.
+        ModelError, EnvironmentProblem: as `contents.process` and `memory.load`.
     """
+    contents.process(model, family)
     if settings.deterministic:
         devices.make_deterministic()
     device = ranks.own(devices.pick_device(settings.device))

@@ -196,7 +196,7 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
         ModelError: no gradient reaches a row.
         NumericalError: the loss or a gradient is not finite.
     """
-    process = task.family.code.process(task.pipe)
+    process = task.family.code.process(task.pipe.scheduler)
     with _placed(task, learner) as placement:
         most = PAD * MOST_PADS if task.settings.zero_pad else ""
         placement.require_read(
@@ -260,7 +260,7 @@ def largest_batch(task: Task, learner: Learner) -> int:
 def fits(task: Task, learner: Learner, size: int) -> bool:
     """Whether the gradients of a batch fit in memory, found by trying."""
     settings = task.settings.model_copy(update={"batch_size": size, "accumulate": 1})
-    process = task.family.code.process(task.pipe)
+    process = task.family.code.process(task.pipe.scheduler)
     try:
         with _placed(task, learner):
             _gather_gradients(replace(task, settings=settings, ranks=ALONE), process, learner, 0)

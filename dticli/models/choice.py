@@ -1,16 +1,16 @@
 """Which model, and where from."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from dticli import bundled, hub
 from dticli.errors import ModelError, UsageError
 from dticli.models import devices, single_file
-from dticli.models.single_file import Shapes, SingleFile
+from dticli.models.single_file import PREDICTIONS, Shapes, SingleFile
 
 DEFAULT_ON_CUDA = "stabilityai/stable-diffusion-xl-base-1.0"
 ENVIRONMENT_VARIABLE = "DTI_MODEL"
@@ -28,6 +28,7 @@ class Model:
         option: that chooses it.
         file: the single file with its weights.
         base: of a single file: the model whose index, configs and tokenizers it uses, and weights it lacks.
+        prediction: what the denoiser predicts, whatever the files say: `epsilon` or `v`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Model:
     option: str = "--model"
     file: SingleFile | None = None
     base: "Model | None" = None
+    prediction: str | None = None
 
     @property
     def label(self) -> str:
@@ -62,10 +64,24 @@ class Model:
         return self.file.components if self.file else {}
 
     @property
+    def noise(self) -> dict[str, Any]:
+        """What the config of its scheduler must say besides what the files in diffusers layout do."""
+        said = self.file.noise if self.file else {}
+        if self.prediction is None:
+            return said
+        kind = PREDICTIONS[self.prediction]
+        return (said if said.get("prediction_type") == kind else {}) | {"prediction_type": kind}
+
+    @property
     def settings(self) -> dict[str, str]:
         """The settings that choose it again, from any folder."""
         again = {"bundled": self.name, "hub": self.label}.get(self.kind, self.location)
-        return {"model": again} | ({"base": self.base.settings["model"]} if self.base else {})
+        found = {
+            "model": again,
+            "base": self.base and self.base.settings["model"],
+            "prediction": self.prediction,
+        }
+        return {name: value for name, value in found.items() if value}
 
 
 def choose(
@@ -74,6 +90,7 @@ def choose(
     recorded: str | None = None,
     base: str | None = None,
     variant: str | None = None,
+    prediction: str | None = None,
     offline: bool = False,
     device: str = "auto",
 ) -> Model:
@@ -83,6 +100,7 @@ def choose(
         option: hub id (with `@revision`), folder, single file or bundled name.
         recorded: what a token file says it was learned on.
         base: for a single file: a model of its kind; None for the usual one.
+        prediction: what the denoiser predicts; None for what the files say.
 
     Raises:
         ModelError: the folder does not exist or is not in diffusers layout, or the file is no checkpoint.
@@ -99,12 +117,14 @@ def choose(
     )
     name, why = next((name, why) for name, why in candidates if name)
     if single_file.is_named(name):
-        return _locate_file(Path(name).expanduser(), why, base, variant=variant, offline=offline)
-    if base:
+        found = _locate_file(Path(name).expanduser(), why, base, variant=variant, offline=offline)
+    elif base:
         raise UsageError(
             f"--base {base} beside the model {name}: expected it for a single .safetensors file only; leave it out"
         )
-    return _locate(name, why, "--model", variant=variant, offline=offline)
+    else:
+        found = _locate(name, why, "--model", variant=variant, offline=offline)
+    return replace(found, prediction=prediction)
 
 
 def _locate_file(path: Path, why: str, base: str | None, *, variant: str | None, offline: bool) -> Model:

@@ -1,22 +1,26 @@
 """What a model's files hold, known without loading it: index, family, tables, tokenizers, shapes and sizes."""
 
+import inspect
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from dticli import bundled, hub
+from dticli import bundled, hub, mistaken
 from dticli.errors import ModelError, UsageError
 from dticli.models import families, single_file
 from dticli.models.choice import Model
 from dticli.models.embeddings import Table, read_tables, read_tokenizer
 from dticli.models.families import Family
-from dticli.models.single_file import Shapes
+from dticli.models.single_file import ZERO_SNR, Shapes
+
+if TYPE_CHECKING:
+    from dticli.models.families.shape import Process
 
 DENOISERS = ("unet", "transformer")
 
@@ -48,6 +52,47 @@ def family(model: Model) -> Family:
     if model.file:
         single_file.require_family(model.file, found.name, model.layout.label)
     return found
+
+
+def scheduler(model: Model) -> Any:
+    """The model's scheduler, as its files in diffusers layout and `Model.noise` say.
+
+    Raises:
+        ModelError: missing or unusable.
+        EnvironmentProblem: the hub cannot be reached.
+        UsageError: a prediction was asked for, and the model follows a flow.
+    """
+    import diffusers
+
+    from dticli.models.families.shape import is_flow
+
+    layout, name = model.layout, "scheduler/scheduler_config.json"
+    path = layout.folder / name if layout.folder else Path(_from_hub(layout, name))
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        found = getattr(diffusers, said["_class_name"]).from_config(said)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        raise ModelError(f"{layout.name}: {name} is unusable ({error}); download the model again") from None
+    if model.prediction and is_flow(found):
+        raise UsageError(
+            f"--prediction {model.prediction} does not suit the flow-matching model {model.name}; leave it out"
+        )
+    if not model.noise or is_flow(found):
+        return found
+    kind = type(found)
+    if ZERO_SNR in model.noise and ZERO_SNR not in inspect.signature(kind).parameters:
+        # Not every sampler can begin without any signal.
+        kind = diffusers.DDIMScheduler
+    return kind.from_config(said | model.noise)
+
+
+def process(model: Model, family: Family) -> "Process":
+    """The noise process the model is trained with, known by its scheduler.
+
+    Raises:
+        ModelError: another than those of the family, such as EDM's.
+    """
+    return family.code.process(scheduler(model))
 
 
 def tables(model: Model) -> tuple[Table, ...]:
@@ -135,9 +180,8 @@ def _shapes_in(path: Path, model: Model) -> Shapes:
     try:
         return single_file.header(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{model.name}: {path.parent.name}/{path.name} is damaged ({error}); download the model again"
-        ) from None
+        what = mistaken.known_file(path) or f"damaged ({error}); download the model again"
+        raise ModelError(f"{model.name}: {path.parent.name}/{path.name} is {what}") from None
 
 
 def _remote_headers(model: Model, components: Mapping[str, Any]) -> Iterator[tuple[str, Shapes]]:
@@ -152,6 +196,14 @@ def _remote_headers(model: Model, components: Mapping[str, Any]) -> Iterator[tup
             if wanted and component in components:
                 header = api.parse_safetensors_file_metadata(model.location, file, revision=model.revision)
                 yield component, {key: tuple(each.shape) for key, each in header.tensors.items()}
+
+
+def mistaken_file(model: Model) -> str | None:
+    """Which file of a local folder is not what it is called, such as a Git LFS pointer, and what to do; None if none is."""
+    for path in sorted(model.folder.glob("*/*") if model.folder else ()):
+        if path.is_file() and (what := mistaken.known_file(path)):
+            return f"{path.parent.name}/{path.name} is {what}"
+    return None
 
 
 def parameter_counts(shapes: Mapping[str, Shapes]) -> dict[str, int]:
@@ -169,7 +221,8 @@ def announcement(model: Model, part: str = "") -> str:
         part: start of the names of the only folders that are wanted, such as `text_encoder`.
     """
     base = f"; base: {model.base.label}, {model.base.why}" if model.base else ""
-    return f"model: {model.label} ({model.why}{base}{_download_note(model, part)})"
+    predicts = f"; predicts {model.noise['prediction_type']}" if model.noise else ""
+    return f"model: {model.label} ({model.why}{base}{predicts}{_download_note(model, part)})"
 
 
 def _download_note(model: Model, part: str) -> str:

@@ -34,7 +34,7 @@ def load(
     Raises:
         ModelError: files are missing or broken.
         EnvironmentProblem: the hub cannot be reached, or memory is out.
-        UsageError: a single file, quantised.
+        UsageError: a single file, quantised; or a prediction asked for that it cannot have.
     """
     devices.quiet_libraries()
     from diffusers import DiffusionPipeline
@@ -43,6 +43,7 @@ def load(
         raise UsageError(
             f"--quantize for the single file {model.name}: expected a model in diffusers layout; leave one of them out"
         )
+    scheduler = contents.scheduler(model) if model.noise else None
     source = _brought(model) if model.file else model
     without: dict[str, Any] = contents.absent(contents.index(source)) | dict.fromkeys(
         [*model.stored, *left_out]
@@ -66,9 +67,12 @@ def load(
             if isinstance(error, ConnectionError | DtiError) or is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"{source.name} cannot be loaded: {reason}; download the model again") from error
+            what = contents.mistaken_file(source) or f"{reason}; download the model again"
+            raise ModelError(f"{source.name} cannot be loaded: {what}") from error
     if model.file:
         pipe = single_file.fill(model.file, pipe, _as_base(source), dtype)
+    if scheduler:
+        pipe.scheduler = scheduler
     for module in pipe.components.values():
         if isinstance(module, torch.nn.Module):
             module.requires_grad_(False).eval()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from dticli import mistaken
 from dticli.errors import ModelError, is_out_of_memory
 from dticli.models import foreign
 
@@ -31,6 +32,13 @@ Shapes = dict[str, tuple[int, ...]]
 _CLIP = "transformer.text_model.embeddings.token_embedding.weight"
 _OPEN_CLIP = "model.token_embedding.weight"
 _T5 = "transformer.shared.weight"
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
+"""What ModelSpec's `prediction_type`, and our settings, call a prediction, and what schedulers do."""
+EDM = ("edm_vpred.sigma_max", "edm_mean")
+"""Tensors that mark checkpoints of EDM's noise, such as CosXL and Playground 2.5."""
+ZERO_SNR = "rescale_betas_zero_snr"
+"""What schedulers call it that the last step has no signal left."""
+_SD2_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _UNSURE = "v1"
 """What diffusers answers for SD1, and for whatever it does not know."""
 
@@ -137,14 +145,49 @@ class SingleFile:
     Attributes:
         shapes: of every tensor, by its name.
         prefix: what the names of the denoiser's tensors begin with.
-        usual_base: hub id of the public model of its kind.
+        kind: diffusers' name for it.
     """
 
     path: Path
     layout: Layout
     shapes: Shapes
     prefix: str
-    usual_base: str
+    kind: str
+
+    @property
+    def usual_base(self) -> str:
+        """Hub id of the public model of its kind."""
+        from diffusers.loaders import single_file_utils
+
+        return single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[self.kind]["pretrained_model_name_or_path"]
+
+    @cached_property
+    def noise(self) -> dict[str, Any]:
+        """What the file itself says of its noise and prediction, as the config of a scheduler says it; often nothing.
+
+        Source of the tensors' names and of trailing timesteps: ComfyUI's supported_models.py; Lin et al., "Common
+        Diffusion Noise Schedules and Sample Steps are Flawed", 2024.
+        """
+        prediction = self._prediction() if self.layout.denoiser == "unet" else None
+        if prediction is None:
+            return {}
+        zero = prediction == PREDICTIONS["v"] and "ztsnr" in self.shapes
+        return {"prediction_type": prediction} | (
+            {ZERO_SNR: True, "timestep_spacing": "trailing"} if zero else {}
+        )
+
+    def _prediction(self) -> str | None:
+        """From a tensor that trainers leave as a mark, else the metadata, else a weight by which SD 2's two kinds differ."""
+        if "v_pred" in self.shapes:
+            return PREDICTIONS["v"]
+        with safe_open(self.path, framework="pt") as file:
+            said = (file.metadata() or {}).get("modelspec.prediction_type")
+            name = self.prefix + _SD2_BIAS
+            if said in PREDICTIONS or self.kind != "v2" or name not in self.shapes:
+                return PREDICTIONS.get(str(said))
+            # ComfyUI tells them apart in the same way, at the same bound.
+            spread = file.get_tensor(name).float().std(correction=0).item()
+        return PREDICTIONS["v" if spread > 0.09 else "epsilon"]
 
     @cached_property
     def components(self) -> dict[str, Shapes]:
@@ -209,8 +252,14 @@ def read(path: Path) -> SingleFile:
     if found is None:
         what, advice = _look(shapes)
         raise ModelError(f"{path.name} looks like {what}: {EXPECTED}; {advice}")
+    marks = [name for name in EDM if name in shapes]
+    if marks:
+        raise ModelError(
+            f"{path.name} is a checkpoint of EDM's noise (it holds {marks[0]}), which dti neither trains nor draws with: "
+            "expected one that predicts epsilon or v; choose another --model"
+        )
     layout, prefix = found
-    file = SingleFile(path, layout, shapes, prefix, _usual_base(path, layout, shapes))
+    file = SingleFile(path, layout, shapes, prefix, _kind(path, layout, shapes))
     encoders = {part.component for part in layout.parts if part.tables}
     strange = (encoders & file.components.keys()) - file.tables.keys()
     if strange:
@@ -236,7 +285,10 @@ def _shapes(path: Path) -> Shapes:
     except FileNotFoundError:
         raise ModelError(f"no file {path}: {EXPECTED}; check --model") from None
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path.name} cannot be read ({error}); download it again") from None
+        what = mistaken.known_file(path)
+        raise ModelError(
+            f"{path.name} is {what}" if what else f"{path.name} cannot be read ({error}); download it again"
+        ) from None
 
 
 def _recognise(shapes: Shapes) -> tuple[Layout, str] | None:
@@ -261,8 +313,8 @@ def _look(shapes: Shapes) -> tuple[str, str]:
     )
 
 
-def _usual_base(path: Path, layout: Layout, shapes: Shapes) -> str:
-    """The hub id diffusers would take the configs from.
+def _kind(path: Path, layout: Layout, shapes: Shapes) -> str:
+    """What diffusers would take it for.
 
     Raises:
         ModelError: it is a variant that needs more than a text, such as one for inpainting.
@@ -278,7 +330,7 @@ def _usual_base(path: Path, layout: Layout, shapes: Shapes) -> str:
         raise ModelError(
             f"{path.name} is a checkpoint of the kind {kind!r}: {EXPECTED}; choose another --model"
         )
-    return single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+    return kind
 
 
 # ----------------------------------------------------------------------------- with a base

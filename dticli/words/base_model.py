@@ -48,6 +48,7 @@ def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
         recorded=recorded[0] if recorded else None,
         base=given["base"],
         variant=given["variant"],
+        prediction=given["prediction"],
         offline=bool(given["offline"]),
         device=given["device"] or "auto",
     )

@@ -160,7 +160,7 @@ def layout(pipe: Any, like_latents: Tensor, conditioning: Conditioning) -> Layou
         return (like(seen["output"], torch.arange(1.0, count + 1)),)
 
     indices = torch.arange(1.0, like_latents.numel() + 1).view(like_latents.shape)
-    level = code.process(pipe).levels(torch.full((len(like_latents),), 0.5))
+    level = code.process(pipe.scheduler).levels(torch.full((len(like_latents),), 0.5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(denoiser, "forward", record)
         outward = code.predict(pipe, indices, level, conditioning)
@@ -211,7 +211,7 @@ def test_gradients_reach_every_row_of_every_encoder(pipe: Any) -> None:
     with place(pipe, family.encoders, [word]) as placement:
         conditioning = code.encode(pipe, [placement.expand(each) for each in PROMPTS], frames(pipe, 2))
         _, clean = clean_latents(pipe, 2)
-        process = code.process(pipe)
+        process = code.process(pipe.scheduler)
         level = process.levels(torch.linspace(0.2, 0.7, 2))
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
         prediction = code.predict(pipe, process.add_noise(clean, noise, level), level, conditioning)
@@ -275,7 +275,7 @@ def test_the_denoiser_receives_in_training_what_the_pipeline_gives_it(pipe: Any)
         stock = seen.pop(0)
         seen.clear()
         level = pipe.scheduler.timesteps[:1].expand(2)
-        if isinstance(code.process(pipe), Flow):
+        if isinstance(code.process(pipe.scheduler), Flow):
             level = level / 1000
         code.predict(pipe, found.read(next(iter(stock.values()))), level, conditioning)
         handle.remove()
@@ -305,7 +305,7 @@ def test_an_oracle_of_the_training_target_makes_the_pipeline_draw_the_image(
     raw, clean = clean_latents(pipe, 1)
     with torch.no_grad():
         conditioning = code.encode(pipe, ["a photo of dog"], [frame])
-    process, found = code.process(pipe), layout(pipe, clean, conditioning)
+    process, found = code.process(pipe.scheduler), layout(pipe, clean, conditioning)
     decode, signature = pipe.vae.decode, inspect.signature(code.denoiser(pipe).forward)
 
     def oracle(*args: Any, **kwargs: Any) -> tuple[Any]:

@@ -85,7 +85,7 @@ def step(pipe: Any, side: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of two pictures, and the gradient of the word's rows."""
     family, learned = family_of(pipe), word(pipe)
     code, frames = family.code, [Frame((side, side), (0, 0), (side, side))] * 2
-    process = code.process(pipe)
+    process = code.process(pipe.scheduler)
     with torch.no_grad():
         raw, _ = code.posterior(pipe, randomness.normal(Key(0, "pixels"), (2, 3, side, side)).clamp(-1, 1))
         clean = code.to_latents(pipe, raw)

@@ -536,3 +536,16 @@ def test_the_header_is_all_that_recognition_reads(
     assert outcome.code == 0, outcome.err
     index = json.loads((made("sdxl").base / "model_index.json").read_text())
     assert set(outcome.json["models"][0]["parameters"]) <= index.keys()
+
+
+@pytest.mark.parametrize("place", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/config.json"])
+def test_a_folder_cloned_without_its_large_files_is_known(
+    dti: Dti, made: Callable[[str], Made], tmp_path: Path, place: str
+) -> None:
+    """Git leaves a pointer where a large file was: the file is named, with the command that fetches it."""
+    folder = shutil.copytree(made("sd1").folder, tmp_path / "model")
+    (folder / place).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 34\n")
+    outcome = dti("generate", "a dog", "--model", folder, "-o", tmp_path / "out")
+    assert outcome.code == 4, outcome.err
+    assert f"{place} is a Git LFS pointer" in outcome.error
+    assert "git lfs pull" in outcome.error

@@ -6,16 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dticli.models.families.shape import (
-    TIMESTEPS,
-    Conditioning,
-    Flow,
-    Frame,
-    Process,
-    denoiser,
-    encode_prompt,
-    uniform,
-)
+from dticli.models.families.shape import TIMESTEPS, Conditioning, Frame, denoiser, encode_prompt
+from dticli.models.families.shape import even_flow as process
 from dticli.models.families.shape import height_width as call_options
 from dticli.models.families.shape import no_architecture as architecture
 
@@ -43,11 +35,6 @@ def posterior(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def to_latents(pipe: Any, sample: Tensor) -> Tensor:
     return sample * pipe.vae.config.scaling_factor
-
-
-def process(pipe: Any) -> Process:
-    """Uniform and unshifted, as the paper's SANA results were trained."""
-    return Flow(shift=1.0, spread=uniform)
 
 
 def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:

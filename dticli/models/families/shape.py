@@ -13,6 +13,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from dticli.errors import ModelError
+
 Conditioning = dict[str, Any]
 
 TIMESTEPS = 1000
@@ -62,8 +64,12 @@ class FamilyCode(Protocol):
         """The autoencoder's output, scaled and shifted to what the denoiser works on."""
         ...
 
-    def process(self, pipe: Any) -> Process:
-        """The noise process the model was trained with."""
+    def process(self, scheduler: Any) -> Process:
+        """The noise process of a model that samples with that scheduler of diffusers'.
+
+        Raises:
+            ModelError: it is another than the family is trained with.
+        """
         ...
 
     def predict(self, pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
@@ -83,6 +89,33 @@ class FamilyCode(Protocol):
         ...
 
 
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""What a denoiser of diffusion may predict, as schedulers call it."""
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler follows a flow."""
+    return (
+        type(scheduler).__name__.startswith("FlowMatch")
+        or bool(scheduler.config.get("use_flow_sigmas"))
+        or scheduler.config.get("prediction_type") == "flow_prediction"
+    )
+
+
+def require_flow(scheduler: Any) -> None:
+    """Raise ModelError unless a scheduler follows a flow."""
+    if not is_flow(scheduler):
+        raise _untrainable(scheduler, "a flow")
+
+
+def _untrainable(scheduler: Any, expected: str) -> ModelError:
+    prediction = scheduler.config.get("prediction_type", "not named")
+    return ModelError(
+        f"the model's scheduler is {type(scheduler).__name__} (prediction: {prediction}): expected {expected}; "
+        "dti cannot train this model, choose another --model"
+    )
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """Variance-preserving diffusion over discrete timesteps, with epsilon, v or sample prediction."""
@@ -91,8 +124,22 @@ class Diffusion:
 
     @classmethod
     def of(cls, scheduler: Any) -> "Diffusion":
-        """The training process behind any sampler of the same model."""
-        return cls(DDPMScheduler.from_config(scheduler.config))
+        """The training process behind any sampler of the same model.
+
+        Raises:
+            ModelError: the sampler's noise or prediction is another, as EDM's are.
+        """
+        # Without the note on which values are defaults, in whose place would come those of the other class.
+        config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        signal = getattr(scheduler, "alphas_cumprod", None)
+        known = not is_flow(scheduler) and config.get("prediction_type", PREDICTIONS[0]) in PREDICTIONS
+        made = DDPMScheduler.from_config(config) if known and signal is not None else None
+        if made is None or not torch.allclose(
+            made.alphas_cumprod.double(), torch.as_tensor(signal).double(), atol=1e-5
+        ):
+            expected = f"diffusion with the betas of DDPMScheduler, predicting {', '.join(PREDICTIONS)}"
+            raise _untrainable(scheduler, expected)
+        return cls(made)
 
     def levels(self, uniform: Tensor) -> Tensor:
         return (uniform * self.scheduler.config.num_train_timesteps).long()
@@ -106,7 +153,7 @@ class Diffusion:
                 return noise
             case "v_prediction":
                 return self.scheduler.get_velocity(latents, noise, level)
-            case _:
+            case _:  # sample
                 return latents
 
 
@@ -149,17 +196,24 @@ class Flow:
         return noise - latents
 
 
-def rectified_flow(pipe: Any) -> Process:
+def rectified_flow(scheduler: Any) -> Process:
     """SD3's levels for 1024 px; those of the other families are unpublished or vary with size, and not measured here.
 
-    Not read from `pipe.scheduler`, which holds the sampler's own levels or drops its shift on conversion.
+    Not read from the scheduler, which holds the sampler's own levels or drops its shift on conversion.
     """
+    require_flow(scheduler)
     return Flow(shift=3.0, spread=logit_normal)
 
 
-def diffusion(pipe: Any) -> Process:
-    """The process behind the pipeline's sampler."""
-    return Diffusion.of(pipe.scheduler)
+def even_flow(scheduler: Any) -> Process:
+    """Uniform and unshifted, as the paper's SANA results and its reference's Wan were trained."""
+    require_flow(scheduler)
+    return Flow(shift=1.0, spread=uniform)
+
+
+def diffusion(scheduler: Any) -> Process:
+    """The process behind a sampler."""
+    return Diffusion.of(scheduler)
 
 
 def denoiser(pipe: Any) -> torch.nn.Module:

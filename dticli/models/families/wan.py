@@ -5,16 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dticli.models.families.shape import (
-    TIMESTEPS,
-    Conditioning,
-    Flow,
-    Frame,
-    Process,
-    denoiser,
-    encode_prompt,
-    uniform,
-)
+from dticli.models.families.shape import TIMESTEPS, Conditioning, Frame, denoiser, encode_prompt
+from dticli.models.families.shape import even_flow as process
 from dticli.models.families.shape import height_width as call_options
 from dticli.models.families.shape import no_architecture as architecture
 from dticli.models.families.video import posterior, to_latents
@@ -34,11 +26,6 @@ __all__ = [
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
     embeds, _ = encode_prompt(pipe, prompts)
     return {"encoder_hidden_states": embeds}
-
-
-def process(pipe: Any) -> Process:
-    """Uniform and unshifted, as the paper's reference trains it."""
-    return Flow(shift=1.0, spread=uniform)
 
 
 def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
