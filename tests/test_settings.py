@@ -105,7 +105,9 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         assert part in message
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe\xff", "steps = 3".encode("utf-16-le"), b"\x00", b"a = '\x1b[31m'"])
+@pytest.mark.parametrize(
+    "data", [b"\xff\xfe\xff", "steps = 3".encode("utf-16-le"), b"\x00", b"a = '\x1b[31m'"]
+)
 def test_files_of_other_kinds(tmp_path: Path, data: bytes) -> None:
     """Binary files are no settings, and their bytes do not reach the terminal."""
     assert "\x1b" not in complaint(tmp_path, data)

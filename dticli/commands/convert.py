@@ -82,6 +82,9 @@ def command(
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the program's name.")
     ] = None,
     token: Annotated[str | None, typer.Option("--token", help="Rename the word; for one file.")] = None,
+    pick: Annotated[
+        str | None, typer.Option(help="Which word, of a file that holds several; its name there.")
+    ] = None,
     rescale: Annotated[
         str | None,
         typer.Option(help="New length of the vectors: mean or median of the model's vocabulary, 0.4, 2x."),
@@ -112,14 +115,14 @@ def command(
 
     said = _descriptions(title=title, author=author, license=license, date=date)
     if token is not None:
-        learned_word.check_name(token)
+        token = learned_word.named(token)
         if len(files) > 1:
             raise UsageError(f"--token {token} for {len(files)} files: expected one; convert them one by one")
     folder = out or Path(to)
     contents: dict[Path, bytes] = {}
     words = []
     for file in files:
-        source = repositories.read(file, offline=offline)
+        source = repositories.read(file, pick=pick, offline=offline)
         for repair in source.repairs:
             console.warn(f"{file}: {repair}")
         chosen = _model(source.token, model, base, variant, offline, needed=rescale is not None)
@@ -211,8 +214,8 @@ def _converted(
     if target == "dti":
         return Converted(source, word.name, target, files, None, None, rescaled)
     program = programs.program(target)
-    typed = program.typed.format(word=word.name, stem=programs.stem_of(word.name))
     family = programs.candidates(conversion.widths(word), word.metadata.get("dti.family"))[0]
+    typed = programs.typed(program, word.name, programs.stem_of(word.name), family, conversion.count(word))
     return Converted(source, word.name, target, files, typed, program.remarks.get(family), rescaled)
 
 

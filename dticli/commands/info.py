@@ -90,6 +90,12 @@ def command(
             autocompletion=completion.token_files,
         ),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model the word is for, where the file does not say it.", autocompletion=completion.models
+        ),
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -100,7 +106,17 @@ def command(
     """
     from dticli.words import repositories
 
-    console.show(_info(file, repositories.read(file, offline=offline)), as_json=json)
+    source = repositories.read(file, offline=offline)
+    if model:
+        source = source.of_family(_family(model, offline))
+    console.show(_info(file, source), as_json=json)
+
+
+def _family(model: str, offline: bool) -> str:
+    """Name of the model's family."""
+    from dticli.models import choice, contents
+
+    return contents.family(choice.choose(model, offline=offline)).name
 
 
 def _info(name: str, source: "Source") -> Info:
@@ -119,7 +135,7 @@ def _info(name: str, source: "Source") -> Info:
         content_hash=token_writing.content_hash(token),
         metadata=metadata,
         repairs=tuple(map(_plain, source.repairs)),
-        programs=tuple(verdict(each, described) for each in PROGRAMS),
+        programs=tuple(verdict(each, described, source.families) for each in PROGRAMS),
     )
 
 

@@ -87,7 +87,7 @@ def command(
     from dticli.words import base_model, learned_word, mixing, programs, token_writing
     from dticli.words import pooling as poolings
 
-    learned_word.check_name(token)
+    token = learned_word.named(token)
     if len(files) < 2:
         raise UsageError("one token file: expected two or more to mix; name another")
     shares = mixing.shares(_weights(weights, len(files)))

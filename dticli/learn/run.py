@@ -56,8 +56,9 @@ class Run:
         """The word as it is now, with its provenance."""
         rows = {key: each.detach().float().cpu() for key, each in self.learner.word.rows.items()}
         settings, loaded = run_identity.as_alone(self.task), self.loaded
+        count = len(next(iter(rows.values())))
         metadata = provenance.of_training(
-            settings, loaded.model, loaded.family, loaded.pipe, loaded.fingerprint
+            settings, loaded.model, loaded.family, loaded.pipe, loaded.fingerprint, count
         )
         return Token(self.settings.token, rows, metadata)
 

@@ -28,7 +28,7 @@ def read_token(source: str, *, offline: bool = False) -> Token:
     name, equals, rest = source.partition("=")
     if not equals or Path(source).exists():
         return repositories.read(source, offline=offline).token
-    learned_word.check_name(name)
+    name = learned_word.named(name)
     return dataclasses.replace(repositories.read(rest, offline=offline).token, name=name)
 
 

@@ -37,16 +37,22 @@ class Source:
     Attributes:
         stem: what the file is called without its suffix; programs that go by file names type this.
         layouts: file name to how it holds the word.
+        others: names of files beside it that hold the word for other encoders.
     """
 
     token: Token
     stem: str
     layouts: Mapping[str, Layout]
+    others: tuple[str, ...] = ()
 
     @property
     def families(self) -> tuple[str, ...]:
         """Families it can be for; the recorded one if there is one."""
         return programs.candidates(widths(self.token), self.token.metadata.get("dti.family"))
+
+    def of_family(self, family: str) -> "Source":
+        """The same as a word for that family."""
+        return dataclasses.replace(self, token=of_family(self.token, family))
 
     @property
     def repairs(self) -> tuple[str, ...]:
@@ -60,6 +66,7 @@ class Source:
     def described(self) -> Described:
         """What programs see of it."""
         stored = [each for layout in self.layouts.values() for each in layout.tensors.values()]
+        first = next(iter(self.layouts.values()))
         return Described(
             word=self.token.name,
             stem=self.stem,
@@ -68,14 +75,22 @@ class Source:
             widths=widths(self.token),
             flat=any(len(each.shape) == 1 for each in stored),
             halves=any(each.dtype != "float32" for each in stored),
-            container=next(iter(self.layouts.values())).container,
+            container=first.container,
             split=len(self.layouts) > 1,
+            count=count(self.token),
+            called=first.called,
+            partial=bool(self.others),
         )
 
 
 def widths(token: Token) -> dict[str, int]:
     """Encoder key to the width of its vectors."""
     return {key: rows.shape[1] for key, rows in token.vectors.items()}
+
+
+def count(token: Token) -> int:
+    """How many vectors the word has in each encoder."""
+    return len(next(iter(token.vectors.values())))
 
 
 def sole_family(names: Collection[str]) -> str | None:
@@ -86,18 +101,22 @@ def sole_family(names: Collection[str]) -> str | None:
 # Reading
 
 
-def read(path: Path, name: str | None = None) -> Source:
+def read(path: Path, name: str | None = None, pick: str | None = None) -> Source:
     """Read a word from a file, or from a folder that holds one: one file, or diffusers' file for each encoder.
 
     Args:
         name: stands in for the word's where the files do not say it; else the file's or the folder's name does.
+        pick: which word, of files with several.
 
     Raises:
         InputError: no word, several, or files that do not belong together.
     """
     if not path.is_dir():
-        token, layout = token_reading.read_with_layout(path, name)
-        return Source(_named_by_encoder(token), path.stem, {path.name: layout})
+        token, layout = token_reading.read_with_layout(path, name, pick)
+        others = tuple(each.name for each in path.parent.iterdir() if _is_other_part(path.name, each.name))
+        return Source(
+            _named_by_encoder(_of_its_program(token, layout)), path.stem, {path.name: layout}, others
+        )
     try:
         names = [each.name for each in path.iterdir()]
     except OSError as error:
@@ -107,9 +126,10 @@ def read(path: Path, name: str | None = None) -> Source:
     files = files_of_a_word(names, str(path))
     if _LEARNED.fullmatch(files[0]):
         name = _identifier(path / IDENTIFIER) or name or path.resolve().name
-    read = {file: token_reading.read_with_layout(path / file, name) for file in files}
+    read = {file: token_reading.read_with_layout(path / file, name, pick) for file in files}
     token = _joined([token for token, _ in read.values()], str(path))
     layouts = {file: layout for file, (_, layout) in read.items()}
+    token = _of_its_program(token, next(iter(layouts.values())))
     return Source(_named_by_encoder(token), Path(files[0]).stem, layouts)
 
 
@@ -141,6 +161,18 @@ def files_of_a_word(names: Iterable[str], place: str) -> list[str]:
 def is_token_file(name: str) -> bool:
     """Whether a relative path looks like a token file at the top of its folder."""
     return names_token_file(name) and not re.search(r"[/\\]", name) and not name.startswith(".")
+
+
+def _is_other_part(name: str, other: str) -> bool:
+    """Whether two files of one folder are diffusers' for two encoders."""
+    both = [_LEARNED.fullmatch(each) for each in (name, other)]
+    return all(both) and _part(name) != _part(other)
+
+
+def _of_its_program(token: Token, layout: Layout) -> Token:
+    """The token as one for the family whose words alone are stored under such a name."""
+    found = [programs.ONLY[name] for name in layout.names.values() if name in programs.ONLY]
+    return of_family(token, found[0]) if found and "dti.family" not in token.metadata else token
 
 
 def _part(name: str) -> int:
@@ -197,7 +229,7 @@ def described(token: Token, given: Mapping[str, str | None] | None = None) -> To
         given: title, author, license and date to say instead.
     """
     family = sole_family(programs.candidates(widths(token), token.metadata.get("dti.family")))
-    said = programs.modelspec(token.name, family, widths(token))
+    said = programs.modelspec(token.name, family, widths(token), count(token))
     hint = {"modelspec.usage_hint": said["modelspec.usage_hint"]}
     own = {f"modelspec.{name}": text for name, text in (given or {}).items() if text and name in _DESCRIBED}
     return dataclasses.replace(token, metadata={**said, **token.metadata, **hint, **own})

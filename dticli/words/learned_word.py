@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dticli import spelling
 from dticli.errors import InputError, UsageError
 from dticli.words.programs import SOLE
 
@@ -78,6 +79,15 @@ def check_name(name: str) -> str:
         "expected a-z, 0-9, - and _ in angle brackets, starting and ending with a letter or digit; "
         f"write '{nearest_usable(name) or '<dog>'}'"
     )
+
+
+def named(given: str) -> str:
+    """The word that somebody calls `given`, with or without its brackets.
+
+    Raises:
+        UsageError: as `check_name`.
+    """
+    return check_name(spelling.word(given))
 
 
 def _is_usable(name: str) -> bool:

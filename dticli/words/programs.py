@@ -7,8 +7,8 @@ Sources are commits of each program's own repository. *run*: its loader was run 
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from dticli.errors import UsageError
@@ -22,6 +22,8 @@ STRING_TO_PARAM = "string_to_param.*"
 """How A1111's pickles, and LoRA bundles of them, call the one tensor."""
 ANY = "*"
 """Among the names a program reads: whatever the one tensor is called."""
+ONLY = {"gemma": "sana"}
+"""Names of tensors that a single program writes, and for one family only: OneTrainer's of SANA."""
 ALIASES = {"t5": "t5xxl", "gemma": "gemma2_2b", "chinese_roberta": "bert"}
 """Encoder keys of some program that differ from ours: OneTrainer's, and ComfyUI's of HunyuanDiT."""
 
@@ -47,8 +49,19 @@ PUBLISHED: Mapping[str, tuple[Mapping[str, int], ...]] = {
 """Family to the embedding widths of its public models, encoders in the pipeline's order. Words of other widths belong to
 a model that no other program runs."""
 
-ARCHITECTURES = {("sd", 768): "stable-diffusion-v1", ("sdxl", 768): "stable-diffusion-xl-v1-base"}
+OPTIONAL = frozenset({("sd3", "t5xxl")})
+"""Family and encoder that its models are used without."""
+
+ARCHITECTURES = {
+    ("sd", 768): "stable-diffusion-v1",
+    ("sdxl", 768): "stable-diffusion-xl-v1-base",
+    # Its encoders are those of 3.5 too.
+    ("sd3", 768): "stable-diffusion-v3-medium",
+}
 """`modelspec.architecture` by family and width of the narrowest encoder, where these two decide it."""
+
+Container = Literal["safetensors", "pickle", "old pickle", "picture"]
+"""Kinds of token files; an old pickle holds a `ParameterDict`, as torch before 1.12 wrote it, and a picture A1111's data."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,10 @@ class Program:
         stems: file names whose word can be typed.
         flat: whether it takes 1-D tensors in every family.
         halves: whether it takes other dtypes than float32.
-        pickles: whether it reads `.pt` and `.bin`.
+        pickles: names under which it takes the one tensor of a `.pt` or `.bin`; None for the same as of any file.
+        containers: what it reads besides safetensors.
         split: whether it wants a file for each encoder.
+        apart: families in whose prompts every vector of a word is typed by itself.
         remarks: family to what else there is to know.
         refusals: family to why it cannot use it, where more is known than that it does not.
         source: where this was read.
@@ -81,8 +96,10 @@ class Program:
     stems: str = r".+"
     flat: bool = False
     halves: bool = True
-    pickles: bool = True
+    pickles: frozenset[str] | None = None
+    containers: frozenset[Container] = frozenset({"pickle", "old pickle"})
     split: bool = False
+    apart: frozenset[str] = frozenset()
     remarks: Mapping[str, str] = field(default_factory=dict)
     refusals: Mapping[str, str] = field(default_factory=dict)
     export: str | None = None
@@ -98,6 +115,7 @@ _CLIPS = {"clip_l": "clip_l", "clip_g": "clip_g"}
 _SD3 = {**_CLIPS, "t5xxl": "t5xxl"}
 _FLUX = {"clip_l": "clip_l", "t5xxl": "t5xxl"}
 
+_NEW: frozenset[Container] = frozenset({"pickle"})
 _MIXIN = "the pipeline class needs diffusers' TextualInversionLoaderMixin added"
 _NO_MIXIN = frozenset(PUBLISHED) - {"sd", "sdxl", "flux"}
 
@@ -109,7 +127,10 @@ PROGRAMS: tuple[Program, ...] = (
         writes={family: dict.fromkeys(variants[0], WORD) for family, variants in PUBLISHED.items()},
         reads=frozenset({WORD, STRING_TO_PARAM}),
         flat=True,
+        containers=_NEW,
         split=True,
+        # Without the mixin, a pipeline does not call `maybe_convert_prompt` either.
+        apart=_NO_MIXIN,
         remarks=dict.fromkeys(sorted(_NO_MIXIN), _MIXIN),
         source="huggingface/diffusers 58eb52c0, src/diffusers/loaders/textual_inversion.py (run)",
     ),
@@ -120,6 +141,7 @@ PROGRAMS: tuple[Program, ...] = (
         writes={"sd": _PARAMS, "sdxl": _CLIPS, "sd3": _SD3},
         reads=frozenset({ANY}),
         stems=r"[^<>]+",
+        containers=frozenset({"pickle", "old pickle", "picture"}),
         remarks={"sd3": "it reads the two CLIP encoders' vectors only"},
         refusals={"flux": "A1111 does not run FLUX.1"},
         source="AUTOMATIC1111/stable-diffusion-webui c8a5322d, modules/textual_inversion/textual_inversion.py (run)",
@@ -131,6 +153,7 @@ PROGRAMS: tuple[Program, ...] = (
         writes={"sd": _PARAMS, "sdxl": _CLIPS},
         reads=frozenset({ANY}),
         stems=r"[^<>]+",
+        containers=frozenset({"pickle", "picture"}),
         refusals={
             "sd3": "Forge expects the two CLIP encoders in separate files",
             "flux": "Forge reads a tensor of CLIP alone, and none of T5",
@@ -177,6 +200,7 @@ PROGRAMS: tuple[Program, ...] = (
         typed="<{stem}>",
         writes={"sd": _PARAMS, "sdxl": _CLIPS},
         reads=frozenset({STRING_TO_PARAM}),
+        containers=_NEW,
         stems=r"[a-zA-Z0-9., _-]+",
         source="invoke-ai/InvokeAI 8e71a8a5, invokeai/backend/textual_inversion.py and its model probe (run)",
     ),
@@ -200,7 +224,7 @@ PROGRAMS: tuple[Program, ...] = (
             "sana": {"gemma2_2b": "gemma"},
             "pixart_sigma": {"t5xxl": "t5"},
         },
-        pickles=False,
+        containers=_NEW,
         remarks=dict.fromkeys(
             ("sd", "sdxl", "sd3", "flux", "sana", "pixart_sigma"),
             "the placeholder of its configuration decides",
@@ -225,9 +249,32 @@ PROGRAMS: tuple[Program, ...] = (
         writes={"sd": _PARAMS, "sdxl": _CLIPS},
         reads=frozenset({WORD}),
         stems=r"\S*[^\s.]",
-        pickles=False,
+        containers=frozenset(),
         source="mcmonkeyprojects/SwarmUI 062407c7, T2IModelClassSorter.cs (read)",
-        export="comfyui",
+        export="a1111",
+    ),
+    Program(
+        "ai-toolkit",
+        "ai-toolkit",
+        typed="{word}",
+        writes={"sd": _PARAMS, "sdxl": _CLIPS},
+        reads=frozenset({ANY}),
+        pickles=frozenset({ANY}),
+        containers=_NEW,
+        remarks=dict.fromkeys(("sd", "sdxl"), "the trigger of its configuration decides"),
+        source="ostris/ai-toolkit 27a03a91, toolkit/embedding.py (read)",
+        export="kohya",
+    ),
+    Program(
+        "sdnext",
+        "SD.Next",
+        typed="{stem}",
+        writes={"sd": _PARAMS, "sdxl": _CLIPS},
+        reads=frozenset({ANY}),
+        pickles=frozenset({STRING_TO_PARAM}),
+        containers=_NEW,
+        source="vladmandic/sdnext d4a67dd9, modules/textual_inversion/textual_inversion.py (read)",
+        export="a1111",
     ),
 )
 
@@ -341,6 +388,9 @@ class Described:
         halves: whether a tensor is not float32.
         container: the kind of file.
         split: whether there is a file for each encoder.
+        count: of vectors in each encoder.
+        called: the word's name in the file itself, if it says one.
+        partial: whether the word has vectors in other files, which are not here.
     """
 
     word: str
@@ -350,48 +400,84 @@ class Described:
     widths: Mapping[str, int]
     flat: bool = False
     halves: bool = False
-    container: str = "safetensors"
+    container: Container = "safetensors"
     split: bool = False
+    count: int = 1
+    called: str | None = None
+    partial: bool = False
 
 
-def verdict(each: Program, word: Described) -> Verdict:
-    """What a program does with a word as it is stored."""
+def verdict(each: Program, word: Described, families: Collection[str] = ()) -> Verdict:
+    """What a program does with a word as it is stored.
+
+    Args:
+        families: the word can be for, where that is not certain.
+    """
+    if word.partial:
+        return Verdict(each.title, "not", None, PARTIAL)
+    if word.family is None and len(families) > 1:
+        found = {verdict(each, replace(word, family=family)) for family in families}
+        if len(found) == 1:
+            return found.pop()
+        maybe = " or ".join(families)
+        return Verdict(each.title, "not", None, f"the word may be for {maybe}; name its model with --model")
     reason = refusal(each, word.family, word.widths)
     if reason:
         return Verdict(each.title, "not", None, reason)
     assert word.family
     remark = each.remarks.get(word.family)
-    if not re.fullmatch(each.stems, word.stem):
-        stem = stem_of(word.word)
-        return Verdict(
-            each.title, "converted", _typed(each, word.word, stem), "it cannot type this file's name"
-        )
-    if _reads(each, word):
-        return Verdict(each.title, "as it is", _typed(each, word.word, word.stem), remark)
+    called = word.called or word.word
+    # Of a picture, programs take the name inside.
+    stem = called if word.container == "picture" else word.stem
+    if re.fullmatch(each.stems, stem) and _reads(each, word):
+        return Verdict(each.title, "as it is", typed(each, called, stem, word.family, word.count), remark)
     advice = f"after dti convert --to {each.target}"
     remarks = "; ".join(filter(None, (advice, remark)))
-    return Verdict(each.title, "converted", _typed(each, word.word, stem_of(word.word)), remarks)
+    text = typed(each, word.word, stem_of(word.word), word.family, word.count)
+    return Verdict(each.title, "converted", text, remarks)
 
 
 def _reads(each: Program, word: Described) -> bool:
     assert word.family
     if (word.flat and not each.flat) or (word.halves and not each.halves):
         return False
-    if word.container == "pickle" and not each.pickles:
+    if word.container != "safetensors" and word.container not in each.containers:
         return False
     several = len(word.names) > 1
     if word.split != (each.split and several):
         return False
-    names = {WORD if name == word.word else name for name in word.names.values()}
+    pickles = each.pickles if word.container != "safetensors" else None
+    names = {WORD if name in (word.called, word.word) else name for name in word.names.values()}
+    if STRING_TO_PARAM in names and WORD in each.reads and not word.called:
+        # It goes by the name in the file, which is none.
+        return False
     if several and not each.split:
-        return names == {each.writes[word.family][key] for key in word.names}
-    accepted = each.reads | set(each.writes[word.family].values())
+        return pickles is None and names == {each.writes[word.family][key] for key in word.names}
+    accepted = pickles or each.reads | set(each.writes[word.family].values())
     return ANY in accepted or names <= accepted
+
+
+PARTIAL = "some of the word's vectors are in another file: pass the folder that holds all"
+
+
+def is_partial(widths: Mapping[str, int], family: str | None) -> bool:
+    """Whether a word lacks vectors for an encoder of its family; where that is unknown, of every family with such widths."""
+    row = families.of_name(family) if family else None
+    if row is None:
+        held = set(widths.values())
+        known = [set(variant.values()) for variants in PUBLISHED.values() for variant in variants]
+        return not candidates(widths) and any(held < each for each in known)
+    if SOLE in widths:
+        return len(row.encoders) > 1
+    lacking = {encoder.key for encoder in row.encoders} - widths.keys()
+    return any((row.name, key) not in OPTIONAL for key in lacking)
 
 
 def refusal(each: Program, family: str | None, widths: Mapping[str, int]) -> str | None:
     """Why a program cannot use a word of these widths, or None if it can."""
     shown = " and ".join(map(str, widths.values()))
+    if is_partial(widths, family):
+        return PARTIAL
     if family is None:
         return (
             f"no program but dti knows a model of width {shown}; if it is one of theirs, name it with --model"
@@ -429,38 +515,49 @@ def stem_of(word: str) -> str:
     return word.removeprefix("<").removesuffix(">")
 
 
-def _typed(each: Program, word: str, stem: str) -> str:
+def typed(each: Program, word: str, stem: str, family: str | None, count: int) -> str:
+    """The word in a prompt of the program.
+
+    Args:
+        count: of its vectors.
+    """
+    if family in each.apart:
+        word = " ".join([word, *(f"{word}_{number}" for number in range(1, count))])
     return each.typed.format(word=word, stem=stem)
 
 
-def usage_hint(word: str, family: str | None, widths: Mapping[str, int]) -> str:
-    """How the word is typed in the programs that can use it, in one line."""
-    titles: dict[str, list[str]] = {_typed(program("diffusers"), word, stem_of(word)): ["dti"]}
+_TRAINERS = ("kohya", "onetrainer", "ai-toolkit")
+
+
+def usage_hint(word: str, family: str | None, widths: Mapping[str, int], count: int) -> str:
+    """How the word is typed in the programs that draw with it, in one line."""
+    titles: dict[str, list[str]] = {word: ["dti"]}
     for each in PROGRAMS:
-        if not refusal(each, family, widths) and each.name not in ("kohya", "onetrainer"):
-            titles.setdefault(_typed(each, word, stem_of(word)), []).append(each.title)
+        if not refusal(each, family, widths) and each.name not in _TRAINERS:
+            titles.setdefault(typed(each, word, stem_of(word), family, count), []).append(each.title)
     return "; ".join(f"{', '.join(programs)}: {typed}" for typed, programs in titles.items())
 
 
 def modelspec(
-    word: str, family: str | None, widths: Mapping[str, int], architecture: str | None = None
+    word: str, family: str | None, widths: Mapping[str, int], count: int, architecture: str | None = None
 ) -> dict[str, str]:
-    """Metadata after the Stability model metadata specification, 1.0.1.
+    """Metadata after the Stability model metadata specification, 1.0.1, which demands an architecture.
 
     Args:
-        architecture: of the model; where it is None and the widths do not decide it, it is left out.
+        count: of the word's vectors.
+        architecture: of the model; where it is None and the widths do not decide it, the specification is not claimed.
     """
     if family and is_published(widths, family):
         narrowest = min(widths.values())
         architecture = architecture or ARCHITECTURES.get((family, narrowest))
     said = {
-        "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": stem_of(word),
         "modelspec.is_negative_embedding": "false",
-        "modelspec.usage_hint": usage_hint(word, family, widths),
+        "modelspec.usage_hint": usage_hint(word, family, widths, count),
     }
     if architecture:
         said |= {
+            "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": f"{architecture}/textual-inversion",
             "modelspec.implementation": "diffusers",
         }

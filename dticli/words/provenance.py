@@ -27,12 +27,13 @@ RECORDED = (
 
 
 def of_training(
-    settings: "TrainSettings", model: "Model", family: "Family", pipe: Any, tables: str
+    settings: "TrainSettings", model: "Model", family: "Family", pipe: Any, tables: str, count: int
 ) -> dict[str, str]:
     """Metadata of a freshly learned word.
 
     Args:
         tables: fingerprint of the embedding tables it was learned beside.
+        count: of its vectors.
     """
     made = {f"dti.{name}": str(getattr(settings, name)) for name in RECORDED}
     made["dti.magnitude"] = settings.magnitude_rule
@@ -40,7 +41,7 @@ def of_training(
     sources = {"dti.init": _name(settings.init), "dti.prior": _name(settings.prior)}
     spaced = any(encoder.spaced for encoder in family.encoders)
     return (
-        _modelspec(settings, family, pipe)
+        _modelspec(settings, family, pipe, count)
         | made
         | sources
         | of_model(model, family, tables)
@@ -73,13 +74,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def _modelspec(settings: "TrainSettings", family: "Family", pipe: Any) -> dict[str, str]:
+def _modelspec(settings: "TrainSettings", family: "Family", pipe: Any, count: int) -> dict[str, str]:
     from dticli.words import placement
 
     widths = {encoder.key: placement.table(pipe, encoder).shape[1] for encoder in family.encoders}
     size = f"{settings.resolution}x{settings.resolution}"
     architecture = family.code.architecture(pipe)
-    return programs.modelspec(settings.token, family.name, widths, architecture) | {
+    return programs.modelspec(settings.token, family.name, widths, count, architecture) | {
         "modelspec.resolution": size
     }
 

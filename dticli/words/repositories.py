@@ -34,7 +34,7 @@ class Repository:
         return cls(name, revision or None, file or None)
 
 
-def read(source: str, *, offline: bool = False) -> Source:
+def read(source: str, *, pick: str | None = None, offline: bool = False) -> Source:
     """Read the word of a file, a folder, or a hub repository.
 
     What is on this machine goes first. Repositories may hold one token file, or diffusers' `learned_embeds` with or
@@ -47,11 +47,11 @@ def read(source: str, *, offline: bool = False) -> Source:
     path = Path(source).expanduser()
     repository = Repository.named(source)
     if path.exists() or path.is_absolute() or not repository:
-        return conversion.read(path)
+        return conversion.read(path, pick=pick)
     folder = _download(repository, offline)
     if repository.file:
-        return conversion.read(folder / repository.file)
-    return conversion.read(folder, repository.name.partition("/")[2])
+        return conversion.read(folder / repository.file, pick=pick)
+    return conversion.read(folder, repository.name.partition("/")[2], pick)
 
 
 def holds_token(source: str, *, offline: bool = False) -> bool:

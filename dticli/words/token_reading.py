@@ -9,18 +9,19 @@ import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dticli import mistaken
 from dticli.errors import InputError
 from dticli.models import families
 from dticli.paths import SUFFIXES
-from dticli.words import learned_word
+from dticli.words import learned_word, pictured
 from dticli.words.learned_word import Token
-from dticli.words.programs import ALIASES, SOLE, STRING_TO_PARAM
+from dticli.words.programs import ALIASES, PUBLISHED, SOLE, STRING_TO_PARAM, Container
 
 ENCODERS = frozenset(
     {"clip_l", "clip_g", "clip_h", "t5xxl", "umt5xxl", "gemma2_2b", "qwen3_4b", "llama"}
@@ -29,9 +30,14 @@ ENCODERS = frozenset(
 """Keys that name an encoder rather than a word."""
 MAX_HEADER = 16 * 2**20
 MAX_PICKLE = 64 * 2**20
+MAX_WORDS = 64
+"""In one file; what names more tensors is a model."""
 _ANONYMOUS = frozenset({SOLE, "emb_params", "emp_params", STRING_TO_PARAM})
 _BUNDLED = re.compile(r"bundle_emb\.(?P<word>.*?)\.(?P<part>string_to_param\.\*|[^.]+)", re.DOTALL)
-_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_FLOATS = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    | {torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+)
 # They follow from name and vectors and are written anew, so that no stale value is carried along.
 _COMPUTED = frozenset({"dti.name", "dti.encoder", "format", "modelspec.hash_sha256"})
 
@@ -52,10 +58,14 @@ class Layout:
     Attributes:
         container: the kind of file.
         tensors: encoder key, or `SOLE`, to what is stored.
+        called: the word's name in the file, if it says one.
+        empty: which rows are zeros, from 0; they are left out.
     """
 
-    container: Literal["safetensors", "pickle"]
+    container: Container
     tensors: Mapping[str, Stored]
+    called: str | None = None
+    empty: tuple[int, ...] = ()
 
     @property
     def names(self) -> dict[str, str]:
@@ -67,11 +77,17 @@ class Layout:
         """What reading put right, a phrase each."""
         flat = any(len(stored.shape) == 1 for stored in self.tensors.values())
         others = sorted({stored.dtype for stored in self.tensors.values()} - {"float32"})
+        moved = [
+            f"what stands under {stored.name} is for {key}, by its width"
+            for key, stored in self.tensors.items()
+            if _encoder_of(_part(stored.name)) not in (None, SOLE, key)
+        ]
         found = {
             "a 1-D tensor was taken as one vector": flat,
             f"{' and '.join(others)} became float32": bool(others),
+            f"zeros were left out (vector {', '.join(map(str, self.empty))})": bool(self.empty),
         }
-        return tuple(text for text, holds in found.items() if holds)
+        return (*(text for text, holds in found.items() if holds), *moved)
 
 
 def _require_harmless(name: str) -> None:
@@ -100,10 +116,11 @@ class _Found:
 
 
 def read(path: str | Path, name: str | None = None) -> Token:
-    """Read a token file of any tool: diffusers, A1111, ComfyUI, kohya, OneTrainer, InvokeAI, dti.
+    """Read a token file of any tool: diffusers, A1111 (its pictures too), ComfyUI, kohya, OneTrainer, InvokeAI, dti.
 
     A LoRA file that bundles one word gives that word. The format is told by content. 1-D tensors are taken as
-    one vector; half and double precision become float32. The name is the key the tensor is stored under, else
+    one vector; other precisions become float32; vectors of zeros are left out; rows under the key of another CLIP encoder
+    go by their width. The name is the key the tensor is stored under, else
     `dti.name` of the metadata or the pickled name, else the file's own; one that prompts cannot use gives way
     to the nearest usable, and is kept in the metadata as `dti.original_name`. Pickles are read as plain data:
     nothing in them runs.
@@ -117,13 +134,19 @@ def read(path: str | Path, name: str | None = None) -> Token:
     return read_with_layout(path, name)[0]
 
 
-def read_with_layout(path: str | Path, name: str | None = None) -> tuple[Token, Layout]:
-    """As `read`, and how the file held the word."""
+def read_with_layout(
+    path: str | Path, name: str | None = None, pick: str | None = None
+) -> tuple[Token, Layout]:
+    """As `read`, and how the file held the word.
+
+    Args:
+        pick: which word, of a file with several.
+    """
     path = Path(path)
     try:
         if not path.is_file():
             raise InputError(f"no such file: expected a token file ({', '.join(SUFFIXES)}); check the path")
-        found = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+        found = _read(path, pick)
         return _token(found, path.stem if name is None else name), found.layout
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -144,40 +167,87 @@ def _token(found: _Found, stem: str) -> Token:
     return Token(name, vectors, metadata)
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether a JSON object follows the eight bytes of a length; in no pickle or zip a brace stands there."""
+def _read(path: Path, pick: str | None) -> _Found:
     with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+        head = file.read(mistaken.HEAD)
+    # A JSON object follows the eight bytes of a length; in no pickle or zip a brace stands there.
+    if head[8:9] == b"{":
+        return _read_safetensors(path, pick)
+    if pictured.is_picture(head):
+        return _of_content(pictured.read(path), "picture", pick)
+    if what := mistaken.known(head):
+        raise InputError(f"{what} (expected a token file)")
+    return _read_pickle(path, pick)
 
 
-def _read_safetensors(path: Path) -> _Found:
+def _read_safetensors(path: Path, pick: str | None) -> _Found:
     metadata = _metadata(path)
     try:
         with safe_open(path, framework="pt") as file:
-            name, sources = _choose(file.keys())
+            name, sources = _choose(file.keys(), pick)
             for key, source in sources.items():
                 learned_word.require_shape(key, file.get_slice(source).get_shape())
             tensors = {key: file.get_tensor(source) for key, source in sources.items()}
-            layout = _layout("safetensors", sources, tensors)
-            vectors = {key: _rows(key, tensor) for key, tensor in tensors.items()}
     except SafetensorError as error:
         raise InputError(
             f"damaged safetensors file ({learned_word.shown(str(error))}); get another copy"
         ) from None
-    return _Found(name, vectors, metadata, layout)
+    return _found("safetensors", name, sources, tensors, metadata)
 
 
-def _layout(
-    container: Literal["safetensors", "pickle"], sources: Mapping[str, str], tensors: Mapping[str, Tensor]
-) -> Layout:
-    """The layout of the chosen tensors, `sources` being the names they are stored under."""
-    return Layout(
-        container,
-        {
-            key: Stored(sources[key], tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for key, tensor in tensors.items()
-        },
-    )
+def _found(
+    container: Container,
+    name: str | None,
+    sources: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+) -> _Found:
+    """The rows of the chosen tensors, repaired.
+
+    Args:
+        sources: encoder key to the name the tensor is stored under.
+    """
+    for key, tensor in tensors.items():
+        learned_word.require_shape(key, tensor.shape)
+    keys = _by_width({key: tensor.shape[-1] for key, tensor in tensors.items()})
+    stored = {
+        keys[key]: Stored(sources[key], tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for key, tensor in tensors.items()
+    }
+    rows = {keys[key]: _rows(key, tensor) for key, tensor in tensors.items()}
+    empty = _empty(rows)
+    kept = [row for row in range(len(next(iter(rows.values())))) if row not in empty]
+    if empty and kept:
+        rows = {key: each[kept] for key, each in rows.items()}
+    called = name if name is not None else metadata.get("dti.name")
+    return _Found(name, rows, metadata, Layout(container, stored, called, empty if kept else ()))
+
+
+def _by_width(widths: Mapping[str, int]) -> dict[str, str]:
+    """Each encoder key to itself, or CLIP's to those that the one model with such widths has."""
+    clips = sorted(key for key in widths if key.startswith("clip_"))
+    others = {key: width for key, width in widths.items() if key not in clips}
+    known = [variant for variants in PUBLISHED.values() for variant in variants]
+    fitting = [
+        each
+        for each in known
+        if others.items() <= each.items() and sorted(each.values()) == sorted(widths.values())
+    ]
+    distinct = len({widths[key] for key in clips}) == len(clips)
+    # One encoder may have other names: ComfyUI calls SD 2's clip_h.
+    told = len(widths) > 1 or widths.keys() == {"clip_g"}
+    if not (told and distinct and len(fitting) == 1):
+        return {key: key for key in widths}
+    by_width = {width: key for key, width in fitting[0].items()}
+    return {key: by_width[width] for key, width in widths.items()}
+
+
+def _empty(rows: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Which rows are zeros in some encoder, if all have as many rows."""
+    if len({len(each) for each in rows.values()}) > 1:
+        return ()
+    zeros = torch.stack([~each.any(dim=1) for each in rows.values()]).any(dim=0)
+    return tuple(zeros.nonzero().flatten().tolist())
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -207,21 +277,24 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_pickle(path: Path) -> _Found:
+def _read_pickle(path: Path, pick: str | None) -> _Found:
     size = path.stat().st_size
     if size > MAX_PICKLE:
         raise InputError(f"{size} bytes: expected at most {MAX_PICKLE}; is this a whole model?")
     content = _unpickle(path.read_bytes())
+    inside = content.get("string_to_param") if isinstance(content, Mapping) else None
+    return _of_content(
+        content, "old pickle" if isinstance(inside, torch.nn.ParameterDict) else "pickle", pick
+    )
+
+
+def _of_content(content: Any, container: Container, pick: str | None) -> _Found:
+    """The word in what a pickle holds."""
     tensors = _pickled_tensors(content)
-    name, sources = _choose(tensors)
-    chosen = {key: tensors[source] for key, source in sources.items()}
-    for key, tensor in chosen.items():
-        learned_word.require_shape(key, tensor.shape)
-    layout = _layout("pickle", sources, chosen)
-    vectors = {key: _rows(key, tensor) for key, tensor in chosen.items()}
-    pickled_name = content.get("name") if isinstance(content, Mapping) else None
-    has_name = isinstance(pickled_name, str) and pickled_name
-    return _Found(name, vectors, {"dti.name": str(pickled_name)} if has_name else {}, layout)
+    name, sources = _choose(tensors, pick)
+    pickled = content.get("name") if isinstance(content, Mapping) else None
+    said = {"dti.name": pickled} if isinstance(pickled, str) and pickled else {}
+    return _found(container, name, sources, {key: tensors[source] for key, source in sources.items()}, said)
 
 
 def _pickled_tensors(content: Any) -> dict[str, Tensor]:
@@ -233,8 +306,8 @@ def _pickled_tensors(content: Any) -> dict[str, Tensor]:
     if "string_to_param" in content:
         # torch before 1.12 pickled an nn.ParameterDict here, which keeps its tensors in an attribute.
         content = getattr(content["string_to_param"], "_parameters", content["string_to_param"])
-        if not isinstance(content, Mapping) or len(content) != 1:
-            raise InputError("string_to_param does not hold one tensor: expected one word; split it")
+        if not isinstance(content, Mapping) or (SOLE in content and len(content) > 1):
+            raise InputError("string_to_param holds no words by name: expected one; get another copy")
         content = {STRING_TO_PARAM if name == SOLE else name: value for name, value in content.items()}
     return {
         name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
@@ -260,26 +333,55 @@ def _unpickle(data: bytes) -> Any:
         ) from None
 
 
-def _choose(names: Collection[str]) -> tuple[str | None, dict[str, str]]:
+def _choose(names: Collection[str], pick: str | None = None) -> tuple[str | None, dict[str, str]]:
     """Which tensors of a file are the word's vectors.
+
+    Args:
+        pick: which word, of a file with several: its name there, with or without brackets.
 
     Returns:
         the name they are stored under, if any, and encoder key -> tensor name.
 
     Raises:
-        InputError: no word, or several.
+        InputError: no word, or several and none was picked.
     """
-    bundled = [match for name in sorted(names) if (match := _BUNDLED.fullmatch(name))]
-    if bundled:
-        words = sorted({match["word"] for match in bundled})
-        if len(words) > 1:
-            raise InputError(f"bundles several words ({_listing(words)}): expected one; take them apart")
-        return words[0], _by_encoder({match.string: match["part"] for match in bundled})
-    if len(names) == 1:
-        (name,) = names
-        if _encoder_of(name.removesuffix("_out")) is None:
-            return name, {SOLE: name}
+    words = _words(names)
+    if pick is not None:
+        meant = (pick, learned_word.nearest_usable(pick) or pick)
+        word = next(
+            (word for word in words if word in meant or learned_word.nearest_usable(word) in meant), None
+        )
+        if word is None:
+            listed = f"those of {_listing(words)}" if words else "no word by name"
+            raise InputError(f"holds no word {learned_word.shown(pick)}: it holds {listed}; check --pick")
+        return word, words[word]
+    if len(words) > 1:
+        raise InputError(
+            f"holds several words ({_listing(words)}): expected one; take one out with dti convert --pick NAME"
+        )
+    if words:
+        return next(iter(words.items()))
     return None, _by_encoder({name: name for name in sorted(names)})
+
+
+def _words(names: Collection[str]) -> dict[str, dict[str, str]]:
+    """The words that a file names: encoder key -> tensor name of each; none where it names encoders alone."""
+    bundled: dict[str, dict[str, str]] = {}
+    for name in sorted(names):
+        if match := _BUNDLED.fullmatch(name):
+            bundled.setdefault(match["word"], {})[name] = match["part"]
+    if bundled:
+        return {word: _by_encoder(parts) for word, parts in bundled.items()}
+    if any(_encoder_of(name.removesuffix("_out")) for name in names):
+        return {}
+    # More than a handful are a model's.
+    return {name: {SOLE: name} for name in sorted(names)} if len(names) <= MAX_WORDS else {}
+
+
+def _part(name: str) -> str:
+    """What a tensor's name says of its encoder."""
+    match = _BUNDLED.fullmatch(name)
+    return match["part"] if match else name
 
 
 def _by_encoder(parts: Mapping[str, str]) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """Token files for every program: layouts key by key, round trips, stock loaders, and what each program does with a file."""
 
+import inspect
 import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import safetensors.torch
@@ -254,18 +256,49 @@ BOTH = {"clip_l": "clip_l", "clip_g": "clip_g"}
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "diffusers a1111 forge comfyui kohya sd.cpp swarmui"),
-        ({"names": {"clip_l": "emb_params"}}, "a1111 forge comfyui invoke kohya sd.cpp swarmui"),
-        ({"names": {"clip_l": "emp_params"}}, "a1111 forge comfyui kohya onetrainer sd.cpp"),
+        ({}, "diffusers a1111 forge comfyui kohya sd.cpp swarmui ai-toolkit sdnext"),
+        (
+            {"names": {"clip_l": "emb_params"}},
+            "a1111 forge comfyui invoke kohya sd.cpp swarmui ai-toolkit sdnext",
+        ),
+        (
+            {"names": {"clip_l": "emp_params"}},
+            "a1111 forge comfyui kohya onetrainer sd.cpp ai-toolkit sdnext",
+        ),
+        (
+            {"names": {"clip_l": "string_to_param.*"}, "container": "pickle", "called": "dog"},
+            "diffusers a1111 forge comfyui invoke kohya sd.cpp ai-toolkit sdnext",
+        ),
+        # diffusers goes by the name in the file.
         (
             {"names": {"clip_l": "string_to_param.*"}, "container": "pickle"},
-            "diffusers a1111 forge comfyui invoke kohya sd.cpp",
+            "a1111 forge comfyui invoke kohya sd.cpp ai-toolkit sdnext",
         ),
+        (
+            {"names": {"clip_l": "string_to_param.*"}, "container": "old pickle", "called": "dog"},
+            "a1111 comfyui kohya sd.cpp",
+        ),
+        ({"names": {"clip_l": "string_to_param.*"}, "container": "picture", "called": "dog"}, "a1111 forge"),
+        ({"container": "pickle"}, "diffusers a1111 forge comfyui kohya sd.cpp ai-toolkit"),
+        (
+            {"names": {"clip_l": "emp_params"}, "container": "pickle"},
+            "a1111 forge comfyui kohya onetrainer sd.cpp ai-toolkit",
+        ),
+        # Any name but another program's key is a word's to diffusers.
+        (
+            {"names": {"clip_l": "My Dog"}, "called": "My Dog"},
+            "diffusers a1111 forge comfyui kohya sd.cpp swarmui ai-toolkit sdnext",
+        ),
+        ({"partial": True}, ""),
         ({"flat": True}, "diffusers"),
-        ({"halves": True}, "diffusers a1111 forge comfyui kohya swarmui"),
-        ({"stem": "my dog"}, "diffusers a1111 forge kohya sd.cpp"),
-        ({"stem": "<dog>"}, "diffusers comfyui kohya sd.cpp swarmui"),
-        ({**XL, "names": BOTH}, "a1111 forge comfyui fooocus invoke kohya onetrainer swarmui"),
+        ({"halves": True}, "diffusers a1111 forge comfyui kohya swarmui ai-toolkit sdnext"),
+        ({"stem": "my dog"}, "diffusers a1111 forge kohya sd.cpp ai-toolkit sdnext"),
+        ({"stem": "<dog>"}, "diffusers comfyui kohya sd.cpp swarmui ai-toolkit sdnext"),
+        (
+            {**XL, "names": BOTH},
+            "a1111 forge comfyui fooocus invoke kohya onetrainer swarmui ai-toolkit sdnext",
+        ),
+        ({**XL, "names": BOTH, "container": "pickle"}, "a1111 forge comfyui fooocus invoke kohya onetrainer"),
         ({**XL, "names": dict.fromkeys(BOTH, "<dog>"), "split": True}, "diffusers"),
         (
             {"family": "sd3", "widths": PUBLISHED["sd3"][0], "names": {**BOTH, "t5xxl": "t5xxl"}},
@@ -292,9 +325,117 @@ def test_words_are_typed_as_each_program_wants() -> None:
     assert typed["a1111"] == typed["forge"] == "dog"
     assert typed["invoke"] == typed["diffusers"] == "<dog>"
     assert typed["swarmui"] == "<embed:dog>"
-    hint = programs.usage_hint("<dog>", "sdxl", XL["widths"])  # type: ignore[arg-type]
-    assert all(text in hint for text in ("embedding:dog", "A1111, Forge: dog", "<embed:dog>"))
-    assert programs.usage_hint("<dog>", "sd", {"clip_l": 256}) == "dti, diffusers: <dog>"
+    hint = programs.usage_hint("<dog>", "sdxl", XL["widths"], 2)  # type: ignore[arg-type]
+    assert all(text in hint for text in ("embedding:dog", "A1111, Forge, SD.Next: dog", "<embed:dog>"))
+    assert programs.usage_hint("<dog>", "sd", {"clip_l": 256}, 1) == "dti, diffusers: <dog>"
+    said = programs.usage_hint("<dog>", "sana", {"gemma2_2b": 2304}, 3)
+    assert said == "dti: <dog>; diffusers: <dog> <dog>_1 <dog>_2"
+
+
+FOREIGN = {
+    "A1111": lambda rows: {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": rows},
+        "name": "sks dog",
+        "step": 500,
+    },
+    "A1111, unnamed": lambda rows: {"string_to_param": {"*": rows}, "name": None},
+    "A1111, old": lambda rows: {
+        "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(rows)}),
+        "name": "sks-dog",
+    },
+    "diffusers, old": lambda rows: {"<Sks Dog>": rows[0]},
+    "kohya": lambda rows: {"emb_params": rows},
+    "OneTrainer": lambda rows: {"emp_params": rows.half()},
+}
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *FOREIGN])
+def test_advice_is_followed_by_success(name: str, tmp_path: Path) -> None:
+    """Whoever converts a file as a program's line says gets one which that program takes as it is, and types it as said."""
+    if name in FOREIGN:
+        path = tmp_path / "my dog.pt"
+        torch.save(FOREIGN[name](torch.ones(2, 768)), path)
+        source = conversion.read(path)
+    else:
+        source = conversion.read(put(tmp_path, conversion.export(word(name), "dti")))
+    for each in PROGRAMS:
+        found = programs.verdict(each, source.described(), source.families)
+        if found.loads == "converted":
+            written = conversion.export(conversion.described(source.token), each.target)
+            again = conversion.read(put(tmp_path / each.name, written))
+            after = programs.verdict(each, again.described(), again.families)
+            assert (after.loads, after.typed) == ("as it is", found.typed), each.name
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_stock_diffusers_types_a_foreign_file_as_said(name: str, tmp_path: Path) -> None:
+    """Where it takes a pickle as it is, the vocabulary then holds what is to be typed; elsewhere it fails or needs a name."""
+    pipe = tiny.build("sd1")
+    width = pipe.text_encoder.get_input_embeddings().weight.shape[1]
+    torch.save(FOREIGN[name](torch.ones(2, width)), tmp_path / "my dog.pt")
+    source = conversion.read(tmp_path / "my dog.pt").of_family("sd")
+    verdict = programs.verdict(programs.program("diffusers"), source.described())
+    if verdict.loads == "as it is":
+        pipe.load_textual_inversion(str(tmp_path / "my dog.pt"))
+        assert verdict.typed in pipe.tokenizer.get_vocab()
+        return
+    try:
+        pipe.load_textual_inversion(str(tmp_path / "my dog.pt"))
+    except Exception:
+        # Of whatever class: it does not load.
+        return
+    assert f"{source.token.name}" not in pipe.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_vectors_are_typed_apart_where_diffusers_does_not_expand(family: str) -> None:
+    """By the code of each pipeline: only some call `maybe_convert_prompt`, which turns `<w>` into `<w> <w>_1 ...`."""
+    row = families.of_name(family)
+    assert row
+    (kind,) = [getattr(diffusers, name) for name in row.pipelines]
+    expands = "maybe_convert_prompt" in inspect.getsource(kind)
+    spelled = programs.typed(programs.program("diffusers"), "<w>", "w", family, 3)
+    assert spelled == ("<w>" if expands else "<w> <w>_1 <w>_2")
+    assert programs.typed(programs.program("diffusers"), "<w>", "w", family, 1) == "<w>"
+
+
+@pytest.mark.parametrize("family", [name for name, (first, *_) in PUBLISHED.items() if len(first) > 1])
+@pytest.mark.parametrize("metadata", [True, False])
+def test_a_part_of_a_word_loads_nowhere_as_it_is(family: str, metadata: bool, tmp_path: Path) -> None:
+    """One of diffusers' files for several encoders, with its provenance or without; the folder is the word."""
+    for number, (name, content) in enumerate(conversion.export(word(family), "diffusers").items()):
+        stored = safetensors.torch.load(content)
+        path = tmp_path / Path(name).name
+        path.write_bytes(content if metadata else safetensors.torch.save(stored))
+        if not metadata and number == 0:
+            # Nothing tells the first one, alone, from a word of one encoder.
+            continue
+        source = conversion.read(path)
+        for each in PROGRAMS:
+            verdict = programs.verdict(each, source.described(), source.families)
+            assert verdict.loads == "not", (name, each.name)
+            if each.name in ("diffusers", "a1111"):
+                assert "pass the folder" in str(verdict.remark)
+        if metadata:
+            with pytest.raises(UsageError, match="pass the folder"):
+                conversion.export(source.token, "diffusers")
+    first = conversion.read(tmp_path / "learned_embeds.safetensors")
+    assert {programs.verdict(each, first.described(), first.families).loads for each in PROGRAMS} == {"not"}
+
+
+def test_onetrainers_gemma_is_sanas(tmp_path: Path) -> None:
+    """The program trains words in Gemma for SANA only; under any other name they may be Lumina's."""
+    for name, expected in (("gemma", ("sana",)), ("gemma2_2b", ("sana", "lumina2"))):
+        safetensors.torch.save_file({name: torch.ones(2, 2304)}, tmp_path / "dog.safetensors")
+        source = conversion.read(tmp_path / "dog.safetensors")
+        assert source.families == expected
+        told = {each.name: programs.verdict(each, source.described(), source.families) for each in PROGRAMS}
+        assert (told["onetrainer"].loads == "as it is") is (name == "gemma")
+        # The same for both, so that it need not be known.
+        assert told["diffusers"].typed == "<dog> <dog>_1"
+    assert "sana or lumina2" in str(told["onetrainer"].remark)
 
 
 def test_every_fact_has_a_source() -> None:
@@ -317,6 +458,22 @@ def test_metadata_programs_look_for() -> None:
     assert "modelspec.date" not in said
     assert all(isinstance(value, str) for value in said.values())
     assert not any(key.startswith("ss_") for key in said)
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize("architecture", [None, "stable-diffusion-v2-768-v"])
+def test_the_specification_is_claimed_with_all_it_demands_or_not_at_all(
+    family: str, architecture: str | None
+) -> None:
+    """ModelSpec: a file that names its version MUST name architecture, implementation and title."""
+    for variant in PUBLISHED[family]:
+        said = programs.modelspec("<dog>", family, variant, 1, architecture)
+        must = {f"modelspec.{name}" for name in ("sai_model_spec", "architecture", "implementation", "title")}
+        assert must <= said.keys() or must & said.keys() == {"modelspec.title"}
+    if family in ("sd", "sdxl", "sd3"):
+        said = programs.modelspec("<dog>", family, PUBLISHED[family][0], 1)
+        names = {"sd": "v1", "sdxl": "xl-v1-base", "sd3": "v3-medium"}
+        assert said["modelspec.architecture"] == f"stable-diffusion-{names[family]}/textual-inversion"
 
 
 def test_metadata_is_kept_and_the_architecture_is_not_guessed() -> None:
