@@ -51,7 +51,7 @@ def test_the_first_screen_holds_what_a_first_run_needs(
     assert len(short.splitlines()) <= 24
     needed = {
         "train": ("--token", "--init", "Required:"),
-        "generate": ("--token-file", "--size"),
+        "generate": ("--tokens", "--size"),
         "interpolate": ("--prompt", "--frames"),
         "evaluate": ("--photos", "--prompt-set", "--plan"),
     }

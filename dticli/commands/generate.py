@@ -47,7 +47,7 @@ def command(
     token: Annotated[
         list[str] | None,
         typer.Option(
-            "--token-file",
+            "--tokens",
             "-t",
             autocompletion=completion.token_files,
             metavar="<text>",
