@@ -143,7 +143,7 @@ def loader(job: "Job", ranks: "Ranks") -> "Load":
     return cache(lambda: run.load(job.settings, opened.model, opened.family, ranks))
 
 
-def prepare(job: "Job", load: "Load", *, quiet: bool) -> "Run":
+def prepare(job: "Job", load: "Load", *, quiet: bool = True) -> "Run":
     """Everything loaded and encoded, for the steps to begin."""
     from dticli.learn import run
 
