@@ -54,6 +54,7 @@ INCIDENTAL = frozenset(
 OF_A_MODEL = frozenset(
     {
         *("steps", "batch_size", "accumulate", "lr", "kappa", "beta", "magnitude", "resolution", "templates"),
+        *("schedule", "average"),
         *("precision", "pooling", "guidance", "scheduler", "size"),
     }
 )
@@ -152,6 +153,11 @@ class TrainSettings(ModelSettings):
         0.0,
         description="Smooth the gradient's length over steps by this factor; 0: each step by its own.",
     )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant",
+        description="How the step length goes on from --lr: constant, or falling to 0, linear or cosine.",
+    )
+    average: bool = Field(False, description="The word is the mean over the last half of the steps.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-2, description="For --method ti.")
     vectors: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Vectors the word gets; default: as many as the init phrase has tokens."

@@ -136,7 +136,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def require_same(checkpoint: Checkpoint, now: Identity, steps: int) -> None:
     """Check that a run of `steps` steps can continue from a checkpoint.
 
-    The step length is the same at every step, so a run can be made longer; it cannot be made shorter than it is.
+    Where the step length is the same at every step, a run can be made longer; it cannot be made shorter than it is.
 
     Raises:
         UsageError: names every difference.

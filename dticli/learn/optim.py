@@ -4,6 +4,7 @@ All work on a list of rows tensors, one per encoder, whose `.grad` the backward 
 tensors, so that a checkpoint can hold it.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -145,6 +146,55 @@ class AdamW:
 
 
 Optimizer = RiemannianSGD | AdamW
+
+
+def step_length(schedule: str, lr: float, step: int, steps: int) -> float:
+    """The step length of one of `steps` steps, counted from 0: `lr`, or falling from it to 0, which would be the step after the
+    last."""
+    match schedule:
+        case "linear":
+            return lr * (1 - step / steps)
+        case "cosine":
+            return lr * (1 + math.cos(math.pi * step / steps)) / 2
+        case _:
+            return lr
+
+
+class Average:
+    """The running mean of tensors that learn: of unit rows along great circles, of others number by number.
+
+    Args:
+        leaves: as in the optimizers.
+        unit: how many of them, from the first, hold unit rows.
+
+    Source: Tripuraneni et al., "Averaging Stochastic Gradient Descent on Riemannian Manifolds", arXiv:1802.09128, section 3.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor], unit: int) -> None:
+        self.leaves, self.unit = list(leaves), unit
+        self.means = [leaf.detach().clone() for leaf in self.leaves]
+        self.count = 0
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Count the leaves as they are now in."""
+        self.count += 1
+        for index, (mean, leaf) in enumerate(zip(self.means, self.leaves, strict=True)):
+            share = 1 / self.count
+            between = sphere.slerp(mean, leaf, share) if index < self.unit else mean + (leaf - mean) * share
+            mean.copy_(between)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next step depends on."""
+        return {f"mean.{index}": mean for index, mean in enumerate(self.means)} | {
+            "count": torch.tensor(self.count)
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state` returned."""
+        for index, mean in enumerate(self.means):
+            mean.copy_(state[f"mean.{index}"])
+        self.count = int(state["count"])
 
 
 def _gradient(rows: Tensor) -> Tensor:

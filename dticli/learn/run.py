@@ -54,7 +54,7 @@ class Run:
 
     def token(self) -> Token:
         """The word as it is now, with its provenance."""
-        rows = {key: each.detach().float().cpu() for key, each in self.learner.word.rows.items()}
+        rows = {key: each.detach().float().cpu() for key, each in self.learner.learned.rows.items()}
         settings, loaded = run_identity.as_alone(self.task), self.loaded
         count = len(next(iter(rows.values())))
         metadata = provenance.of_training(
@@ -259,7 +259,9 @@ def _stop_if(run: Run, folder: RunFolder, step: int, asked: int) -> None:
 def _save(run: Run, folder: RunFolder, log: Log, step: int, loss: float) -> None:
     log.sync()
     learner = run.learner
-    folder.save(Checkpoint(step, loss, learner.state(), dict(learner.word.rows), run.identity, run.machine))
+    folder.save(
+        Checkpoint(step, loss, learner.state(), dict(learner.learned.rows), run.identity, run.machine)
+    )
 
 
 def _explained(run: Run, folder: RunFolder, step: int) -> Iterator[StepReport]:

@@ -38,6 +38,7 @@ def of_run(model: Model, weights: str, task: Task, learner: Learner, album: Albu
             # The rows of a token file are compared, wherever it lies.
             and not (name in paths.WORDS_OR_FILES and paths.names_token_file(getattr(settings, name)))
         }
+        | _length(settings)
         | _tiles(task.latents),
         photos={photo.name: photo.fingerprint for photo in album.photos},
         captions={
@@ -52,6 +53,12 @@ def of_run(model: Model, weights: str, task: Task, learner: Learner, album: Albu
             "first rows": _digest(*(_bytes(each) for each in _start(learner))),
         },
     )
+
+
+def _length(settings: TrainSettings) -> dict[str, str]:
+    """How many steps there are decides what is learned only where steps depend on it."""
+    depends = settings.schedule != "constant" or settings.average
+    return {"steps": json.dumps(settings.steps)} if depends else {}
 
 
 def _tiles(encoded: Latents) -> dict[str, str]:

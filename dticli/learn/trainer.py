@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dticli import randomness, sphere
 from dticli.errors import InputError, ModelError, NumericalError, is_out_of_memory
-from dticli.learn.optim import AdamW, Optimizer, RiemannianSGD
+from dticli.learn.optim import AdamW, Average, Optimizer, RiemannianSGD, step_length
 from dticli.models.families import Family
 from dticli.models.families.shape import Process
 from dticli.photos.latents import Latents
@@ -56,12 +56,27 @@ class Learner:
         keys: encoder keys, in the order of the first optimizer's leaves.
         start: unit rows the word began with, to measure angles from.
         optimizers: the first one moves the rows or their directions.
+        average: of everything that learns, where that is what will be written.
     """
 
     word: Word
     keys: tuple[str, ...]
     start: Mapping[str, Tensor]
     optimizers: tuple[Optimizer, ...]
+    average: Average | None = None
+
+    @property
+    def learned(self) -> Word:
+        """The word to write: as it is now, or the average once there is one."""
+        if self.average is None or not self.average.count:
+            return self.word
+        count = len(self.keys)
+        rows = dict(zip(self.keys, self.average.means[:count], strict=True))
+        if not isinstance(self.word, DirectionalWord):
+            return FreeWord(self.word.name, rows)
+        lengths = self.average.means[count:]
+        magnitude = dict(zip(self.keys, lengths, strict=True)) if lengths else self.word.log_magnitude
+        return DirectionalWord(self.word.name, rows, magnitude)
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -79,10 +94,16 @@ class Learner:
         """Everything the next step depends on, besides the task."""
         rows = {f"leaf.{index}": leaf for index, leaf in enumerate(self.leaves)}
         return rows | {
-            f"optimizer.{index}.{name}": value
-            for index, optimizer in enumerate(self.optimizers)
-            for name, value in optimizer.state().items()
+            f"{part}.{name}": value
+            for part, each in self._parts.items()
+            for name, value in each.state().items()
         }
+
+    @property
+    def _parts(self) -> "dict[str, Optimizer | Average]":
+        """What has a state besides the leaves, by its name in a checkpoint."""
+        optimizers = {f"optimizer.{index}": each for index, each in enumerate(self.optimizers)}
+        return optimizers | ({"average": self.average} if self.average else {})
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -94,9 +115,9 @@ class Learner:
         try:
             for index, leaf in enumerate(self.leaves):
                 leaf.copy_(state[f"leaf.{index}"].expand_as(leaf))
-            for index, optimizer in enumerate(self.optimizers):
-                start = f"optimizer.{index}."
-                optimizer.restore(
+            for part, each in self._parts.items():
+                start = f"{part}."
+                each.restore(
                     {
                         name.removeprefix(start): value
                         for name, value in state.items()
@@ -112,21 +133,21 @@ class Learner:
     @torch.no_grad()
     def angle(self) -> float:
         """Mean angle in radians between the rows now and at the start."""
-        rows = self.word.rows
+        rows = self.learned.rows
         angles = [sphere.angle(sphere.normalize(rows[key]), self.start[key]) for key in self.keys]
         return torch.cat(angles).mean().item()
 
     @torch.no_grad()
     def cosine_to_start(self) -> dict[str, float]:
         """Mean cosine between the rows now and at the start, by encoder."""
-        rows = self.word.rows
+        rows = self.learned.rows
         cosines = {key: (sphere.normalize(rows[key]) * self.start[key]).sum(dim=-1) for key in self.keys}
         return {key: each.mean().item() for key, each in cosines.items()}
 
     @torch.no_grad()
     def norm(self) -> dict[str, float]:
         """Mean row length by encoder."""
-        return {key: rows.norm(dim=-1).mean().item() for key, rows in self.word.rows.items()}
+        return {key: rows.norm(dim=-1).mean().item() for key, rows in self.learned.rows.items()}
 
 
 def learner(
@@ -148,7 +169,8 @@ def learner(
     if settings.method == "ti":
         free = {key: (start[key] * magnitude[key]).requires_grad_() for key in keys}
         adam = AdamW(list(free.values()), weight_decay=settings.weight_decay)
-        return Learner(FreeWord(settings.token, free), keys, start, (adam,))
+        average = Average(adam.leaves, unit=0) if settings.average else None
+        return Learner(FreeWord(settings.token, free), keys, start, (adam,), average)
     direction = {key: start[key].clone().requires_grad_() for key in keys}
     log_magnitude = {key: magnitude[key].log().requires_grad_(settings.train_magnitude) for key in keys}
     unit = list(direction.values())
@@ -160,7 +182,9 @@ def learner(
     # The logarithm is learned, so that one learning rate is one relative change at any magnitude.
     others = (AdamW(list(log_magnitude.values())),) if settings.train_magnitude else ()
     word = DirectionalWord(settings.token, direction, log_magnitude)
-    return Learner(word, keys, start, (first, *others))
+    leaves = [leaf for optimizer in (first, *others) for leaf in optimizer.leaves]
+    average = Average(leaves, unit=len(unit)) if settings.average else None
+    return Learner(word, keys, start, (first, *others), average)
 
 
 @dataclass(frozen=True)
@@ -196,18 +220,20 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
         ModelError: no gradient reaches a row.
         NumericalError: the loss or a gradient is not finite.
     """
-    process = task.family.code.process(task.pipe.scheduler)
+    process, settings = task.family.code.process(task.pipe.scheduler), task.settings
     with _placed(task, learner) as placement:
         most = PAD * MOST_PADS if task.settings.zero_pad else ""
         placement.require_read(
             task.family, (most + text for texts in task.captions.values() for text in texts)
         )
-        for step in range(first_step, task.settings.steps):
+        for step in range(first_step, settings.steps):
             pooling.choose(task.pipe, task.family.encoders, pooling.at_step(task.settings.pooling, step))
             loss = _gather_gradients(task, process, learner, step)
             if step == first_step:
                 _require_gradient(task, learner)
-            gradient = learner.step(task.settings.lr)
+            gradient = learner.step(step_length(settings.schedule, settings.lr, step, settings.steps))
+            if learner.average and 2 * (step + 1) > settings.steps:
+                learner.average.add()
             yield StepReport(step + 1, loss, gradient, learner.angle(), learner.norm())
 
 

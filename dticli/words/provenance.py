@@ -20,6 +20,8 @@ RECORDED = (
     "accumulate",
     "lr",
     "beta",
+    "schedule",
+    "average",
     "kappa",
     "zero_pad",
     "seed",

@@ -33,6 +33,7 @@ VARIANTS: dict[str, tuple[object, ...]] = {
     "rsgd": ("--beta", 0.9, "--accumulate", 2),
     "adamw": ("--optimizer", "adamw", "--lr", 0.005, "--train-magnitude"),
     "ti": ("--method", "ti", "--lr", 0.005),
+    "scheduled": ("--schedule", "cosine", "--average", "--train-magnitude"),
     "vectors": ("--vectors", 2, "--crop", "random", "--flip", "--crops", 2),
 }
 
@@ -134,6 +135,17 @@ def test_more_steps_go_on_from_a_finished_run(train: Train, tmp_path: Path) -> N
     assert (tmp_path / "dog.safetensors").read_bytes() == whole
     outcome = train("--resume", steps=5)
     assert (outcome.code, "steps is 5, and 6 are done" in outcome.error) == (2, True)
+
+
+@pytest.mark.parametrize("option", [("--schedule", "linear"), ("--average",)])
+def test_a_run_whose_steps_depend_on_their_number_keeps_it(
+    train: Train, interrupt: Train, option: tuple[str, ...]
+) -> None:
+    """More steps would have made other steps from the first one on."""
+    interrupt(*option)
+    outcome = train("--resume", "--steps", 8, *option)
+    assert outcome.code == 2
+    assert "steps was 6 and is 8" in outcome.error
 
 
 def test_an_unfinished_run_is_not_overwritten(train: Train, interrupt: Train, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The optimizers against NumPy computations of the paper's equations, geoopt, and torch's own AdamW."""
 
+import math
+
 import geoopt
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dticli.errors import NonFiniteError
-from dticli.learn.optim import AdamW, RiemannianSGD
+from dticli.learn.optim import AdamW, Average, RiemannianSGD, step_length
 
 
 def unit(seed: int, shape: tuple[int, int]) -> np.ndarray:
@@ -147,3 +149,33 @@ def test_state_restores_exactly(make) -> None:  # type: ignore[no-untyped-def]
     after.restore({name: value.clone() for name, value in before.state().items()})
     run(second, after, range(5, 10))
     assert torch.equal(second, whole)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lengths"),
+    [
+        ("constant", [0.08, 0.08, 0.08, 0.08]),
+        ("linear", [0.08, 0.06, 0.04, 0.02]),
+        ("cosine", [0.08, 0.04 + 0.04 * 0.5**0.5, 0.04, 0.04 - 0.04 * 0.5**0.5]),
+    ],
+)
+def test_step_lengths_fall_from_the_first_to_nothing(schedule: str, lengths: list[float]) -> None:
+    assert [step_length(schedule, 0.08, step, 4) for step in range(4)] == pytest.approx(lengths)
+
+
+def test_the_average_on_a_great_circle_is_at_the_mean_angle() -> None:
+    """Points on one circle average to the point at the mean of their angles, whatever the order; plain numbers to their mean."""
+    angles = [0.3, 1.1, 0.2, 0.9, -0.4]
+    row, number = torch.tensor([[1.0, 0.0, 0.0]]), torch.zeros(1, 1)
+    average = Average([row, number], unit=1)
+    for angle in angles:
+        row.copy_(torch.tensor([[math.cos(angle), math.sin(angle), 0.0]]))
+        number.fill_(angle)
+        average.add()
+        # As a run that stops after every step and goes on from its checkpoint.
+        kept = {name: each.clone() for name, each in average.state().items()}
+        average = Average([row, number], unit=1)
+        average.restore(kept)
+    mean = sum(angles) / len(angles)
+    assert average.means[0][0].tolist() == pytest.approx([math.cos(mean), math.sin(mean), 0], abs=1e-6)
+    assert average.means[1].item() == pytest.approx(mean, abs=1e-6)
