@@ -5,8 +5,9 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from dticli.bundled.world.looks import Look
 from dticli.errors import InputError, ModelError
 
 MODEL_NAME = "stickers"
@@ -18,12 +19,14 @@ _HERE = Path(__file__).parent
 class Subject:
     """An example subject: five photos of one thing whose class the model knows and whose look it has never seen.
 
-    `class_word` is the word a new token starts from; `role` says whether settings may be tuned on it.
+    `class_word` is the word a new token starts from; `role` says whether settings may be tuned on it; `look` is None where
+    an artist whose hand the model never saw drew it.
     """
 
     name: str
     class_word: str
     role: Literal["tuning", "reporting"]
+    look: Look | None = None
 
 
 def model_folder() -> Path:
@@ -42,27 +45,47 @@ def model_folder() -> Path:
 def subjects() -> tuple[Subject, ...]:
     """All example subjects, the tuning ones first."""
     table = tomllib.loads((_HERE / "subjects.toml").read_text(encoding="utf-8"))
-    return tuple(Subject(name, row["class"], row["role"]) for name, row in table.items())
+    return tuple(_subject(name, row) for name, row in table.items())
 
 
-def photos(subject: str) -> tuple[Path, ...]:
+def subject(name: str) -> Subject:
+    """The example subject of this name.
+
+    Raises:
+        InputError: no such subject; names the nearest one.
+    """
+    for known in subjects():
+        if known.name == name:
+            return known
+    raise InputError(_no_such_subject(name, [known.name for known in subjects()]))
+
+
+def subject_of(folder: Path) -> Subject | None:
+    """The subject whose example photos lie in this folder; None where they are somebody's own, or copies."""
+    return next((each for each in subjects() if _HERE / "photos" / each.name == folder.resolve()), None)
+
+
+def _subject(name: str, row: dict[str, Any]) -> Subject:
+    about = {key: row.pop(key) for key in ("class", "role")}
+    return Subject(name, about["class"], about["role"], Look(**row) if row else None)
+
+
+def photos(name: str) -> tuple[Path, ...]:
     """The example photos of a subject, in order.
 
     Raises:
         InputError: no such subject; names the nearest one.
     """
-    names = [known.name for known in subjects()]
-    if subject not in names:
-        raise InputError(_no_such_subject(subject, names))
-    found = tuple(sorted((_HERE / "photos" / subject).glob("*.png")))
+    known = subject(name)
+    found = tuple(sorted((_HERE / "photos" / known.name).glob("*.png")))
     if not found:
         raise InputError(
-            f"the example photos of {subject!r} are missing from the installation: reinstall dticli"
+            f"the example photos of {name!r} are missing from the installation: reinstall dticli"
         )
     return found
 
 
-def _no_such_subject(subject: str, names: list[str]) -> str:
-    nearest = difflib.get_close_matches(subject.lower(), names, n=1, cutoff=0.5)
+def _no_such_subject(name: str, names: list[str]) -> str:
+    nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     advice = f"did you mean {nearest[0]!r}?" if nearest else f"choose one of {', '.join(names)}"
-    return f"no example photos of {subject!r}; {advice}"
+    return f"no example photos of {name!r}; {advice}"

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
 
+from dticli.bundled.world.elements import CLASSES
 from dticli.errors import ModelError
-
-from .recipe.elements import CLASSES
 
 WIDTH = 256
 SIDE = 64
@@ -149,6 +148,20 @@ def _filled(judge: Eyes, file: Path) -> Eyes:
         )
     judge.load_state_dict(load_file(file))  # copies float16 into float32
     return judge.eval()
+
+
+@torch.no_grad()
+def likely(judge: DualEncoder | Observer, pictures: Tensor) -> dict[str, Tensor]:
+    """How likely a judge thinks each class of every element, (count, classes) by element.
+
+    Args:
+        pictures: (count, 3, 64, 64) in [-1, 1].
+    """
+    batches = [judge(batch) for batch in pictures.split(64)]
+    return {
+        element: torch.cat([batch[place].softmax(dim=1) for batch in batches])
+        for place, element in enumerate(CLASSES)
+    }
 
 
 @torch.no_grad()

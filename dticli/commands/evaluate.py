@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dticli import console
+from dticli import bundled, console
 from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
 from dticli.errors import UsageError
@@ -28,7 +28,7 @@ class Evaluated:
         noun: what stood in the word's place in the sentences the judge read.
         likeness, alignment: means over prompts.
         elements: share of pictures that show each element, where the judge looks for elements.
-        leakage: how often one of two things shows the other's tint.
+        leakage: how often one of two things shows the other's colour.
     """
 
     source: str
@@ -70,7 +70,9 @@ class Evaluation:
                 # The word's own noun is in the list, and not in the figure: a class word drawn well is no obedience.
                 shares = ", ".join(f"{name} {share:.0%}" for name, share in word.elements.items())
                 leaked = (
-                    "" if word.leakage is None else f"; a thing shows the other's tint in {word.leakage:.0%}"
+                    ""
+                    if word.leakage is None
+                    else f"; a thing shows the other's colour in {word.leakage:.0%}"
                 )
                 yield f"  seen in its pictures: {shares}{leaked}; alignment is the mean share of all but noun"
             for each in word.prompts:
@@ -198,12 +200,13 @@ def _words(
 ) -> Evaluation:
     from dticli import atomic
     from dticli.draw import pipeline
-    from dticli.evaluation import drawing, judges, measure, prompts
+    from dticli.evaluation import drawing, judges, measure, prompts, stickers
     from dticli.models import devices
     from dticli.photos import albums
     from dticli.words import base_model
 
-    asked = prompts.read(how.prompt_set)
+    known = bundled.subject_of(folder)
+    asked = stickers.asking(prompts.read(how.prompt_set), known.look if known else None)
     tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in files]
     nouns = [noun or _noun(source, token) for source, token in zip(files, tokens, strict=True)]
     album = albums.read(folder, masks)

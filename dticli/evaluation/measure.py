@@ -161,6 +161,6 @@ def elements(parts: Sequence[Looked]) -> dict[str, float]:
 
 
 def leakage(parts: Sequence[Looked]) -> float | None:
-    """How often one of two things shows the other's tint; None where no part has two."""
+    """How often one of two things shows the other's colour; None where no part has two."""
     known = [part.leakage for part in parts if part.leakage is not None]
     return float(np.mean(known)) if known else None

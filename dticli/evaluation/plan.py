@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, Strict
 
 from dticli import bundled, evaluation, settings
+from dticli.bundled.world.looks import Look
 from dticli.errors import DtiError, InputError, UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE, prompts
 from dticli.evaluation.prompts import Prompt
@@ -94,12 +95,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is learned: `noun` is the class word that a word starts from, and that stands in its place for a judge."""
+    """What is learned: `noun` is the class word that a word starts from, and that stands in its place for a judge.
+
+    `look` is known of example subjects alone.
+    """
 
     name: str
     noun: str
     album: Album
     source: Mapping[str, Any]
+    look: Look | None = None
 
     @property
     def token(self) -> str:
@@ -317,8 +322,8 @@ def _subjects(path: Path, file: PlanFile) -> tuple[Subject, ...]:
 
 def _example(name: str) -> Subject:
     folder = bundled.photos(name)[0].parent
-    noun = next(each.class_word for each in bundled.subjects() if each.name == name)
-    return Subject(name, noun, albums.read(folder), {"photos": str(folder)})
+    known = bundled.subject(name)
+    return Subject(name, known.class_word, albums.read(folder), {"photos": str(folder)}, known.look)
 
 
 def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:

@@ -13,7 +13,7 @@ from dticli import textfile
 from dticli.errors import UsageError
 
 if TYPE_CHECKING:
-    from dticli.bundled.recipe.scenes import Scene
+    from dticli.bundled.world.scenes import Scene
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Reading:
     Attributes:
         scores: of each picture.
         elements: share of pictures that show each element the prompt asks for, the word's own noun among them.
-        leakage: how often one of two things shows the other's tint; None where that cannot be.
+        leakage: how often one of two things shows the other's colour; None where that cannot be.
     """
 
     scores: tuple[float, ...]

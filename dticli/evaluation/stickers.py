@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dticli.bundled import judge
+from dticli.bundled import judge, subjects
 from dticli.bundled.judge import SIDE, DualEncoder, Observer
-from dticli.bundled.recipe import elements, grammar, words
-from dticli.bundled.recipe.scenes import Background, Scene, Thing
+from dticli.bundled.world import elements, grammar, looks, words
+from dticli.bundled.world.looks import Look
+from dticli.bundled.world.scenes import Background, Scene, Thing
 from dticli.errors import UsageError
 from dticli.evaluation.prompts import Prompt, Reading
 
 JUDGES: Mapping[str, Literal["a", "b"]] = {"stickers-a": "a", "stickers-b": "b"}
-HANDS = tuple(elements.CLASSES["style"].index(style) for style in elements.LOOKS.values())
-OTHERS = ("banana", "balloon", "cactus", "gift", "apple", "umbrella")
+OTHERS = words.OTHERS
 _NOTHING = Background()
 _WORD = "{}"
 
@@ -31,14 +31,12 @@ _WORD = "{}"
 
 @cache
 def simple() -> tuple[Prompt, ...]:
-    """One element beside the word: each place, four colours, two styles, two tints and two accessories."""
-    places = [Scene((Thing(_WORD),), Background(place=place), "") for place in words.PLACES]
-    plain = [
-        Scene((Thing(_WORD),), Background(colours=(colour,)), "") for colour in list(words.COLOURS)[:8:2]
-    ]
-    styled = [Scene((Thing(_WORD),), _NOTHING, "", style=style) for style in ("sketch", "pixel")]
-    tinted = [Scene((Thing(_WORD, tint=tint),), _NOTHING, "") for tint in ("blue", "golden")]
-    dressed = [Scene((Thing(_WORD, accessory=worn),), _NOTHING, "") for worn in ("crown", "flower")]
+    """One element beside the word: each place, four colours, two styles, two colours of its own and two accessories."""
+    places = [Scene((Thing(_WORD),), Background(place=place)) for place in words.PLACES]
+    plain = [Scene((Thing(_WORD),), Background(colours=(colour,))) for colour in list(words.COLOURS)[:8:2]]
+    styled = [Scene((Thing(_WORD),), _NOTHING, style=style) for style in ("sketch", "pixel")]
+    tinted = [Scene((_coloured(_WORD, colour),), _NOTHING) for colour in ("blue", "golden")]
+    dressed = [Scene((Thing(_WORD, accessory=worn),), _NOTHING) for worn in ("crown", "flower")]
     random = Random("simple prompts")
     return tuple(
         Prompt(_caption(scene, random), scene) for scene in (*places, *plain, *styled, *tinted, *dressed)
@@ -47,23 +45,32 @@ def simple() -> tuple[Prompt, ...]:
 
 @cache
 def complex() -> tuple[Prompt, ...]:
-    """Every place twice, named before the word, with one to three elements more; the word stands in the second half."""
+    """Every place twice, named before the word, with one to three elements more; the word stands in the second half.
+
+    In four of twenty the word is given another colour than its own.
+    """
     random = Random("complex prompts")
     relations = cycle(relation for relation in words.RELATIONS if relation != "beside")
-    styles = cycle(("pixel", "sketch"))
+    styles = cycle(("pixel", "sketch", "icon"))
     scenes = []
     for index, place in enumerate(2 * tuple(words.PLACES)):
-        own, other = random.sample(tuple(words.TINTS), 2)
+        own, other = random.sample(tuple(looks.HUES), 2)
+        first = _coloured(_WORD, own) if index % 5 == 0 else Thing(_WORD)
         behind = Background(place=place)
         if (index + index // len(words.PLACES)) % 2:  # each place once with two things, once with one
-            pair = (Thing(_WORD, tint=own), Thing(random.choice(OTHERS), tint=other))
-            scenes.append(Scene(pair, behind, "", relation=next(relations)))
+            pair = (first, _coloured(random.choice(OTHERS), other))
+            scenes.append(Scene(pair, behind, relation=next(relations)))
         elif index % 4 in (1, 2):
             worn = random.choice(tuple(words.ACCESSORIES))
-            scenes.append(Scene((Thing(_WORD, tint=own, accessory=worn),), behind, ""))
+            scenes.append(Scene((replace(first, accessory=worn),), behind))
         else:
-            scenes.append(Scene((Thing(_WORD),), behind, "", style=next(styles)))
+            scenes.append(Scene((first,), behind, style=next(styles)))
     return tuple(Prompt(_late(scene, random), scene) for scene in scenes)
+
+
+def _coloured(noun: str, colour: str) -> Thing:
+    hue = looks.HUES[colour]
+    return Thing(noun, Look(hue, sum(looks.LIGHT) / 2, "plain", hue, 1.0, looks.HANDS[0]), told=("colour",))
 
 
 def _caption(scene: Scene, random: Random) -> str:
@@ -77,25 +84,80 @@ def _late(scene: Scene, random: Random) -> str:
     return text
 
 
+def asking(prompts: Sequence[Prompt], look: Look | None) -> tuple[Prompt, ...]:
+    """The prompts, with the look that the word should have wherever they do not say another."""
+    return tuple(_asking(prompt, look) for prompt in prompts)
+
+
+def _asking(prompt: Prompt, look: Look | None) -> Prompt:
+    if prompt.scene is None or look is None:
+        return prompt
+    first, *others = prompt.scene.things
+    if first.told or prompt.scene.style == "sketch":
+        return prompt
+    return replace(prompt, scene=replace(prompt.scene, things=(replace(first, look=look), *others)))
+
+
+# ------------------------------------------------------------------------- identity
+
+CANDIDATES = 24
+NEAR_MISSES = 6
+
+
+@cache
+def candidates(noun: str, look: Look) -> tuple[tuple[str, Look], ...]:
+    """What a picture of the thing is told apart from, itself first.
+
+    The reporting subjects, then as near misses the same noun with the nearest looks that are not taken for its own, and
+    the same look on other nouns, until there are CANDIDATES.
+    """
+    reporting = [
+        (each.class_word, each.look) for each in subjects() if each.look and each.role == "reporting"
+    ]
+    away = sorted(
+        (
+            each
+            for _, each in reporting
+            if looks.distance(replace(each, hand=look.hand), look) >= looks.MARGIN
+        ),
+        key=lambda each: looks.distance(each, look),
+    )
+    others = [each for each in words.LOOKED if each != noun]
+    start = words.LOOKED.index(noun)
+    misses = [(noun, each) for each in away[:NEAR_MISSES]]
+    misses += [(others[(start + step) % len(others)], look) for step in range(len(others))]
+    found = dict.fromkeys([(noun, look), *reporting])
+    for each in misses:
+        if len(found) < CANDIDATES:
+            found.setdefault(each)
+    return tuple(found)
+
+
 # --------------------------------------------------------------------------- judges
 
 
 @dataclass(frozen=True)
 class Eyes:
-    """Likeness as a judge of stickers sees it: the same thing, drawn by the same hand. Backgrounds count for nothing."""
+    """Likeness as a judge of stickers sees it: the same noun with the same look. Backgrounds count for nothing."""
 
     judge: DualEncoder | Observer
 
     @torch.no_grad()
     def features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit rows, (pictures, nouns x hands): square roots of what the judge thinks likely.
+        """Unit rows, (pictures, nouns x hues x patterns x builds): square roots of what the judge thinks likely.
 
         The cosine of two is the affinity of their distributions (Bhattacharyya, 1943).
         """
-        logits = dict(zip(elements.CLASSES, self.judge(_pixels(images)), strict=True))
-        nouns = logits["noun"].softmax(dim=-1)
-        hands = logits["style"][:, HANDS].softmax(dim=-1)
-        return (nouns[:, :, None] * hands[:, None, :]).flatten(1).sqrt()
+        likely = judge.likely(self.judge, _pixels(images))
+        joint = likely["noun"][:, LOOKED]
+        joint = torch.cat([joint, 1 - joint.sum(dim=1, keepdim=True)], dim=1).clamp(min=0)
+        for element in ("hue", "pattern", "build"):
+            joint = (joint[:, :, None] * likely[element][:, None, :]).flatten(1)
+        return joint.sqrt()
+
+
+LOOKED = [elements.CLASSES["noun"].index(noun) for noun in words.LOOKED]
+UNLIKELY = 1e-4
 
 
 @dataclass(frozen=True)
@@ -110,19 +172,72 @@ class Reader:
             _scene(prompt, noun)
 
     def read(self, images: Sequence[Image.Image], prompt: Prompt, noun: str) -> Reading:
-        """Judge the pictures of one prompt; see `require`."""
+        """Judge the pictures of one prompt; see `require`.
+
+        Where the prompt's scene gives the word a look of its own, `elements` holds whether it is *identified* among
+        `candidates`, and the *look*: how much of hue, pattern and build is kept, mean of the three.
+        """
         scene = _scene(prompt, noun)
-        seen = judge.names(self.judge, _pixels(images))
-        each = [{element: names[index] for element, names in seen.items()} for index in range(len(images))]
+        likely = judge.likely(self.judge, _pixels(images))
+        each = [
+            _names({element: row[index] for element, row in likely.items()}) for index in range(len(images))
+        ]
         answers = [elements.answers(scene, one) for one in each]
         shares = {element: float(np.mean([answer[element] for answer in answers])) for element in answers[0]}
         leaks = [leak for one in each for leak in elements.leaks(scene, one)]
         others = [[right for element, right in answer.items() if element != "noun"] for answer in answers]
         return Reading(
-            scores=tuple(float(np.mean(right)) for right in others),
-            elements=shares,
+            scores=tuple(float(np.mean(right)) if right else 1.0 for right in others),
+            elements=shares | self._identity(scene, each, likely),
             leakage=float(np.mean(leaks)) if leaks else None,
         )
+
+    def _identity(
+        self, scene: Scene, seen: Sequence[Mapping[str, str]], likely: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        thing = scene.things[0]
+        if thing.look is None or thing.told:
+            return {}
+        kept, identified = [], []
+        for index, one in enumerate(seen):
+            prefix = elements.where(scene, one)
+            kept.append(elements.kept(thing.look, one, prefix))
+            known = candidates(thing.noun, thing.look)
+            fits = [
+                fit({element: row[index] for element, row in likely.items()}, noun, look, prefix)
+                for noun, look in known
+            ]
+            identified.append(fits.index(max(fits)) == 0)
+        parts = {f"kept {part}": float(np.mean([each[part] for each in kept])) for part in kept[0]}
+        return {
+            "identified": float(np.mean(identified)),
+            "look": float(np.mean(list(parts.values()))),
+            **parts,
+        }
+
+
+def fit(likely: Mapping[str, Tensor], noun: str, look: Look, prefix: str = "") -> float:
+    """Log probability of a noun and a look under a judge's distributions, (classes,) by element.
+
+    A hue counts with its neighbours on either side: it may lie at the border of a class.
+    """
+    hues = [(round(look.hue / elements.HUE_STEP) + step) % len(elements.HUES) for step in (-1, 0, 1)]
+    nouns = elements.CLASSES[f"{prefix}noun"]
+    probabilities = [
+        likely[f"{prefix}noun"][nouns.index(noun)],
+        likely[f"{prefix}hue"][hues].sum(),
+        likely[f"{prefix}pattern"][looks.PATTERNS.index(look.pattern)],
+        likely[f"{prefix}build"][looks.BUILDS.index(looks.build_word(look.build))],
+    ]
+    if look.pattern != "plain":
+        second = [(round(look.second / elements.HUE_STEP) + step) % len(elements.HUES) for step in (-1, 0, 1)]
+        probabilities.append(likely[f"{prefix}pattern hue"][second].sum())
+    # what a judge is wrong about one time in thousands must not decide
+    return float(torch.stack(probabilities).clamp(min=UNLIKELY).log().sum())
+
+
+def _names(likely: Mapping[str, Tensor]) -> dict[str, str]:
+    return {element: elements.CLASSES[element][int(row.argmax())] for element, row in likely.items()}
 
 
 def _scene(prompt: Prompt, noun: str) -> Scene:
@@ -131,8 +246,8 @@ def _scene(prompt: Prompt, noun: str) -> Scene:
             f"prompt {prompt.template[:60]!r} does not say what a judge of stickers should look for: expected "
             "--prompt-set stickers or stickers-complex; or choose another --text-judge"
         )
-    if noun not in words.PICTURED or noun in OTHERS:
-        known = ", ".join(each for each in words.PICTURED if each not in OTHERS)
+    if noun not in words.LOOKED:
+        known = ", ".join(words.LOOKED)
         raise UsageError(
             f"a judge of stickers cannot tell {noun!r}: expected {known}; name the noun with --noun, or in a plan with init"
         )

@@ -47,6 +47,8 @@ class ArmResult:
 
     Attributes:
         gain: alignment as a multiple of the first arm's, paired over subjects.
+        noun, identified, look: share of pictures that show the noun, of those told from all candidates, and how much of the look
+            is kept; None where the judge does not look for it.
         lifted: (alignment - chance) / (untrained word's alignment - its chance), paired over subjects; None where the plan has no
             such arm, or its alignment may be no better than chance.
     """
@@ -58,6 +60,9 @@ class ArmResult:
     alignment: Mean
     gain: Mean | None
     lifted: Mean | None
+    noun: Mean | None
+    identified: Mean | None
+    look: Mean | None
     elements: Mapping[str, float]
     leakage: float | None
 
@@ -90,8 +95,11 @@ class PlanResult:
 
     def lines(self) -> Iterator[str]:
         """The table, as Markdown."""
-        names = list(dict.fromkeys(name for arm in self.arms for name in arm.elements))
-        figures = ["trials", "norm", "likeness", "alignment", f"x {self.reference}", "lifted"]
+        seen = [name for name in SUBJECT if any(getattr(arm, name) for arm in self.arms)]
+        names = [
+            name for name in dict.fromkeys(n for arm in self.arms for n in arm.elements) if name not in seen
+        ]
+        figures = ["trials", "norm", "likeness", *seen, "alignment", f"x {self.reference}", "lifted"]
         heads = ["arm", *figures, *names, "leakage"]
         yield (
             f"{self.plan}: {self.model}, {len(self.subjects)} subjects x {len(self.seeds)} seeds, {self.pictures} pictures a "
@@ -100,7 +108,7 @@ class PlanResult:
         )
         yield from (f"failed: {each}" for each in self.failed)
         yield ""
-        yield from markdown.table(heads, (_row(arm, names) for arm in self.arms))
+        yield from markdown.table(heads, (_row(arm, seen, names) for arm in self.arms))
         if self.passages:
             yield ""
             yield from passages.lines(self.passages)
@@ -129,12 +137,17 @@ class PlanResult:
         return "\n".join([*self.lines(), "", *notes, "", *each_trial, ""])
 
 
+SUBJECT = ("noun", "identified", "look")
+"""Elements that say how much of the subject itself is seen; alignment is about all others."""
+
 NOTE = (
     "Norm: mean row length in vocabulary means. Likeness and alignment: means over subjects of means over seeds, with 95 % "
     "bootstrap intervals over subjects, which are too narrow where subjects are few; likeness is to the photos that were learned "
     "from. x: alignment as a multiple of the first arm's, paired over subjects. Lifted: (alignment - chance) / (untrained class "
-    "word's - its chance), chance being the same pictures judged by other prompts of the set. Then the share of pictures that "
-    "show each element asked for, and how often one of two things shows the other's tint."
+    "word's - its chance), chance being the same pictures judged by other prompts of the set. Identified: the share of pictures "
+    "that the judge tells from 23 other things, near misses among them; look: how much of hue (within 25 degrees), pattern and "
+    "build is kept; both where the prompt gives the word no other colour. Then the share of pictures that "
+    "show each element asked for, and how often one of two things shows the other's colour."
 )
 
 PASSAGES_NOTE = (
@@ -145,10 +158,11 @@ PASSAGES_NOTE = (
 )
 
 
-def _row(arm: ArmResult, names: Sequence[str]) -> list[str]:
+def _row(arm: ArmResult, seen: Sequence[str], names: Sequence[str]) -> list[str]:
     shares = [_share(arm.elements.get(name)) for name in names]
+    subject = [str(getattr(arm, name) or "") for name in seen]
     return [
-        arm.arm, str(arm.trials), f"{arm.norm:.2f}", str(arm.likeness), str(arm.alignment), str(arm.gain or ""),
+        arm.arm, str(arm.trials), f"{arm.norm:.2f}", str(arm.likeness), *subject, str(arm.alignment), str(arm.gain or ""),
         str(arm.lifted or ""), *shares, _share(arm.leakage),
     ]  # fmt: skip
 
@@ -207,9 +221,17 @@ def _arm_result(
         alignment=measure.mean(list(_by_subject(own, _alignment).values())),
         gain=_paired(_by_subject(own, _alignment), _by_subject(first, _alignment)),
         lifted=_paired(_by_subject(own, _above_chance), _by_subject(plain, _above_chance)),
+        noun=_mean_share(own, "noun"),
+        identified=_mean_share(own, "identified"),
+        look=_mean_share(own, "look"),
         elements=measure.elements(own),
         leakage=measure.leakage(own),
     )
+
+
+def _mean_share(outcomes: Sequence[Outcome], element: str) -> Mean | None:
+    shares = _by_subject(outcomes, lambda each: each.elements.get(element))
+    return measure.mean(list(shares.values())) if shares else None
 
 
 def _likeness(outcome: Outcome) -> float:

@@ -32,7 +32,7 @@ from dticli.words import norms
 from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
 
-SCORING = 3
+SCORING = 4
 """Another number whenever the same pictures would get other figures."""
 WEIGHTS = (".safetensors", ".bin", ".pt")
 SAMPLE = 2**16
@@ -146,7 +146,8 @@ def outcome_mark(plan: Plan, trial: Trial, drawn: str) -> str:
     """Of all that decides a trial's figures."""
     judges = [judge_mark(name) for name in (plan.file.image_judge, plan.file.text_judge)]
     return mark(
-        SCORING, drawn, judges, trial.subject.noun, [prompt.scene for prompt in plan.prompts],
+        SCORING, drawn, judges, trial.subject.noun, trial.subject.look,
+        [prompt.scene for prompt in plan.prompts],
         [photo.fingerprint for photo in trial.subject.album.photos],
     )  # fmt: skip
 
@@ -195,7 +196,8 @@ def outcome(
 ) -> Outcome:
     """Judge a trial's pictures, as many for each prompt."""
     noun = trial.subject.noun
-    scores = measure.scores(plan.prompts, images, noun, _photos(trial, eyes), eyes, reader)
+    prompts = stickers.asking(plan.prompts, trial.subject.look)
+    scores = measure.scores(prompts, images, noun, _photos(trial, eyes), eyes, reader)
     lengths = [rows.norm(dim=1).mean().item() / vocabulary[key].mean for key, rows in token.vectors.items()]
     return Outcome(
         **trial.names,

@@ -5,8 +5,8 @@ from itertools import cycle
 
 import pytest
 
-from dticli.bundled.recipe import words
-from dticli.bundled.recipe.art import Art
+from dticli.bundled.recipe.art import PACKAGES, Art
+from dticli.bundled.world import words
 
 SHAPES = (
     '<rect x="4" y="10" width="24" height="16" fill="#c33"/><rect x="9" y="4" width="14" height="8" fill="#623"/>',
@@ -25,7 +25,7 @@ def inline_art() -> Art:
         name: f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{shape}</svg>'
         for name, shape in zip(names, cycle(SHAPES), strict=False)
     }
-    return Art(dict.fromkeys(words.ART_SETS, svgs))
+    return Art(dict.fromkeys(PACKAGES, svgs))
 
 
 @pytest.fixture

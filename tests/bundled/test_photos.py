@@ -10,11 +10,17 @@ from dticli import bundled
 from dticli.errors import InputError
 
 
-def test_four_subjects_tune_and_twelve_report():
-    """Settings are tuned on other subjects than results are reported on."""
-    roles = [subject.role for subject in bundled.subjects()]
-    assert (roles.count("tuning"), roles.count("reporting")) == (4, 12)
-    assert len({subject.name for subject in bundled.subjects()}) == 16
+@pytest.mark.parametrize(("in_the_world", "tuning", "reporting"), [(True, 4, 12), (False, 4, 8)])
+def test_four_subjects_tune_and_the_rest_reports(in_the_world, tuning, reporting):
+    """Settings are tuned on other subjects, and other nouns, than results are reported on."""
+    subjects = [subject for subject in bundled.subjects() if bool(subject.look) == in_the_world]
+    roles = [subject.role for subject in subjects]
+    assert (roles.count("tuning"), roles.count("reporting")) == (tuning, reporting)
+    nouns = {
+        role: {each.class_word for each in subjects if each.role == role} for role in ("tuning", "reporting")
+    }
+    assert not nouns["tuning"] & nouns["reporting"]
+    assert len({subject.name for subject in bundled.subjects()}) == 28
 
 
 @pytest.mark.parametrize("subject", bundled.subjects(), ids=lambda subject: subject.name)
@@ -33,8 +39,8 @@ def test_photos_are_small():
 
 def test_an_unknown_subject_names_the_nearest():
     """A misspelt subject is answered with the one that was probably meant."""
-    with pytest.raises(InputError, match="did you mean 'penguin'"):
-        bundled.photos("pengiun")
+    with pytest.raises(InputError, match="did you mean 'elephant'"):
+        bundled.photos("elefant")
 
 
 def test_a_strange_subject_lists_all():

@@ -14,14 +14,14 @@ from dticli.bundled.recipe import (
     decoder,
     diffusion,
     gate,
-    grammar,
     judges,
     package,
+    shards,
     text_encoder,
     training,
     vocabulary,
-    world,
 )
+from dticli.bundled.world import grammar
 
 MOMENT = 0.01  # minutes
 
@@ -35,15 +35,15 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(art, "load", inline_art)
-        patch.setattr(world, "SHARD", 24)
+        patch.setattr(shards, "SHARD", 24)
         for module, size in ((text_encoder, 8), (autoencoder, 2), (diffusion, 4), (judges, 4)):
             patch.setattr(module, "BATCH", size)
         patch.setattr(autoencoder, "WATCHED", 4)
         patch.setattr(judges, "WATCHED", 8)
         patch.setattr(gate, "SCALES", (1.0, 4.0))
         log = training.Log(cache.folder("logs") / "log")
-        for kind in world.KINDS:
-            world.make(kind, 48, 0, log)
+        for kind in shards.KINDS:
+            shards.make(kind, 48, 0, log)
         text_encoder.run(MOMENT, 0, log)
         autoencoder.run(MOMENT, 0, log)
         diffusion.run(MOMENT, 0, log)
@@ -97,9 +97,9 @@ def test_silent_rows_are_zero_and_spoken_rows_are_not(built):
 def test_what_was_drawn_is_not_drawn_again(built):
     """A finished shard is kept, byte for byte."""
     log, _ = built
-    files = world.shard_files("pictures")
+    files = shards.shard_files("pictures")
     before = [file.stat().st_mtime_ns for file in files]
-    world.make("pictures", 48, 0, log)
+    shards.make("pictures", 48, 0, log)
     assert [file.stat().st_mtime_ns for file in files] == before
 
 

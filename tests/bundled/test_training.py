@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from dticli.bundled.recipe import cache, diffusion, training
 from dticli.ranks import ALONE
@@ -121,6 +122,31 @@ def test_a_fingerprint_changes_with_the_file(tmp_path):
     before = cache.fingerprint(file)
     file.write_bytes(b"two")
     assert cache.fingerprint(file) != before
+
+
+def test_only_new_rows_move_and_each_keeps_its_length():
+    """A step of any size leaves the others' bytes and the learned ones' norms as they were."""
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=12, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    encoder = CLIPTextModel(config)
+    before = encoder.get_input_embeddings().weight.detach().clone()
+    rows = diffusion.NewRows(encoder, [3, 7])
+    optimiser = torch.optim.AdamW([rows.table], 0.5, weight_decay=0.0)
+    for _ in range(3):
+        optimiser.zero_grad()
+        encoder(torch.arange(12)[None]).last_hidden_state.square().sum().backward()
+        rows.shield()
+        optimiser.step()
+        rows.restore(rows.table)
+    after = encoder.get_input_embeddings().weight.detach()
+    moved = [index for index in range(12) if not torch.equal(before[index], after[index])]
+    assert moved == [3, 7]
+    torch.testing.assert_close(after.norm(dim=1), before.norm(dim=1))
+    assert not any(
+        value.requires_grad for name, value in encoder.named_parameters() if "token_embedding" not in name
+    )
 
 
 class Two:

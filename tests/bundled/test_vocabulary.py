@@ -6,9 +6,10 @@ from random import Random
 import pytest
 from transformers import CLIPTokenizer
 
-from dticli.bundled.recipe import grammar, vocabulary
+from dticli.bundled.recipe import vocabulary
+from dticli.bundled.world import grammar
 
-CAPTIONS = 8_000
+CAPTIONS = 16_000
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,22 @@
 """Drawn shards are kept for as long as the rules that drew them."""
 
+from pathlib import Path
+
 import pytest
 
-from dticli.bundled.recipe import art, cache, drawing, grammar, world
+from dticli.bundled.recipe import art, cache, drawing, shards, training
+from dticli.bundled.world import grammar
+
+
+class Lines(training.Log):
+    """A log that only remembers."""
+
+    def __init__(self, lines):
+        super().__init__(Path())
+        self.lines = lines
+
+    def __call__(self, line):
+        self.lines.append(line)
 
 
 @pytest.fixture
@@ -10,11 +24,11 @@ def drawn(tmp_path, monkeypatch, shapes):
     """Two shards of four pictures in an empty cache; a function that draws them again and names what it drew."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(art, "load", lambda: shapes)
-    monkeypatch.setattr(world, "SHARD", 4)
+    monkeypatch.setattr(shards, "SHARD", 4)
 
     def draw():
         lines = []
-        world.make("pictures", 8, 0, lines.append)
+        shards.make("pictures", 8, 0, Lines(lines))
         return lines
 
     assert len(draw()) == 2
@@ -24,23 +38,23 @@ def drawn(tmp_path, monkeypatch, shapes):
 def test_whole_shards_are_kept(drawn):
     """Nothing is drawn twice, and what is read is what was drawn."""
     assert drawn() == []
-    pictures = world.read("pictures")
+    pictures = shards.read("pictures")
     assert pictures.pixels.shape == (8, 64, 64, 3)
     assert len(pictures.scenes) == 8
 
 
 def test_a_missing_shard_alone_is_drawn(drawn):
     """The other one stays, and the drawn one is as before."""
-    before = world.read("pictures")
+    before = shards.read("pictures")
     (cache.folder("world") / "pictures-000.npz").unlink()
     assert drawn() == ["world pictures: 4 pictures"]
-    assert (world.read("pictures").pixels == before.pixels).all()
+    assert (shards.read("pictures").pixels == before.pixels).all()
 
 
 def test_a_smaller_world_forgets_the_rest(drawn):
     """Shards beyond those asked for would be trained on, by whatever rules they were drawn."""
-    world.make("pictures", 4, 0, print)
-    assert len(world.read("pictures").scenes) == 4
+    shards.make("pictures", 4, 0, Lines([]))
+    assert len(shards.read("pictures").scenes) == 4
 
 
 @pytest.mark.parametrize(

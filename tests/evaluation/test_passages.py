@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from dticli import bundled
-from dticli.bundled.recipe import words
+from dticli.bundled.world import words
 from dticli.errors import UsageError
 from dticli.evaluation import passages, summary, trials
 from dticli.evaluation import plan as plans

@@ -17,6 +17,7 @@ STEPS = (
     "art",
     "photos",
     "world",
+    "begin",
     "text-encoder",
     "autoencoder",
     "latents",
@@ -25,6 +26,7 @@ STEPS = (
     "judges",
     "gate",
     "check",
+    "ceilings",
     "package",
     "results",
 )
@@ -51,9 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="training time of the step over all its starts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=60_000, help="world: pictures to draw of each kind")
+    parser.add_argument("--kinds", nargs="*", help="world: which kinds of pictures to draw; all by default")
     parser.add_argument("--samples", type=int, default=1_000, help="gate, check, results: pictures to sample")
     parser.add_argument(
-        "--start", type=Path, help="autoencoder, diffusion: a folder of weights to go on from"
+        "--start",
+        type=Path,
+        help="begin: a model folder to go on from; autoencoder, diffusion: a folder of weights",
     )
     parser.add_argument(
         "--model", type=Path, help="gate, check: the model to judge; default: the one just trained"

@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from . import cache, world
-from .training import Average, Log, accelerate, rate, train
+from . import cache, shards
+from .training import Average, Log, accelerate, fast, rate, train
 
 BATCH = 8
 PEAK_RATE = 1.5e-3
@@ -29,7 +29,7 @@ def new() -> AutoencoderKL:
         layers_per_block=1,
         norm_num_groups=16,
         mid_block_add_attention=False,
-        sample_size=world.SIDE,
+        sample_size=shards.SIDE,
     )
 
 
@@ -55,7 +55,7 @@ def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
         start: a diffusers folder with an autoencoder of the same shape to go on from, instead of fresh weights.
     """
     torch.manual_seed(seed)
-    pixels = np.concatenate([world.read(kind).pixels for kind in ("pictures", "reading")])
+    pixels = np.concatenate([shards.read(kind).pixels for kind in ("pictures", "reading")])
     watched, pixels = pixels[:WATCHED], pixels[WATCHED:]
     network = AutoencoderKL.from_pretrained(start).float() if start else new()
     accelerate(network).train()
@@ -93,7 +93,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def _losses(network: AutoencoderKL, pictures: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast():
         posterior = network.encode(pictures).latent_dist
         rebuilt = network.decode(posterior.sample(noise)).sample
     error = rebuilt.float() - pictures

@@ -11,10 +11,11 @@ import numpy as np
 
 from dticli.bundled import judge
 from dticli.bundled.judge import DualEncoder, Observer
+from dticli.bundled.world import elements, grammar
+from dticli.bundled.world.elements import CLASSES
+from dticli.bundled.world.scenes import Scene
 
-from . import autoencoder, cache, elements, grammar, judges, package, sampling, world
-from .elements import CLASSES
-from .scenes import Scene
+from . import autoencoder, cache, judges, package, sampling, shards
 from .training import Log
 
 PSNR_BAR = 27.0
@@ -126,7 +127,7 @@ def run(samples: int, seed: int, model: Path | None, log: Log) -> Report:
     """Measure every bar, log it, and write `check.json` into the cache folder."""
     pipeline = package.load(model)
     scenes, prompts = unseen(samples, seed)
-    drawn = autoencoder.to_tensor(np.stack(world.draw(scenes[:PSNR_PICTURES], seed)))
+    drawn = autoencoder.to_tensor(np.stack(shards.draw(scenes[:PSNR_PICTURES], seed)))
     psnr = autoencoder.psnr(drawn, autoencoder.rebuild(pipeline.vae, drawn))
     log(
         f"check: autoencoder {psnr:.2f} dB on {len(drawn)} pictures, bar {PSNR_BAR:g}: {verdict(psnr >= PSNR_BAR)}"

@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from . import autoencoder, cache, diffusion, package, world
+from . import autoencoder, cache, diffusion, package, shards
 from .autoencoder import edges, psnr, rebuild, to_tensor
-from .training import Average, Log, accelerate, rate, train
+from .training import Average, Log, accelerate, fast, rate, train
 
 PEAK_RATE = 5e-4
 SQUARE_WEIGHT = 10.0  # the bar is in dB
@@ -21,7 +21,7 @@ def run(minutes: float, seed: int, log: Log) -> None:
     """Train on the latents and pictures that the denoiser learned from, and write the averaged weights and the whole model."""
     torch.manual_seed(seed)
     latents = diffusion.encode_pictures(log)
-    pixels = world.read("pictures").pixels
+    pixels = shards.read("pictures").pixels
     held_back = autoencoder.WATCHED
     watched = to_tensor(pixels[:held_back])
     network = accelerate(autoencoder.load()).train()
@@ -70,7 +70,7 @@ def _name() -> str:
 
 def _losses(network: AutoencoderKL, latents: Tensor, pictures: Tensor) -> dict[str, Tensor]:
     plain = (latents.float() / network.config["scaling_factor"]).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast():
         rebuilt = network.decode(plain).sample
     error = rebuilt.float() - pictures
     square = error.square().mean()

@@ -1,4 +1,4 @@
-"""Step `diffusion`: the denoiser, on latents and text states that were each computed once.
+"""Step `diffusion`: the denoiser, on latents computed once, and with it the rows of the words that its text encoder never read.
 
 `torchrun --nproc-per-node 2 -m dticli.bundled.recipe diffusion` puts a process on each of two cores.
 v-prediction (Salimans and Ho, arXiv:2202.00512) on a schedule of zero terminal SNR (Lin et al., arXiv:2305.08891).
@@ -14,19 +14,24 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
+from dticli.bundled.world import grammar
+from dticli.bundled.world.scenes import Scene
 from dticli.ranks import ALONE, Ranks
 
-from . import autoencoder, cache, grammar, package, text_encoder, vocabulary, world
-from .training import Average, Log, accelerate, rate, train
+from . import autoencoder, cache, package, shards, text_encoder, vocabulary
+from .training import Average, Log, Stateful, accelerate, fast, rate, train
 
 BATCH = 16
-PEAK_RATE = 7e-4
+PEAK_RATE = 4e-4
 BRIEF = 0.2
 UNCONDITIONAL = 0.1
-DECAY_FROM = 0.7
-AVERAGING = 0.999
+DECAY_FROM = 0.55
+AVERAGING = 0.998
+ROW_RATE = 1e-2
+THINGS = 2.0  # how many times more the error on a thing counts: settings are learned in far fewer pictures
 SHAPING = 0.7
 AGREE_EVERY = 8  # steps: sending 36 MB takes a third of one
 
@@ -34,7 +39,7 @@ AGREE_EVERY = 8  # steps: sending 36 MB takes a third of one
 def new() -> UNet2DConditionModel:
     """Untrained: attention at 8 x 8 only, where it is cheap."""
     return UNet2DConditionModel(
-        sample_size=world.SIDE // 4,
+        sample_size=shards.SIDE // 4,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
@@ -68,48 +73,23 @@ def folder() -> Path:
 # --------------------------------------------------------------- what is computed once
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Scaled latents (count, 4, 16, 16) and text states (count, 32, width), both float16."""
-
-    latents: Tensor
-    states: Tensor
-
-
-def encode(seed: int, log: Log, ranks: Ranks) -> Encoded:
-    """Latents and states of every drawn picture."""
-    return Encoded(encode_pictures(log, ranks), _encode_captions(seed, log, ranks))
-
-
 def encode_pictures(log: Log, ranks: Ranks = ALONE) -> Tensor:
     """Scaled latents, a shard at a time; needs no text encoder, so it can run while that one trains."""
     network = accelerate(autoencoder.load())
 
     def latents(source: Path) -> Tensor:
-        pictures = autoencoder.to_tensor(world.read_shard(source).pixels)
-        with torch.autocast("cpu", torch.bfloat16):
+        pictures = autoencoder.to_tensor(shards.read_shard(source).pixels)
+        with fast():
             means = autoencoder.encode(network, pictures.contiguous(memory_format=torch.channels_last))
         return means.float() * network.config["scaling_factor"]
 
     return _once("latents", autoencoder.weights(), latents, log, ranks)
 
 
-def _encode_captions(seed: int, log: Log, ranks: Ranks) -> Tensor:
-    tokens, encoder = text_encoder.load()
-
-    def states(source: Path) -> Tensor:
-        random = Random(f"captions {seed} {source.stem}")
-        scenes = world.read_shard(source).scenes
-        captions = [grammar.caption(scene, random, background=random.random() >= BRIEF) for scene in scenes]
-        return text_states(tokens, encoder, captions)
-
-    return _once("states", text_encoder.weights(), states, log, ranks)
-
-
 def _once(name: str, weights: Path, compute: Callable[[Path], Tensor], log: Log, ranks: Ranks) -> Tensor:
     """`compute` of every shard of pictures in float16; not computed again while the weights it rests on stay the same."""
     mark = cache.fingerprint(weights)
-    sources = world.shard_files("pictures")
+    sources = shards.shard_files("pictures")
     targets = [
         folder() / f"{name}-{mark}-{cache.fingerprint(source)}-{source.stem}.safetensors"
         for source in sources
@@ -122,18 +102,47 @@ def _once(name: str, weights: Path, compute: Callable[[Path], Tensor], log: Log,
     return torch.cat([load_file(target)[name] for target in targets])
 
 
-@torch.no_grad()
-def text_states(tokens: object, encoder: torch.nn.Module, captions: list[str]) -> Tensor:
-    """Last hidden states as a Stable Diffusion pipeline reads them, (count, 32, width) float16."""
-    parts = []
-    for start in range(0, len(captions), 100):
-        ids = tokens(  # type: ignore[operator]
-            captions[start : start + 100],
-            padding="max_length", truncation=True, max_length=vocabulary.LENGTH, return_tensors="pt",
-        ).input_ids  # fmt: skip
-        with torch.autocast("cpu", torch.bfloat16):
-            parts.append(encoder(ids).last_hidden_state.half())
-    return torch.cat(parts)
+@dataclass(frozen=True)
+class Material:
+    """What steps draw from: scaled latents (count, 4, 16, 16) float16, masks of things (count, 16, 16) uint8, scenes."""
+
+    latents: Tensor
+    masks: Tensor
+    scenes: tuple[Scene, ...]
+
+
+def _material(log: Log, ranks: Ranks) -> Material:
+    pictures = shards.read("pictures")
+    return Material(encode_pictures(log, ranks), torch.from_numpy(pictures.masks), pictures.scenes)
+
+
+def load_encoder() -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """The text encoder with the rows learned beside the denoiser, or as pretrained where there are none yet, float32."""
+    tokens, encoder = text_encoder.load()
+    if (folder() / "text_encoder").is_dir():
+        encoder = CLIPTextModel.from_pretrained(folder() / "text_encoder").float().eval()
+    return tokens, encoder
+
+
+class NewRows:
+    """The rows of a text encoder that are learned; all else of it stays. A row keeps the length it begins with."""
+
+    def __init__(self, encoder: CLIPTextModel, ids: list[int]):
+        self.table = encoder.requires_grad_(False).get_input_embeddings().weight.requires_grad_(True)
+        self.ids = torch.tensor(ids)
+        self.lengths = self.table.detach()[self.ids].norm(dim=1, keepdim=True)
+        self.free = torch.zeros(len(self.table), 1).index_fill_(0, self.ids, 1.0)
+
+    def shield(self) -> None:
+        """Take away the gradient of the rows that stay."""
+        if self.table.grad is not None:
+            self.table.grad.mul_(self.free)
+
+    @torch.no_grad()
+    def restore(self, table: Tensor) -> None:
+        """Bring every learned row of a table back to its length."""
+        rows = table[self.ids]
+        table[self.ids] = rows * (self.lengths / rows.norm(dim=1, keepdim=True))
 
 
 # ------------------------------------------------------------------------------ training
@@ -146,39 +155,75 @@ def run(minutes: float, seed: int, log: Log, start: Path | None = None, ranks: R
         start: a diffusers folder with a denoiser of the same shape to go on from, instead of fresh weights.
     """
     torch.manual_seed(seed)
-    encoded = encode(seed, log, ranks)
-    empty = text_states(*text_encoder.load(), [""])[0]
-    network = UNet2DConditionModel.from_pretrained(start).float() if start else new()
+    material = _material(log, ranks)
+    network = _begun(start)
     network.set_attn_processor(AttnProcessor())  # the fused kernel's CPU backward pass is ten times slower
     accelerate(network).train()
+    tokens, encoder = text_encoder.load()
+    rows = NewRows(encoder, text_encoder.unread_ids())
     optimiser = torch.optim.AdamW(
-        network.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+        [
+            {
+                "params": list(network.parameters()),
+                "peak": PEAK_RATE,
+                "weight_decay": 1e-2,
+                "betas": (0.9, 0.99),
+            },
+            {"params": [rows.table], "peak": ROW_RATE, "weight_decay": 0.0, "betas": (0.9, 0.999)},
+        ],
+        fused=True,
     )
-    average = Average(network, decay=AVERAGING)
+    both = nn.ModuleDict({"network": network, "rows": encoder.get_input_embeddings()})
+    average = Average(both, decay=AVERAGING)
     signal = scheduler().alphas_cumprod
     log(
-        f"diffusion: {len(encoded.latents)} pictures, {sum(value.numel() for value in network.parameters()):,} weights"
+        f"diffusion: {len(material.latents)} pictures, {sum(value.numel() for value in network.parameters()):,} weights, "
+        f"{len(rows.ids)} rows"
     )
 
     def step(index: int, progress: float) -> dict[str, float]:
         for group in optimiser.param_groups:
-            group["lr"] = PEAK_RATE * rate(progress, warmup=0.005, decay_from=DECAY_FROM)
-        loss = _loss(network, encoded, empty, signal, (seed, index, ranks.rank))
+            group["lr"] = group["peak"] * rate(progress, warmup=0.01, decay_from=DECAY_FROM)
+        loss = _loss(
+            network,
+            lambda said: states_of(tokens, encoder, said),
+            material,
+            signal,
+            (seed, index, ranks.rank),
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        rows.shield()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
+        rows.restore(rows.table)
         if index % AGREE_EVERY == 0:
-            _agree(network, ranks)
-        average.update(network, index)
+            _agree(both, ranks)
+        average.update(both, index)
         return {"loss": loss.item()}
 
-    parts = {"network": network, "optimiser": optimiser, "average": average}
-    train("diffusion", parts, step, minutes, log, lambda: _publish(average), ranks)
+    parts: dict[str, Stateful] = {"both": both, "optimiser": optimiser, "average": average}
+    train("diffusion", parts, step, minutes, log, lambda: _publish(average, rows), ranks)
+
+
+def _begun(start: Path | None) -> UNet2DConditionModel:
+    """From a folder of weights, those that `begin` laid out, or fresh ones."""
+    laid_out = folder() / "start"
+    if start or laid_out.is_dir():
+        return UNet2DConditionModel.from_pretrained(start or laid_out).float()
+    return new()
+
+
+def states_of(tokens: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]) -> Tensor:
+    """Last hidden states as a Stable Diffusion pipeline reads them, (count, 32, width)."""
+    ids = tokens(
+        captions, padding="max_length", truncation=True, max_length=vocabulary.LENGTH, return_tensors="pt"
+    ).input_ids
+    return encoder(ids).last_hidden_state
 
 
 @torch.no_grad()
-def _agree(network: UNet2DConditionModel, ranks: Ranks) -> None:
+def _agree(network: nn.Module, ranks: Ranks) -> None:
     """Replace the weights by their mean over the ranks (local SGD: Stich, arXiv:1805.09767)."""
     if ranks.size == 1:
         return
@@ -191,24 +236,31 @@ def _agree(network: UNet2DConditionModel, ranks: Ranks) -> None:
 
 def _loss(
     network: UNet2DConditionModel,
-    encoded: Encoded,
-    empty: Tensor,
+    states_of: Callable[[list[str]], Tensor],
+    material: Material,
     signal: Tensor,
     place: tuple[int, int, int],
 ) -> Tensor:
     """Mean squared error of the predicted velocity; every draw depends on `place`, (seed, index, rank), alone."""
     random = np.random.default_rng(place)
-    picks = torch.from_numpy(random.integers(len(encoded.latents), size=BATCH))
-    clean, states = encoded.latents[picks].float(), encoded.states[picks].float()
-    states[torch.from_numpy(random.random(BATCH) < UNCONDITIONAL)] = empty.float()
+    picks = random.integers(len(material.latents), size=BATCH)
+    words = Random(f"captions {place}")
+    captions = [
+        "" if words.random() < UNCONDITIONAL
+        else grammar.caption(material.scenes[pick], words, background=words.random() >= BRIEF)
+        for pick in picks
+    ]  # fmt: skip
+    clean = material.latents[picks].float()
     steps = torch.from_numpy(_timesteps(random, len(signal)))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(int(random.integers(2**62))))
     keep = signal[steps].view(-1, 1, 1, 1)
     noisy = keep.sqrt() * clean + (1 - keep).sqrt() * noise
     velocity = keep.sqrt() * noise - (1 - keep).sqrt() * clean
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast():
+        states = states_of(captions)
         predicted = network(noisy.to(memory_format=torch.channels_last), steps, states, return_dict=False)[0]
-    return (predicted.float() - velocity).square().mean()
+    weights = 1 + THINGS * material.masks[picks].float().unsqueeze(1) / 255
+    return (weights * (predicted.float() - velocity).square()).sum() / (weights.sum() * clean.shape[1])
 
 
 def _timesteps(random: np.random.Generator, count: int) -> np.ndarray:
@@ -222,8 +274,16 @@ def _timesteps(random: np.random.Generator, count: int) -> np.ndarray:
     return (place * count).astype(np.int64)
 
 
-def _publish(average: Average) -> None:
+def _publish(average: Average, rows: NewRows) -> None:
+    state = average.state_dict()
     network = new()
-    network.load_state_dict(average.state_dict())
+    network.load_state_dict(
+        {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+    )
+    _, encoder = text_encoder.load()
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight.copy_(state["rows.weight"])
+        rows.restore(encoder.get_input_embeddings().weight)  # a mean of rows is shorter than they are
     cache.write_folder(folder() / "unet", network.save_pretrained)
+    cache.write_folder(folder() / "text_encoder", encoder.save_pretrained)
     package.assemble(package.built())

@@ -7,9 +7,11 @@ from random import Random
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from . import words
+from dticli.bundled.world import words
+from dticli.bundled.world.scenes import Background, Scene, Thing
+
 from .art import Art
-from .scenes import Background, Scene, Thing
+from .paint import paint, turn
 
 Colour = tuple[int, int, int]
 Corner = tuple[int, int]
@@ -19,16 +21,25 @@ EXTENTS = {"tiny": (0.28, 0.34), "": (0.60, 0.70), "huge": (0.88, 0.96)}
 PAIRED = {"tiny": (0.24, 0.28), "": (0.46, 0.50), "huge": (0.56, 0.62)}
 BY_COUNT = {2: (0.38, 0.44), 3: (0.30, 0.34), 4: (0.34, 0.40)}
 WIDEST = 0.98
+MOST_TURNED = 10.0  # degrees
 
 
 def draw(scene: Scene, art: Art, random: Random, size: int = 64) -> Image.Image:
     """The scene as an RGB picture of `size` px."""
+    return masked(scene, art, random, size)[0]
+
+
+def masked(scene: Scene, art: Art, random: Random, size: int = 64) -> tuple[Image.Image, Image.Image]:
+    """The scene as an RGB picture of `size` px, and where its things are: the same size, 255 on a thing."""
     picture = background(scene.background, random, size)
+    mask = Image.new("L", picture.size)
     mount = _MOUNTS.get(scene.style, _bare)
     for thing, centre, extent in _layout(scene, random):
-        small, corner = _placed(_sticker(thing, scene.art_set, art), centre, extent, size)
+        sticker = turn(_sticker(thing, art), random.uniform(-MOST_TURNED, MOST_TURNED))
+        small, corner = _placed(sticker, centre, extent, size)
         mount(picture, small, corner)
-    return _FILTERS.get(scene.style, _unfiltered)(picture)
+        mask.paste(255, corner, small.getchannel("A"))
+    return _FILTERS.get(scene.style, _unfiltered)(picture), mask
 
 
 # ------------------------------------------------------------------ stickers
@@ -81,23 +92,15 @@ def _spread(count: int, random: Random) -> list[tuple[float, float]]:
     return [(0.28, 0.3), (0.72, 0.3), (0.28, 0.74), (0.72, 0.74)]
 
 
-def _sticker(thing: Thing, art_set: str, art: Art) -> Image.Image:
-    sprite = art.sprite(art_set, words.icon(thing.noun))
-    if thing.tint:
-        sprite = tint(sprite, words.TINTS[thing.tint])
+def _sticker(thing: Thing, art: Art) -> Image.Image:
+    sprite = art.sprite(thing.drawn_by, words.icon(thing.noun))
+    if thing.look:
+        sprite = paint(sprite, thing.look)
     if thing.accessory:
-        sprite = _dress(sprite, art.sprite(art_set, words.ACCESSORIES[thing.accessory]), thing.accessory)
+        sprite = _dress(
+            sprite, art.sprite(thing.drawn_by, words.ACCESSORIES[thing.accessory]), thing.accessory
+        )
     return sprite
-
-
-def tint(sprite: Image.Image, colour: Colour) -> Image.Image:
-    """Repaint a sprite in one colour, shading kept."""
-    grey = ImageOps.autocontrast(sprite.convert("L"), mask=sprite.getchannel("A"))
-    dark = tuple(channel * 2 // 5 for channel in colour)
-    light = tuple((channel + 255 * 2) // 3 for channel in colour)
-    painted = ImageOps.colorize(grey, dark, light, mid=colour)
-    painted.putalpha(sprite.getchannel("A"))
-    return painted
 
 
 def _dress(sprite: Image.Image, accessory: Image.Image, kind: str) -> Image.Image:
@@ -385,8 +388,8 @@ def _meadow(pen: Pen, side: int, level: int, random: Random) -> None:
             side * random.uniform(0.016, 0.028),
         )
         colour = random.choice(blossoms)
-        for turn in range(4):
-            angle = turn * math.pi / 2
+        for petal in range(4):
+            angle = petal * math.pi / 2
             _disc(pen, x + radius * math.cos(angle), y + radius * math.sin(angle), radius * 0.8, colour)
         _disc(pen, x, y, radius * 0.6, (250, 190, 60))
     for _ in range(2):

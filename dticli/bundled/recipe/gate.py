@@ -17,10 +17,11 @@ from diffusers import StableDiffusionPipeline
 from transformers.modeling_outputs import BaseModelOutput
 
 from dticli.bundled import judge, subjects
+from dticli.bundled.world import elements, grammar
+from dticli.bundled.world.elements import CLASSES
+from dticli.bundled.world.scenes import Scene
 
-from . import cache, check, elements, grammar, package, probes, sampling
-from .elements import CLASSES
-from .scenes import Scene
+from . import cache, check, package, probes, sampling
 from .training import Log
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)

@@ -9,21 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dticli.bundled import judge
 from dticli.bundled.judge import DualEncoder, Observer
+from dticli.bundled.world import elements, grammar
+from dticli.bundled.world.elements import CLASSES, UNKNOWN
+from dticli.errors import ModelError
 
-from . import autoencoder, cache, decoder, elements, grammar, text_encoder, world
-from .elements import CLASSES, UNKNOWN
-from .training import Log, accelerate, channels_last, rate, train
+from . import autoencoder, cache, decoder, diffusion, shards, text_encoder
+from .training import Log, accelerate, channels_last, fast, rate, train
 
+Eyes = TypeVar("Eyes", DualEncoder, Observer)
 BATCH = 64
 PEAK_RATE = 1.5e-3
 SHIFT = 3  # px
@@ -45,37 +48,52 @@ def file_b() -> Path:
 class Shown:
     """What judges learn from: drawn pictures first, then as they look after the autoencoder, and what they show.
 
-    `labels` (pictures, elements) and the pooled states of a caption each, (pictures, WIDTH), are those of the drawn ones.
+    `labels` (pictures, elements), the pooled states of a caption each, (pictures, WIDTH), and what that caption says,
+    `told` (pictures, elements), are those of the drawn ones.
     """
 
     drawn: np.ndarray
     rebuilt: np.ndarray
     labels: Tensor
     pooled: Tensor
+    told: Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures (BATCH, 3, 64, 64) in [-1, 1] with their labels and captions' pooled states."""
+    """Pictures (BATCH, 3, 64, 64) in [-1, 1] with their labels, captions' pooled states and what captions say."""
 
     pictures: Tensor
     labels: Tensor
     pooled: Tensor
+    told: Tensor
 
 
 def run(minutes: float, seed: int, log: Log) -> None:
     """Train each judge for `minutes` on its own pictures, held-out combinations included, and report their accuracy."""
     torch.manual_seed(seed)
-    pictures = world.read("judging")
+    pictures = shards.read("judging")
     labels = torch.tensor([elements.labels(scene).indices for scene in pictures.scenes])
     seen = pictures.pixels[WATCHED:]
-    shown = Shown(seen, _rebuilt(seen, log), labels[WATCHED:], _pooled(pictures, seed, log)[WATCHED:])
+    told = torch.tensor([elements.caption_labels(scene, True).indices for scene in pictures.scenes])
+    pooled = _pooled(pictures, seed, log)
+    shown = Shown(seen, _rebuilt(seen, log), labels[WATCHED:], pooled[WATCHED:], told[WATCHED:])
     watched = autoencoder.to_tensor(pictures.pixels[:WATCHED])
-    a, b = judge.load_a(text_encoder.judge_file()), Observer()
-    a.text_namer.requires_grad_(False)  # it belongs to the frozen text encoder
+    a, b = _begun(DualEncoder(), "a"), _begun(Observer(), "b")
     for name, file, eyes, loss in (("b", file_b(), b, _naming), ("a", file_a(), a, _matching)):
         _train(name, file, eyes, loss, shown, minutes, seed, log)
         _report(name, eyes.eval(), watched, labels[:WATCHED], log)
+
+
+def _begun(eyes: Eyes, name: Literal["a", "b"]) -> Eyes:
+    """A judge that begins as the shipped one sees, and has its naming to learn: the elements may be others by now."""
+    kept = {key: value for key, value in load_file(judge.weights(name)).items() if "namer." not in key}
+    missing, unexpected = eyes.load_state_dict(kept, strict=False)
+    if unexpected or not all("namer." in key for key in missing):
+        raise ModelError(
+            f"the shipped judge {name} has another shape: expected today's; train it from nothing"
+        )
+    return eyes
 
 
 def _train(
@@ -115,7 +133,10 @@ def _batch(shown: Shown, seed: int, index: int) -> Batch:
     source = (shown.drawn, shown.rebuilt)[index % 2]
     picks = random.integers(len(source), size=BATCH)
     return Batch(
-        _shifted(autoencoder.to_tensor(source[picks]), random), shown.labels[picks], shown.pooled[picks]
+        _shifted(autoencoder.to_tensor(source[picks]), random),
+        shown.labels[picks],
+        shown.pooled[picks],
+        shown.told[picks],
     )
 
 
@@ -125,7 +146,7 @@ def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
     file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(decoder.weights())}-{drawn}.npz"
     if not file.is_file():
         log("judges: passing pictures through the autoencoder")
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast():
             decoded = autoencoder.rebuild(
                 accelerate(decoder.load()), autoencoder.to_tensor(pixels[:REBUILT])
             ).float()
@@ -136,16 +157,16 @@ def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
 
 
 @torch.no_grad()
-def _pooled(pictures: world.Pictures, seed: int, log: Log) -> Tensor:
+def _pooled(pictures: shards.Pictures, seed: int, log: Log) -> Tensor:
     """Pooled state of one caption of each picture, (pictures, WIDTH)."""
     log("judges: reading captions")
-    tokens, encoder = text_encoder.load()
+    tokens, encoder = diffusion.load_encoder()
     random = Random(f"judging captions {seed}")
     captions = [grammar.caption(scene, random) for scene in pictures.scenes]
     parts = []
     for start in range(0, len(captions), 100):
         ids = text_encoder.token_ids(tokens, captions[start : start + 100])
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast():
             parts.append(encoder(ids).pooler_output.float())
     return torch.cat(parts)
 
@@ -154,24 +175,27 @@ def _shifted(pictures: Tensor, random: np.random.Generator) -> Tensor:
     """Moved by a few pixels, edges repeated."""
     padded = functional.pad(pictures, (SHIFT,) * 4, mode="replicate")
     x, y = random.integers(2 * SHIFT + 1, size=2)
-    return padded[:, :, y : y + world.SIDE, x : x + world.SIDE].contiguous(memory_format=torch.channels_last)
+    return padded[:, :, y : y + shards.SIDE, x : x + shards.SIDE].contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def _naming(network: Observer, batch: Batch) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast():
         features = network.features(batch.pictures)
     return text_encoder.naming(network.namer(features.float()), batch.labels)
 
 
 def _matching(network: DualEncoder, batch: Batch) -> Tensor:
     """CLIP's loss between pictures and captions, and the naming of elements."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast():
         seen = network.image(batch.pictures)
     seen = seen.float()
     logits = network.similarity(functional.normalize(network.image_out(seen), dim=-1), batch.pooled)
     targets = torch.arange(BATCH)
     contrast = functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)
-    return contrast + text_encoder.naming(network.image_namer(seen), batch.labels)
+    named_text = text_encoder.naming(network.text_namer(batch.pooled), batch.told)
+    return contrast + text_encoder.naming(network.image_namer(seen), batch.labels) + named_text
 
 
 def _report(name: str, eyes: DualEncoder | Observer, pictures: Tensor, labels: Tensor, log: Log) -> None:

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from . import words
-from .scenes import Scene
+from dticli.bundled.world import looks, words
+from dticli.bundled.world.scenes import Scene, Thing
 
 Choice = TypeVar("Choice")
 
@@ -27,18 +27,16 @@ def almost(scene: Scene, random: Random) -> Scene:
 
 def _swap_attributes(scene: Scene, random: Random) -> Scene | None:
     """`a red dog next to a blue cat` -> `a blue dog next to a red cat`."""
-    if len(scene.things) != 2:
+    if len(scene.things) != 2 or any(thing.name for thing in scene.things):
         return None
     first, second = scene.things
-    if (first.tint, first.size) == (second.tint, second.size):
+    if (first.look, first.size) == (second.look, second.size):
         return None
-    return replace(
-        scene,
-        things=(
-            replace(first, tint=second.tint, size=second.size),
-            replace(second, tint=first.tint, size=first.size),
-        ),
-    )
+    return replace(scene, things=(_in_the_guise_of(first, second), _in_the_guise_of(second, first)))
+
+
+def _in_the_guise_of(thing: Thing, other: Thing) -> Thing:
+    return replace(thing, look=other.look, told=other.told, size=other.size)
 
 
 def _swap_things(scene: Scene, random: Random) -> Scene | None:
@@ -51,16 +49,13 @@ def _turn_relation(scene: Scene, random: Random) -> Scene | None:
 
 
 def _change_one(scene: Scene, random: Random) -> Scene:
-    """Another noun, tint, accessory, side or count for the first thing."""
+    """Another noun, colour, accessory, side or count for the first thing."""
     first = scene.things[0]
-    options = [
-        replace(
-            scene,
-            things=(replace(first, noun=_other(random, tuple(words.COMMON), first.noun)), *scene.things[1:]),
-        )
-    ]
-    if first.tint:
-        options.append(_with_first(scene, tint=_other(random, tuple(words.TINTS), first.tint)))
+    noun = _other(random, tuple(words.COMMON), first.noun)
+    options = [_with_first(scene, noun=noun, name="")]
+    if first.look and "colour" in first.told:
+        word = _other(random, tuple(looks.HUES), looks.colour_word(first.look.hue))
+        options.append(_with_first(scene, look=looks.recoloured(first.look, looks.HUES[word])))
     if first.accessory:
         options.append(
             _with_first(scene, accessory=_other(random, tuple(words.ACCESSORIES), first.accessory))
@@ -72,7 +67,7 @@ def _change_one(scene: Scene, random: Random) -> Scene:
     return random.choice(options)
 
 
-def _with_first(scene: Scene, **changes: str) -> Scene:
+def _with_first(scene: Scene, **changes: Any) -> Scene:
     return replace(scene, things=(replace(scene.things[0], **changes), *scene.things[1:]))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dticli.bundled import MODEL_NAME, judge, model_folder
 from dticli.errors import ModelError
 
-from . import cache, decoder, diffusion, judges, text_encoder
+from . import cache, decoder, diffusion, judges
 from .training import Log
 
 MOST_BYTES = 48 * 2**20
@@ -25,7 +25,7 @@ def built() -> Path:
 
 def assemble(target: Path) -> None:
     """Write the whole model to `target`, part by part, with the training defaults of the shipped one."""
-    tokens, encoder = text_encoder.load()
+    tokens, encoder = diffusion.load_encoder()
     pipeline = StableDiffusionPipeline(
         vae=decoder.load(),
         text_encoder=encoder,

@@ -1,4 +1,4 @@
-"""Step `photos`: the example photos, five scenes each of the sixteen subjects in an artist's hand the model never sees."""
+"""Step `photos`: the example photos, five scenes each of every subject, in its look or by an artist the model never sees."""
 
 import io
 from random import Random
@@ -6,9 +6,10 @@ from random import Random
 from PIL import Image
 
 from dticli.bundled import _HERE, Subject, subjects
+from dticli.bundled.world import words
+from dticli.bundled.world.scenes import Background, Scene, Thing
 
-from . import art, cache, drawing, words
-from .scenes import Background, Scene, Thing
+from . import art, cache, drawing
 
 SIDE = 128
 UNSEEN = "noto"
@@ -43,6 +44,11 @@ def _five(subject: Subject, index: int, icons: art.Art) -> list[Image.Image]:
     ]  # fmt: skip
     sides = ["", "left", "", "right", ""]
     return [
-        drawing.draw(Scene((Thing(subject.class_word),), behind, UNSEEN, side=side), icons, random, SIDE)
+        drawing.draw(
+            Scene((Thing(subject.class_word, subject.look, hand=UNSEEN),), behind, side=side),
+            icons,
+            random,
+            SIDE,
+        )
         for behind, side in zip(backgrounds, sides, strict=True)
     ]

@@ -12,6 +12,7 @@ from dticli import settings
 from dticli.bundled import model_folder
 
 from . import cache
+from .training import fast
 
 BATCH = 25
 
@@ -25,7 +26,7 @@ def sample(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int) -> 
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         noises = [torch.Generator().manual_seed(seed + start + place) for place in range(len(batch))]
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast():
             pictures = pipeline(
                 batch,
                 generator=noises,

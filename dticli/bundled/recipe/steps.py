@@ -38,10 +38,10 @@ def _photos(arguments: argparse.Namespace, log: Log) -> None:
 
 
 def _world(arguments: argparse.Namespace, log: Log) -> None:
-    from . import world
+    from . import shards
 
-    for kind in world.KINDS:
-        world.make(kind, arguments.pictures, arguments.seed, log)
+    for kind in arguments.kinds or shards.KINDS:
+        shards.make(kind, arguments.pictures, arguments.seed, log)
 
 
 def _autoencoder(arguments: argparse.Namespace, log: Log) -> None:
@@ -54,6 +54,12 @@ def _text_encoder(arguments: argparse.Namespace, log: Log) -> None:
     from . import text_encoder
 
     text_encoder.run(_minutes(arguments), arguments.seed, log)
+
+
+def _begin(arguments: argparse.Namespace, log: Log) -> None:
+    from . import begin
+
+    begin.run(arguments.start, arguments.seed, log)
 
 
 def _latents(arguments: argparse.Namespace, log: Log) -> None:
@@ -92,6 +98,12 @@ def _check(arguments: argparse.Namespace, log: Log) -> None:
     check.run(arguments.samples, arguments.seed, arguments.model, log)
 
 
+def _ceilings(arguments: argparse.Namespace, log: Log) -> None:
+    from . import ceilings
+
+    ceilings.run(arguments.seed, arguments.model, log)
+
+
 def _package(arguments: argparse.Namespace, log: Log) -> None:
     from . import package
 
@@ -114,6 +126,7 @@ _STEPS: dict[str, Callable[[argparse.Namespace, Log], None]] = {
     "art": _art,
     "photos": _photos,
     "world": _world,
+    "begin": _begin,
     "text-encoder": _text_encoder,
     "autoencoder": _autoencoder,
     "latents": _latents,
@@ -122,6 +135,7 @@ _STEPS: dict[str, Callable[[argparse.Namespace, Log], None]] = {
     "judges": _judges,
     "gate": _gate,
     "check": _check,
+    "ceilings": _ceilings,
     "package": _package,
     "results": _results,
 }

@@ -6,6 +6,7 @@ that alone, on captions without pictures: several times as many fit into the tim
 """
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,12 +19,13 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dticli.bundled.judge import WIDTH, DualEncoder
+from dticli.bundled.world import elements, grammar, names
+from dticli.bundled.world.elements import UNKNOWN
 
-from . import cache, elements, grammar, vocabulary, world
+from . import cache, shards, vocabulary
 from .autoencoder import to_tensor
-from .elements import UNKNOWN
 from .negatives import almost
-from .training import Log, rate, train
+from .training import Log, fast, rate, train
 
 BLOCKS = 8
 BATCH = 64
@@ -34,6 +36,7 @@ WEIGHT_DECAY = 0.05
 # While they are trained, rows and positions are so many times as long as usual and learn as many times as fast. Else the first
 # block adds two hundred times their length, and no row, however inflated, could be felt behind it; in CLIP one is.
 ROW_SCALE = 32.0
+NAME_NOISE = 0.7  # of a name's first row, beside its noun's row of length 1
 BRIEF = 0.15  # captions that leave the background out
 
 
@@ -88,6 +91,55 @@ def load() -> tuple[CLIPTokenizer, CLIPTextModel]:
     return tokens, CLIPTextModel.from_pretrained(folder() / "text_encoder").float().eval()
 
 
+def begin(start: Path, seed: int) -> None:
+    """Go on from the encoder of a model folder instead of pretraining: words it has never read get rows of their own.
+
+    A name begins near its noun's row, other words anywhere; all with a length that the vocabulary has.
+    """
+    before = CLIPTokenizer.from_pretrained(start / "tokenizer")
+    old = CLIPTextModel.from_pretrained(start / "text_encoder").float()
+    tokens = _tokenizer()
+    encoder = new_encoder(tokens)
+    table = old.get_input_embeddings().weight.detach()
+    known = before.get_vocab()
+    live = table[table.norm(dim=1) > 0]
+    random = torch.Generator().manual_seed(seed)
+    state = old.state_dict()
+    rows = torch.zeros(len(tokens), WIDTH)
+    nouns = {name.word: name.noun for name in names.all_names()}
+    spoken = set(range(len(tokens))) - set(vocabulary.silent_ids(tokens, grammar.every_caption_word()))
+    unread = []
+    for piece, index in tokens.get_vocab().items():
+        place = known.get(piece)
+        if index not in spoken:
+            continue
+        word = piece.removesuffix(vocabulary.WORD_END)
+        if place is not None and table[place].norm() > 0:
+            rows[index] = table[place]
+            unread += [index] if word in nouns else []  # learned by an earlier denoiser, and still to be
+            continue
+        length = live[torch.randint(len(live), (1,), generator=random)].norm()
+        row = torch.randn(WIDTH, generator=random)
+        if word in nouns:
+            noun = functional.normalize(table[known[nouns[word] + vocabulary.WORD_END]], dim=0)
+            row = noun + NAME_NOISE * functional.normalize(row, dim=0)
+        rows[index] = length * functional.normalize(row, dim=0)
+        unread.append(index)
+    key = next(key for key in state if key.endswith("token_embedding.weight"))
+    encoder.load_state_dict(state | {key: rows})
+    cache.write_folder(folder() / "text_encoder", encoder.save_pretrained)
+    cache.write_bytes(_unread_file(), json.dumps(sorted(unread)).encode())
+
+
+def _unread_file() -> Path:
+    return folder() / "unread.json"
+
+
+def unread_ids() -> list[int]:
+    """Ids of words that the encoder was not pretrained on: their rows are learned with the denoiser."""
+    return json.loads(_unread_file().read_bytes()) if _unread_file().is_file() else []
+
+
 def weights() -> Path:
     """The pretrained encoder's weights themselves."""
     return folder() / "text_encoder" / "model.safetensors"
@@ -109,7 +161,7 @@ class Batch:
     caption_labels: Tensor
 
 
-def draw_batch(pictures: world.Pictures, seed: int, index: int) -> Batch:
+def draw_batch(pictures: shards.Pictures, seed: int, index: int) -> Batch:
     """The batch of one step; a pure function of (seed, index)."""
     random = Random(f"reading {seed} {index}")
     picks = [random.randrange(len(pictures.scenes)) for _ in range(BATCH)]
@@ -131,7 +183,7 @@ def run(minutes: float, seed: int, log: Log) -> None:
     tokens = _tokenizer()
     towers = Towers(new_encoder(tokens)).train()
     optimiser = torch.optim.AdamW(_groups(towers), PEAK_RATE, betas=(0.9, 0.98))
-    pictures = world.read("reading")
+    pictures = shards.read("reading")
     log(f"text-encoder: {len(tokens)} ids, {len(pictures.scenes)} pictures")
 
     def step(index: int, progress: float) -> dict[str, float]:
@@ -195,7 +247,7 @@ def _reading_losses(towers: Towers, tokens: CLIPTokenizer, seed: int, index: int
     labels = [
         elements.caption_labels(scene, known).indices for scene, known in zip(scenes, told, strict=True)
     ]
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast():
         text = towers.text(token_ids(tokens, captions)).pooler_output
     logits, wanted = towers.judge.text_namer(text.float()), torch.tensor(labels)
     names = naming(logits, wanted)
@@ -205,7 +257,7 @@ def _reading_losses(towers: Towers, tokens: CLIPTokenizer, seed: int, index: int
 def _losses(towers: Towers, tokens: CLIPTokenizer, batch: Batch) -> dict[str, Tensor]:
     judge = towers.judge
     ids = token_ids(tokens, batch.captions + batch.negatives)
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast():
         text = towers.text(ids).pooler_output
         image = judge.image(batch.pictures.contiguous(memory_format=torch.channels_last))
     text, image = text.float(), image.float()

@@ -6,6 +6,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +20,12 @@ from . import cache
 CHECKPOINT_SECONDS = 180
 LOG_SECONDS = 20
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def fast() -> AbstractContextManager[object]:
+    """Multiply in bfloat16 where the processor does that; others would take ten times as long."""
+    able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast("cpu", torch.bfloat16) if able else nullcontext()
 
 
 class Stateful(Protocol):

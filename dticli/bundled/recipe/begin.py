@@ -1,0 +1,26 @@
+"""Step `begin`: take every part of a model that is there as the start of the next one."""
+
+import shutil
+from pathlib import Path
+
+from dticli.bundled import model_folder
+
+from . import autoencoder, cache, diffusion, text_encoder
+from .training import Log
+
+
+def run(start: Path | None, seed: int, log: Log) -> None:
+    """Autoencoder as it is, text encoder with rows for the words it has never read, denoiser to train on.
+
+    Args:
+        start: a model folder in the diffusers layout; the bundled model by default.
+    """
+    start = start or model_folder()
+    cache.write_folder(autoencoder.folder(), lambda folder: _copy(start / "vae", folder))
+    cache.write_folder(diffusion.folder() / "start", lambda folder: _copy(start / "unet", folder))
+    text_encoder.begin(start, seed)
+    log(f"begin: {len(text_encoder.unread_ids())} words to learn with the denoiser")
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)

@@ -1,0 +1,169 @@
+"""Step `ceilings`: words learned at the defaults, and what they are measured against.
+
+Floor: the class word. Between: the look said in words. Ceiling of one slot of the text: a trained name, with its own
+look. Ceiling of the judge: the example photos themselves.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from dticli import bundled
+from dticli.bundled.judge import DualEncoder, Observer
+from dticli.bundled.world import grammar, looks, names
+from dticli.bundled.world.looks import Look
+from dticli.bundled.world.scenes import Background, Scene, Thing
+from dticli.errors import ModelError
+from dticli.evaluation import measure, stickers
+from dticli.evaluation.measure import Mean
+from dticli.evaluation.prompts import Prompt
+from dticli.evaluation.trials import weights_mark
+
+from . import cache, check, package, sampling, shards
+from .training import Log
+
+FIGURES = ("noun", "identified", "look", "rest")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a picture should show, and the words that ask for it."""
+
+    noun: str
+    look: Look
+    said: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """By judge and by what was asked for: means over things with their intervals, of each of FIGURES that can be asked."""
+
+    judged: dict[str, dict[str, dict[str, Mean]]]
+
+
+def run(seed: int, model: Path | None, log: Log) -> Report:
+    """Learn, draw and judge; log and write `ceilings.json` and `words.png`, a row a subject."""
+    pipeline = package.load(model)
+    words = [_learned(subject, model or package.built(), log) for subject, _ in _reporting()]
+    for subject, file in zip(_reporting(), words, strict=True):
+        pipeline.load_textual_inversion(str(file), token=f"<{subject[0].name}>")
+    tower, observer = check.load_judges(model)
+    judges: dict[str, DualEncoder | Observer] = {"a": tower, "b": observer}
+    judged: dict[str, dict[str, dict[str, Mean]]] = {name: {} for name in judges}
+    rows: dict[str, list[list[Image.Image]]] = {}
+    for kind, targets in _targets().items():
+        shown = {target: _drawn(pipeline, target, seed) for target in targets}
+        if kind in ("class word", "learned word"):
+            rows[kind] = list(shown.values())
+        for name, eyes in judges.items():
+            judged[name][kind] = _means([_figures(eyes, target, shown[target]) for target in targets])
+            log(f"ceilings, judge {name}: {kind}: {_line(judged[name][kind])}")
+    for name, eyes in judges.items():
+        judged[name]["photos"] = _means([_photo_figures(eyes, each) for each in _reporting()])
+        log(f"ceilings, judge {name}: photos: {_line(judged[name]['photos'])}")
+    _sheet(rows["learned word"], rows["class word"], cache.folder("ceilings") / "words.png")
+    report = Report(judged)
+    cache.write_bytes(
+        cache.folder("ceilings") / "ceilings.json", json.dumps(asdict(report), indent=1).encode()
+    )
+    return report
+
+
+def _learned(subject: bundled.Subject, model: Path, log: Log) -> Path:
+    """A word learned by the command at its defaults; kept for as long as the weights are these."""
+    mark = weights_mark(model)
+    file = cache.folder("ceilings") / mark / f"{subject.name}.safetensors"
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        photos = bundled.photos(subject.name)[0].parent
+        named = ("--token", f"<{subject.name}>", "--init", subject.class_word, "--model", str(model))
+        done = subprocess.run(
+            [sys.executable, "-m", "dticli", "train", str(photos), *named, "-o", str(file), "--quiet"],
+            stdout=subprocess.DEVNULL,
+        )
+        if done.returncode:
+            raise ModelError(f"dti train ended with exit code {done.returncode}: expected 0; see above")
+        log(f"ceilings: learned {subject.name}")
+    return file
+
+
+SCENES = (1, 3, 11)
+"""Places in the prompt set of the pictures of a word that a sheet shows, and the first of them of the class word."""
+
+
+def _sheet(learned: Sequence[list[Image.Image]], plain: Sequence[list[Image.Image]], target: Path) -> None:
+    """Photo, learned word in three scenes, class word; a row a subject, at twice their size."""
+    side = 2 * shards.SIDE
+    sheet = Image.new("RGB", ((len(SCENES) + 2) * side, len(learned) * side), "white")
+    for row, (subject, _) in enumerate(_reporting()):
+        photo = Image.open(bundled.photos(subject.name)[0]).convert("RGB")
+        shown = [photo, *(learned[row][place] for place in SCENES), plain[row][SCENES[0]]]
+        for column, picture in enumerate(shown):
+            sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (column * side, row * side))
+    sheet.save(target)
+
+
+def _reporting() -> list[tuple[bundled.Subject, Look]]:
+    return [(each, each.look) for each in bundled.subjects() if each.look and each.role == "reporting"]
+
+
+def _targets() -> dict[str, list[Target]]:
+    kinds = ("class word", "look in words", "learned word", "trained name")
+    found: dict[str, list[Target]] = {kind: [] for kind in kinds}
+    spent: set[str] = set()
+    for subject, look in _reporting():
+        noun = subject.class_word
+        found["class word"].append(Target(noun, look, noun))
+        found["look in words"].append(Target(noun, look, grammar.in_words(noun, look)))
+        found["learned word"].append(Target(noun, look, f"<{subject.name}>"))
+        own = [name for name in names.of(noun) if name.word not in spent]
+        nearest = min(own, key=lambda name: looks.distance(name.look, look))
+        spent.add(nearest.word)
+        found["trained name"].append(Target(noun, nearest.look, nearest.word))
+    return found
+
+
+def _prompts(target: Target) -> tuple[Prompt, ...]:
+    return stickers.asking(stickers.complex(), target.look)
+
+
+def _drawn(pipeline: StableDiffusionPipeline, target: Target, seed: int) -> list[Image.Image]:
+    pictures = sampling.sample(pipeline, [prompt.of(target.said) for prompt in _prompts(target)], seed)
+    pixels = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(each) for each in pixels]
+
+
+def _figures(eyes: DualEncoder | Observer, target: Target, shown: Sequence[Image.Image]) -> dict[str, float]:
+    reader = stickers.Reader(eyes)
+    readings = [
+        reader.read([image], prompt, target.noun)
+        for image, prompt in zip(shown, _prompts(target), strict=True)
+    ]
+    shares = measure.elements(
+        [measure.PromptScore("", 0.0, 0.0, reading.elements, reading.leakage) for reading in readings]
+    )
+    rest = float(np.mean([score for reading in readings for score in reading.scores]))
+    return {name: shares[name] for name in ("noun", "identified", "look")} | {"rest": rest}
+
+
+def _photo_figures(eyes: DualEncoder | Observer, subject: tuple[bundled.Subject, Look]) -> dict[str, float]:
+    known, look = subject
+    images = [Image.open(file).convert("RGB") for file in bundled.photos(known.name)]
+    prompt = stickers.asking([Prompt("{}", Scene((Thing("{}", accessory=""),), Background()))], look)[0]
+    reading = stickers.Reader(eyes).read(images, prompt, known.class_word)
+    return {name: reading.elements[name] for name in ("noun", "identified", "look")}
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
+    return {name: measure.mean([row[name] for row in rows]) for name in FIGURES if name in rows[0]}
+
+
+def _line(means: Mapping[str, Mean]) -> str:
+    return ", ".join(f"{name} {mean}" for name, mean in means.items())
