@@ -107,8 +107,9 @@ def train(
     with job.folder.locked():
         live.require_free(job, live.How(resume=False, force=False, quiet=True))
         run = live.prepare(job, live.loader(job, ALONE), quiet=True)
-        yield from advance(run, job.folder, agree(run, 0), float("nan"))
-        token_writing.write(job.target, run.token())
+        steps = advance(run, job.folder, agree(run, 0), float("nan"))
+        yield from (each for each in steps if isinstance(each, Progress))
+        token_writing.write(job.target, run.token(job.settings.steps))
         job.folder.finish()
 
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dticli import __version__, console, signals
-from dticli.errors import DtiError
+from dticli.errors import DtiError, Stopped
 
 WIDTH = 120
 """Help is as wide as the terminal, up to what can still be read."""
@@ -22,8 +22,10 @@ COMMANDS = {
     "generate": "Draw pictures with learned words.",
     "interpolate": "Draw the way from one learned word to another.",
     "mix": "Write a new word between several learned ones.",
+    "compare": "Draw words and steps of a run in one grid.",
     "evaluate": "Judge words: likeness to photos, and fit to prompts.",
     "convert": "Write token files for other programs, repair norms.",
+    "report": "Write a page about a word and its run.",
     "info": "What a token file holds, and where it loads.",
     "push": "Put a word on the hub, with a card and pictures.",
     "inspect-norms": "Vocabulary norms, and where a word stands.",
@@ -107,13 +109,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     signals.install()
     try:
         return app(args=arguments, prog_name="dti", standalone_mode=False) or 0
+    except Stopped as stop:
+        console.stopped(str(stop))
+        return stop.exit_code
     except DtiError as error:
         if console.tracebacks_shown():
             raise
         console.error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        console.error("interrupted")
+        console.stopped("interrupted")
         return 130
     except Exception as error:
         # Typer's usage errors come from its own copy of click: known by what they can do, not by class.

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 DEBUG_VARIABLE = "DTI_DEBUG"
+NOTEBOOK = "JPY_PARENT_PID"
+"""Set by Jupyter in its kernels and what they start: its cells call themselves terminals, and show each redrawn line anew."""
+SHORTEST, LONGEST = 10, 40
+"""Columns of a progress bar."""
 
 
 class Result(Protocol):
@@ -40,7 +44,8 @@ def show(result: Result, *, as_json: bool) -> None:
         print(to_json(result))
         return
     for line in result.lines():
-        _out().print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        # A terminal breaks lines at words; what is read by programs keeps them whole.
+        _out().print(printable(line), markup=False, highlight=False, soft_wrap=not _out().is_terminal)
 
 
 def to_json(result: Result) -> str:
@@ -63,6 +68,11 @@ def warn(text: str) -> None:
         )
 
 
+def stopped(text: str) -> None:
+    """The one line of a run that was asked to stop: nothing went wrong."""
+    _err().print(printable(text), style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def error(text: str) -> None:
     """The one line an error gets."""
     _err().print(f"error: {printable(text)}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -74,6 +84,28 @@ def printable(text: str) -> str:
         character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
         for character in text
     )
+
+
+def raw(text: str) -> None:
+    """Write control sequences of our own making to a terminal, above its live line."""
+    _err().print(_Raw(text), crop=False)
+
+
+def width() -> int:
+    """Columns of the terminal."""
+    return _err().width
+
+
+@dataclasses.dataclass(frozen=True)
+class _Raw:
+    """A text that is written as it is."""
+
+    text: str
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.segment import ControlType, Segment
+
+        yield Segment(self.text, None, [(ControlType.CARRIAGE_RETURN,)])
 
 
 def show_tracebacks(wanted: bool) -> bool:
@@ -88,37 +120,97 @@ def tracebacks_shown() -> bool:
 
 
 class Progress:
-    """A live line on a terminal; a plain line now and then elsewhere."""
+    """A line that is drawn anew on a terminal; a plain line now and then elsewhere.
 
-    def __init__(self, total: int, every: int) -> None:
-        self.total, self.every = total, every
-        self.live = _err().is_terminal
-        self.status: Any = None
+    On a terminal: a bar, per cent, the time left, and of what else is said as much as there is room for, so that the line
+    never wraps, whatever the width is by then.
+    """
 
-    def update(self, done: int, text: str) -> None:
-        if self.live:
-            self.status.update(text)
-        elif done % self.every == 0 or done == self.total:
-            notice(text)
+    def __init__(self, total: int, every: int, first: int = 0) -> None:
+        self.total, self.every, self.first = total, every, first
+        self.done, self.parts = first, ["starting"]
+        self.started = self.updated = time.monotonic()
+        self.live = terminal()
+
+    def update(self, done: int, *parts: str) -> None:
+        """Say how many pieces are done, and what else there is to say, the most important first."""
+        self.done, self.parts = done, [printable(part) for part in parts]
+        self.updated = time.monotonic()
+        if not self.live and (done % self.every == 0 or done == self.total):
+            notice("  ".join([*parts, *self._left()]))
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.cells import cell_len
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        # The last column stays free: a terminal may wrap as soon as it is written to.
+        room = options.max_width - 1
+        percent = f"{100 * self.done // self.total:3d}%"
+        texts = [percent, *self._left()]
+        needed = SHORTEST + sum(2 + cell_len(text) for text in texts)
+        for part in self.parts:
+            needed += 2 + cell_len(part)
+            if needed > room:
+                break
+            texts.append(part)
+        tail = "".join(f"  {text}" for text in texts)
+        yield ProgressBar(
+            total=self.total,
+            completed=self.done,
+            width=max(0, min(LONGEST, room - cell_len(tail))),
+        )
+        yield Text(tail, no_wrap=True, overflow="crop", end="")
+
+    def _left(self) -> list[str]:
+        """The time that the rest will take at the pace so far, once there is a pace."""
+        if self.done <= self.first or self.done >= self.total:
+            return []
+        pace = (self.updated - self.started) / (self.done - self.first)
+        left = pace * (self.total - self.done) - (time.monotonic() - self.updated)
+        return [f"{clock(max(0.0, left))} left"]
+
+
+def clock(seconds: float) -> str:
+    """A time as m:ss, or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def terminal() -> bool:
+    """Whether stderr is a terminal on which a line can be drawn over: a dumb one and the cell of a notebook cannot."""
+    return _err().is_terminal and not _err().is_dumb_terminal and NOTEBOOK not in os.environ
 
 
 @contextmanager
-def progress(total: int, *, every: int = 50, quiet: bool = False) -> Iterator[Progress | None]:
+def progress(
+    total: int, *, first: int = 0, every: int = 50, quiet: bool = False
+) -> Iterator[Progress | None]:
     """Report on `total` pieces of work; yields None when quiet.
 
     Args:
+        first: pieces that were done before.
         every: without a terminal, one line is printed for this many pieces.
     """
-    if quiet:
+    if quiet or not _speaker:
         yield None
         return
-    line = Progress(total, every)
-    if not line.live:
+    line = Progress(total, every, first)
+    with _drawn(line):
         yield line
+
+
+@contextmanager
+def _drawn(line: "RenderableType") -> Iterator[None]:
+    """Keep a line up to date at the foot of the terminal, and take it away at the end."""
+    if not terminal():
+        yield
         return
-    with _err().status("starting") as status:
-        line.status = status
-        yield line
+    from rich.live import Live
+
+    with Live(line, console=_err(), transient=True, refresh_per_second=8):
+        yield
 
 
 @contextmanager
@@ -131,7 +223,7 @@ def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
         yield lambda done, total: None
         return
     with ExitStack() as shown:
-        status: Any = shown.enter_context(_err().status(what)) if _err().is_terminal else None
+        status: Any = shown.enter_context(_err().status(what)) if terminal() else None
         due = time.monotonic() + 1
 
         def told(done: int, total: int) -> None:
@@ -163,7 +255,9 @@ def _plain(value: Any) -> Any:
 def _consoles() -> tuple["Console", "Console"]:
     from rich.console import Console
 
-    return Console(file=_Current("stdout")), Console(file=_Current("stderr"))  # type: ignore[arg-type]
+    out, err = _Current("stdout"), _Current("stderr")
+    # In a notebook too, what is printed is text.
+    return Console(file=out, force_jupyter=False), Console(file=err, force_jupyter=False)  # type: ignore[arg-type]
 
 
 def _out() -> "Console":

@@ -1,11 +1,18 @@
 """Which settings name files, and where those that are relative are looked for. Imports no torch."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
 """Of token files, as any program writes them."""
+RUN = ".run"
+"""Suffix of the folder in which `train` keeps its books."""
+SNAPSHOTS = "snapshots"
+"""In it, the folder of states kept along the run."""
+SNAPSHOT = re.compile(rf"(?P<run>.+{re.escape(RUN)})@(?P<step>\d{{1,8}})")
+"""How a state that was kept is named where a token file can be: `dog.run@200`."""
 ALPHA = "alpha"
 """In the place of a folder of masks: the photos' own transparency."""
 FILES = frozenset({"photos", "masks", "captions_file"})
@@ -16,7 +23,18 @@ NAMES_OR_FILES = frozenset({"model", "base", "prompt_set", "image_judge", "text_
 
 def names_token_file(text: str) -> bool:
     """Whether an init, or a prior, is a token file and not a word: by its ending, so that a folder called dog hides no dog."""
-    return Path(text).suffix in SUFFIXES
+    return Path(text).suffix in SUFFIXES or SNAPSHOT.fullmatch(text) is not None
+
+
+def snapshot(run: Path, step: int) -> Path:
+    """The token file of the state that a run kept at a step."""
+    return run / SNAPSHOTS / f"{step:08d}.safetensors"
+
+
+def snapshots(run: Path) -> dict[int, Path]:
+    """Step to token file of every state that a run kept, in order."""
+    files = sorted((run / SNAPSHOTS).glob("*.safetensors"))
+    return {int(file.stem): file for file in files if file.stem.isdecimal()}
 
 
 def beside(folder: Path, table: Mapping[str, Any]) -> dict[str, Any]:

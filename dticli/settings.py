@@ -37,6 +37,7 @@ class Group(StrEnum):
     COMMON = "Common"
     PHOTOS = "Photos"
     METHOD = "Method"
+    SEEING = "Previews and states along the run"
     DRAWING = "Drawing"
     MODEL = "Model and memory"
     OUTPUT = "Output and runs"
@@ -44,7 +45,8 @@ class Group(StrEnum):
 
 INCIDENTAL = frozenset(
     {
-        *("steps", "checkpoint_steps", "checkpoint_seconds"),
+        *("steps", "checkpoint_steps", "checkpoint_seconds", "keep"),
+        *("preview", "preview_every", "preview_count", "preview_negative", "preview_steps", "preview_share"),
         *("offline", "device", "deterministic", "low_memory"),
         *("model", "base", "variant", "photos", "masks", "captions_file"),
     }
@@ -199,6 +201,31 @@ class TrainSettings(ModelSettings):
     checkpoint_seconds: Annotated[Annotated[float, Field(gt=0)], Group.OUTPUT] = Field(
         60.0, description="Save it every so many seconds too."
     )
+    keep: Annotated[Annotated[int, Field(ge=0, le=1000)], Group.SEEING] = Field(
+        0,
+        description="Keep so many states along the run as words of their own: -t dog.run@200 is the one of step 200.",
+    )
+    preview: Annotated[Annotated[tuple[str, ...], Strict(False)], Group.SEEING] = Field(
+        (),
+        description="Draw this prompt, such as 'a {} in the snow' with {} for the word, along the run; repeatable.",
+    )
+    preview_every: Annotated[Positive, Group.SEEING] = Field(
+        100, description="Draw previews every so many steps."
+    )
+    preview_count: Annotated[Annotated[int, Field(ge=1, le=64)], Group.SEEING] = Field(
+        1, description="Previews per prompt, each from noise of its own, the same at every step."
+    )
+    preview_negative: Annotated[str | None, Group.SEEING] = Field(
+        None, description="What should not be in the previews."
+    )
+    preview_steps: Annotated[Positive | None, Group.SEEING] = Field(
+        None, description="Denoising steps of a preview; default: the model's."
+    )
+    preview_share: Annotated[Annotated[float, Field(gt=0, le=1)], Group.SEEING] = Field(
+        0.2,
+        description="Between the first and the last ones, previews that would take more than this share of the time are left "
+        "out.",
+    )
 
     @builtins.property  # the setting called property hides it here
     def magnitude_rule(self) -> str:
@@ -216,6 +243,21 @@ class TrainSettings(ModelSettings):
     @classmethod
     def _in_brackets(cls, token: Any) -> Any:
         return spelling.word(token) if isinstance(token, str) else token
+
+    @field_validator("preview")
+    @classmethod
+    def _previews_show_the_word(cls, preview: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        token = info.data.get("token")
+        for prompt in preview:
+            # A layer of settings may leave the token to others.
+            if token and "{}" not in prompt and token not in prompt:
+                raise ValueError(f"{prompt!r} lacks the word: write {{}} or {token} where it should appear")
+        return preview
+
+    @builtins.property
+    def preview_prompts(self) -> tuple[str, ...]:
+        """`preview` with the word in it."""
+        return tuple(prompt.replace("{}", self.token) for prompt in self.preview)
 
     @field_validator("templates")
     @classmethod

@@ -24,7 +24,7 @@ from dticli.models.families.shape import Frame
 from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks, joined, launched
 from dticli.settings import TrainSettings, resolve
-from dticli.words.placement import table
+from dticli.words.placement import place, table
 from tests import tiny
 from tests.conftest import Outcome
 
@@ -56,8 +56,9 @@ def learned(ranks: Ranks, batch: int) -> Tensor:
     rows = {"clip_l": table(pipe, family.encoders[0])[initial_rows.pieces(pipe, family.encoders[0], "dog")]}
     lengths = {"clip_l": torch.ones(1, 1, dtype=torch.float64)}
     learner = trainer.learner(settings, rows, lengths, None)
-    for _ in trainer.fit(Task(pipe, family, latents, captions, settings, ranks), learner):
-        pass
+    with place(pipe, family.encoders, [learner.word]) as placed:
+        for _ in trainer.fit(Task(pipe, family, latents, captions, settings, ranks), learner, placed):
+            pass
     return learner.word.rows["clip_l"].detach()
 
 

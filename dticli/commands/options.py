@@ -39,7 +39,7 @@ Prompts = Annotated[
 ]
 
 
-METAVARS: dict[type, str] = {int: "<int>", float: "<float>", str: "<text>"}
+METAVARS: dict[Any, str] = {int: "<int>", float: "<float>", str: "<text>", list[str]: "<text>"}
 
 
 def read_prompts(given: Sequence[str], source: str | None) -> list[str]:
@@ -79,7 +79,8 @@ def with_settings(
         fields = {name: field for name, field in kind.model_fields.items() if not field.exclude}
 
         def wrapped(**values: Any) -> Any:
-            given = {name: values.pop(name) for name in fields}
+            # A list that was not given comes as an empty one.
+            given = {name: None if (value := values.pop(name)) == [] else value for name in fields}
             return command(given=given, **values)
 
         declared = [parameter for name, parameter in own.items() if name != "given"]
@@ -124,6 +125,8 @@ def _base_type(annotation: Any) -> Any:
     if typing.get_origin(annotation) is Annotated:
         return _base_type(typing.get_args(annotation)[0])
     arguments = [each for each in typing.get_args(annotation) if each is not type(None)]
+    if typing.get_origin(annotation) is tuple:
+        return list[arguments[0]]  # type: ignore[valid-type]
     if type(None) in typing.get_args(annotation):
         return _base_type(arguments[0])
     return annotation
@@ -131,7 +134,7 @@ def _base_type(annotation: Any) -> Any:
 
 def _default(field: FieldInfo, shown: str | None) -> str:
     """What help says about the default; nothing where the description says it or there is none."""
-    if shown is None and (field.is_required() or field.default is None or field.default is False):
+    if shown is None and (field.is_required() or any(field.default is each for each in (None, False, ()))):
         return ""
     return f" Default: {shown or field.default}."
 

@@ -324,7 +324,7 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How, json: bool) -> None:
     trained, failed = [], []
     for job in jobs[team.rank :: team.size]:
         try:
-            trained.append(live.learn(job, load, how))
+            trained.append(_learned(job, load, how))
         except Stopped:
             raise
         except DtiError as error:
@@ -345,13 +345,32 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How, json: bool) -> None:
         )
 
 
+def _learned(job: "Job", load: "live.Load", how: How) -> Trained:
+    """Learn a word; where pictures were drawn of it, write the page that shows them."""
+    trained = live.learn(job, load, how)
+    if job.settings.preview:
+        from dticli import atomic
+        from dticli.report import gathering, page
+
+        target = job.folder.path / "report.html"
+        try:
+            report = gathering.gather(str(job.target), offline=True)
+            atomic.write_bytes(target, page.html(report).encode())
+        except DtiError as error:
+            # The word is there, and the page can be made again.
+            console.warn(f"no report: {error}")
+        else:
+            console.notice(f"report: {target}")
+    return trained
+
+
 def _together(job: "Job", team: "Ranks", how: How) -> Trained | None:
     """Learn one word with all processes; the result is the first one's."""
     from dticli.learn import run
 
     load = live.loader(job, team)
     if team.first:
-        return live.learn(job, load, how)
+        return _learned(job, load, how)
     prepared = live.prepare(job, load, quiet=how.quiet)
     run.assist(prepared, job.folder, run.agree(prepared, 0))
     return None

@@ -86,7 +86,7 @@ def with_words(
             )
     widths = {encoder.key: placement.table(pipe, encoder).shape[1] for encoder in opened.family.encoders}
     words = tuple(_word(token, widths, device) for token in tokens)
-    return PipelineWithWords(pipe, words, _description(opened, settings, tokens))
+    return PipelineWithWords(pipe, words, description(opened, settings, tokens))
 
 
 def draw(
@@ -179,7 +179,7 @@ def _word(token: Token, widths: Mapping[str, int], device: Any) -> FreeWord:
     )
 
 
-def _description(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> dict[str, str]:
+def description(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> dict[str, str]:
     """Settings that were set, the model, and each word with the hash of its vectors."""
     used = {
         name: value

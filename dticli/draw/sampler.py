@@ -48,16 +48,22 @@ def sample(
         InputError: a word is cut off in a text; before anything is drawn.
         EnvironmentProblem: out of memory; says what to lower.
     """
-    texts = [shot.prompt for shot in shots]
-    with place(pipe, family.encoders, words) as placement, scheduler_of(pipe, settings.scheduler):
+    with place(pipe, family.encoders, words) as placement:
+        texts = [shot.prompt for shot in shots]
         if settings.negative is not None:
             texts.append(settings.negative)
         placement.require_read(family, texts)
+        yield from drawn(pipe, shots, settings)
+
+
+def drawn(pipe: Any, shots: Sequence[Shot], settings: GenerateSettings) -> Iterator[Picture]:
+    """As `sample`, where the words are placed already, and known to be read."""
+    with scheduler_of(pipe, settings.scheduler):
         for start in range(0, len(shots), settings.batch_size):
             batch = shots[start : start + settings.batch_size]
             prompts = [shot.prompt for shot in batch]
-            drawn = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch])
-            yield from (Picture(shot, *each) for shot, each in zip(batch, drawn, strict=True))
+            images = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch])
+            yield from (Picture(shot, *each) for shot, each in zip(batch, images, strict=True))
 
 
 def _call(

@@ -28,7 +28,7 @@ from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.photos import albums
 from dticli.settings import INCIDENTAL, GenerateSettings, ModelSettings
-from dticli.words import norms
+from dticli.words import norms, token_reading
 from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
 
@@ -89,7 +89,7 @@ def word_mark(job: Job, model: str) -> str:
     chosen = settings.model_dump(exclude={*INCIDENTAL} - {"steps"}) | _precision(settings)
     # Files by content: the same plan means the same from any folder.
     named = {
-        name: weights_mark(Path(chosen[name]))
+        name: weights_mark(token_reading.located(chosen[name]))
         for name in sorted(paths.WORDS_OR_FILES)
         if paths.names_token_file(chosen[name])
     }

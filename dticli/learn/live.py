@@ -15,6 +15,7 @@ from dticli.errors import UsageError
 if TYPE_CHECKING:
     from dticli.learn.checkpoint import Checkpoint
     from dticli.learn.jobs import Job
+    from dticli.learn.previews import Drawn
     from dticli.learn.run import FrozenModel, Progress, Run
     from dticli.learn.run_folder import RunFolder
     from dticli.models.choice import Model
@@ -155,7 +156,7 @@ def prepare(job: "Job", load: "Load", *, quiet: bool = True) -> "Run":
 def _exports(job: "Job", prepared: "Run") -> "dict[Path, bytes]":
     from dticli.words import conversion
 
-    return conversion.files(prepared.token(), job.program, job.target.parent)
+    return conversion.files(prepared.token(job.settings.steps), job.program, job.target.parent)
 
 
 def _begin(job: "Job", prepared: "Run", before: "Checkpoint | None") -> tuple[int, float]:
@@ -177,7 +178,7 @@ def _write(job: "Job", prepared: "Run") -> tuple[Path, ...]:
     from dticli import atomic
     from dticli.words import token_writing
 
-    token_writing.write(job.target, prepared.token(), force=True)
+    token_writing.write(job.target, prepared.token(job.settings.steps), force=True)
     exports = _exports(job, prepared)
     for path, content in exports.items():
         atomic.write_bytes(path, content)
@@ -188,7 +189,7 @@ def _write(job: "Job", prepared: "Run") -> tuple[Path, ...]:
 def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: tuple[Path, ...]) -> Trained:
     from dticli.words import norms
 
-    learner, vectors = prepared.learner, prepared.token().vectors
+    learner, vectors = prepared.learner, prepared.token(job.settings.steps).vectors
     return Trained(
         file=job.target,
         folder=job.folder.path,
@@ -223,35 +224,52 @@ def _model_options(model: "Model") -> tuple[str, ...]:
 def _follow(prepared: "Run", folder: "RunFolder", first: int, loss: float, quiet: bool) -> float:
     """Run the training to its end under a live line; returns the smoothed loss."""
     from dticli.learn.outcome import concerns
+    from dticli.learn.previews import Drawn
     from dticli.learn.run import advance
 
     steps = prepared.settings.steps
     started = time.monotonic()
-    with console.progress(steps, every=max(1, steps // 10), quiet=quiet) as line:
+    with console.progress(steps, first=first, every=max(1, steps // 10), quiet=quiet) as line:
         for progress in advance(prepared, folder, first, loss):
+            if isinstance(progress, Drawn):
+                _show(progress, quiet)
+                continue
             loss = progress.loss
             if line:
                 done = progress.report.step
                 rate = (done - first) / (time.monotonic() - started)
-                line.update(done, _status(prepared, progress, rate))
+                line.update(done, *_status(prepared, progress, rate))
     for concern in concerns(folder, prepared.settings):
         console.warn(concern)
     return loss
 
 
-def _status(prepared: "Run", progress: "Progress", rate: float) -> str:
+def _show(drawn: "Drawn", quiet: bool) -> None:
+    """Say where previews are, and show them where the terminal can."""
+    from dticli.draw import pictures, terminal
+
+    if drawn.problem:
+        console.warn(f"no more previews from step {drawn.step} on: {drawn.problem}")
+    elif not quiet and drawn.files:
+        console.notice(f"previews of step {drawn.step}: {drawn.files[0].parent}")
+        if console.terminal() and terminal.is_able():
+            fitting = max(1, console.width() // terminal.COLUMNS)
+            images = [pictures.read(file) for file in drawn.files[:fitting]]
+            sheet = pictures.grid(images, columns=len(images))
+            console.raw(terminal.shown(sheet, min(console.width(), terminal.COLUMNS * len(images))))
+
+
+def _status(prepared: "Run", progress: "Progress", rate: float) -> Iterator[str]:
+    """What there is to say about a step, the most important first."""
     report, steps = progress.report, prepared.settings.steps
-    norms = " ".join(f"{norm:.3f}" for norm in report.norm.values())
-    parts = [
-        f"{prepared.settings.token} step {report.step}/{steps}",
-        f"loss {progress.loss:.4f}",
-        f"angle {math.degrees(report.angle):.1f} deg",
-        f"norm {norms}",
-        f"{rate:.1f} steps/s",
-        f"{(steps - report.step) / rate:.0f} s left",
-    ]
+    if progress.drawing:
+        yield "drawing previews"
+    yield f"loss {progress.loss:.4f}"
+    yield f"{prepared.settings.token} step {report.step}/{steps}"
+    yield f"angle {math.degrees(report.angle):.1f} deg"
+    yield f"norm {' '.join(f'{norm:.3f}' for norm in report.norm.values())}"
+    yield f"{rate:.1f} steps/s"
     if prepared.device.type == "cuda":
         import torch
 
-        parts.append(f"{torch.cuda.max_memory_allocated(prepared.device) / 2**30:.1f} GiB")
-    return "  ".join(parts)
+        yield f"{torch.cuda.max_memory_allocated(prepared.device) / 2**30:.1f} GiB"

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load as load_state
 from safetensors.torch import save as save_state
 
-from dticli import signals
+from dticli import atomic, signals
 from dticli.errors import EnvironmentProblem, NumericalError, Stopped, is_out_of_memory
 from dticli.learn import checkpoint, initial_rows, run_identity, trainer
 from dticli.learn.checkpoint import Checkpoint, Identity
+from dticli.learn.previews import Drawn, Previews
 from dticli.learn.run_folder import Log, RunFolder
 from dticli.learn.trainer import Captions, Learner, StepReport, Task
 from dticli.models import contents, devices, memory
@@ -26,9 +27,10 @@ from dticli.photos.albums import Album, Crop, Told
 from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks
 from dticli.settings import ModelSettings, TrainSettings, anchored, to_toml
-from dticli.words import norms, placement, provenance
+from dticli.words import norms, placement, provenance, token_writing
 from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
+from dticli.words.placement import Placement
 
 SMOOTHING = 0.98
 STEP = "step"
@@ -52,23 +54,34 @@ class Run:
     def device(self) -> torch.device:
         return self.task.latents.device
 
-    def token(self) -> Token:
-        """The word as it is now, with its provenance."""
+    def token(self, step: int) -> Token:
+        """The word as it is now, after so many steps, with its provenance."""
         rows = {key: each.detach().float().cpu() for key, each in self.learner.learned.rows.items()}
         settings, loaded = run_identity.as_alone(self.task), self.loaded
         count = len(next(iter(rows.values())))
         metadata = provenance.of_training(
-            settings, loaded.model, loaded.family, loaded.pipe, loaded.fingerprint, count
+            settings.model_copy(update={"steps": step}),
+            loaded.model,
+            loaded.family,
+            loaded.pipe,
+            loaded.fingerprint,
+            count,
         )
         return Token(self.settings.token, rows, metadata)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A step that was done, and the smoothed loss after it."""
+    """A step that was done.
+
+    Attributes:
+        loss: the smoothed one after it.
+        drawing: previews come next, and take their time.
+    """
 
     report: StepReport
     loss: float
+    drawing: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,13 +216,13 @@ def assist(run: Run, folder: RunFolder, step: int) -> None:
         Stopped: a signal came, to whichever rank.
         NumericalError: NaN or inf.
     """
-    with signals.postponed() as request:
-        for report in _explained(run, folder, step):
+    with signals.postponed() as request, trainer.placed(run.task, run.learner) as placed:
+        for report in _explained(run, folder, placed, step):
             _stop_if(run, folder, report.step, run.task.ranks.largest(request.number or 0))
 
 
-def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Progress]:
-    """Train to the end; every step is logged, and the state is saved when it is time.
+def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Progress | Drawn]:
+    """Train to the end; every step is logged, and the state is saved, kept and drawn when it is time.
 
     Args:
         step: steps done before.
@@ -220,13 +233,28 @@ def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Pro
         NumericalError: NaN or inf; the last good checkpoint stays.
     """
     settings = run.settings
+    previews = Previews.of(run.task, run.loaded.model, folder)
     folder.start(to_toml(anchored(run_identity.as_alone(run.task))), run.machine, step)
+    kept = _kept(settings)
     started = saved = time.monotonic()
-    with folder.appending() as log, signals.postponed() as request:
-        for report in _explained(run, folder, step):
+    with (
+        folder.appending() as log,
+        signals.postponed() as request,
+        trainer.placed(run.task, run.learner) as placed,
+    ):
+
+        def drawn(step: int) -> Drawn:
+            return previews.draw(step, run.token(step), lambda: bool(request.number))
+
+        if previews.due(step):
+            yield drawn(step)
+        for report in _explained(run, folder, placed, step):
             loss = _smoothed(loss, report)
             log.append(_entry(report, loss, run.learner, time.monotonic() - started))
             asked = run.task.ranks.largest(request.number or 0)
+            # Before the checkpoint: a run that continues from it must not lack the state.
+            if report.step in kept:
+                _keep(run, folder, report.step)
             if (
                 asked
                 or report.step == settings.steps
@@ -236,7 +264,22 @@ def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Pro
                 _save(run, folder, log, report.step, loss)
                 saved = time.monotonic()
             _stop_if(run, folder, report.step, asked)
-            yield Progress(report, loss)
+            due = previews.due(report.step)
+            yield Progress(report, loss, due)
+            if due:
+                yield drawn(report.step)
+
+
+def _kept(settings: TrainSettings) -> frozenset[int]:
+    """Steps after which the state is kept: evenly spread, the last one among them."""
+    return frozenset(-(-settings.steps * index // settings.keep) for index in range(1, settings.keep + 1))
+
+
+def _keep(run: Run, folder: RunFolder, step: int) -> None:
+    """Write the word as it is now to the folder, for good."""
+    target = folder.snapshot(step)
+    atomic.make_folder(target.parent)
+    token_writing.write(target, run.token(step), force=True)
 
 
 def _smoothed(before: float, report: StepReport) -> float:
@@ -264,10 +307,10 @@ def _save(run: Run, folder: RunFolder, log: Log, step: int, loss: float) -> None
     )
 
 
-def _explained(run: Run, folder: RunFolder, step: int) -> Iterator[StepReport]:
+def _explained(run: Run, folder: RunFolder, placed: Placement, step: int) -> Iterator[StepReport]:
     """The steps; errors also say what is left of the run."""
     try:
-        yield from trainer.fit(run.task, run.learner, step)
+        yield from trainer.fit(run.task, run.learner, placed, step)
     except NumericalError as error:
         raise type(error)(f"{error}; {_left(folder)}") from None
     except Exception as error:

@@ -14,12 +14,11 @@ from typing import Any
 
 import psutil
 
-from dticli import atomic
+from dticli import atomic, paths
 from dticli.errors import EnvironmentProblem, InputError, UsageError
 from dticli.learn import checkpoint
 from dticli.learn.checkpoint import Checkpoint
 
-SUFFIX = ".run"
 SETTINGS, MACHINE, LOG, LOCK, FINISHED = (
     "run.toml",
     "machine.json",
@@ -27,6 +26,7 @@ SETTINGS, MACHINE, LOG, LOCK, FINISHED = (
     "lock.json",
     "finished.safetensors",
 )
+PREVIEWS = "previews"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
 CLOCK_TOLERANCE = 2.0
 """Seconds by which the start time of one process may differ between two readings: the clock may be set meanwhile."""
@@ -42,11 +42,20 @@ class RunFolder:
     @classmethod
     def beside(cls, target: Path) -> "RunFolder":
         """The run folder of a token file."""
-        return cls(target.with_suffix(SUFFIX))
+        return cls(target.with_suffix(paths.RUN))
 
     @property
     def log(self) -> Path:
         return self.path / LOG
+
+    @property
+    def previews(self) -> Path:
+        """Pictures along the run, their names beginning with the step."""
+        return self.path / PREVIEWS
+
+    def snapshot(self, step: int) -> Path:
+        """The token file of a state that is kept."""
+        return paths.snapshot(self.path, step)
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints of an unfinished run, oldest first."""
@@ -62,9 +71,8 @@ class RunFolder:
             UsageError: written by a newer dti.
         """
         finished = self.path / FINISHED
-        paths = [*self.checkpoints()[::-1], *([finished] if finished.is_file() else [])]
         damage = None
-        for path in paths:
+        for path in [*self.checkpoints()[::-1], *([finished] if finished.is_file() else [])]:
             try:
                 return checkpoint.read(path)
             except InputError as error:
@@ -81,6 +89,9 @@ class RunFolder:
         if step == 0:
             for path in [*self.checkpoints(), self.path / FINISHED]:
                 path.unlink(missing_ok=True)
+        for path in [*self.previews.glob("*.png"), *paths.snapshots(self.path).values()]:
+            if _step(path) > step or step == 0:
+                path.unlink(missing_ok=True)
         atomic.write_bytes(self.path / SETTINGS, settings.encode("utf-8", "replace"))
         atomic.write_bytes(self.path / MACHINE, json.dumps(machine, indent=2).encode())
         kept = [json.dumps(entry) + "\n" for entry in read_log(self.path) if entry["step"] <= step]
@@ -94,10 +105,10 @@ class RunFolder:
 
     def finish(self) -> None:
         """The token file is written: keep the last state alone, under another name, to train further from."""
-        paths = self.checkpoints()
-        for path in paths[:-1]:
+        states = self.checkpoints()
+        for path in states[:-1]:
             path.unlink(missing_ok=True)
-        for path in paths[-1:]:
+        for path in states[-1:]:
             os.replace(path, self.path / FINISHED)
 
     @contextmanager
@@ -132,6 +143,12 @@ class RunFolder:
             with suppress(OSError):
                 lock.unlink()
                 self.path.rmdir()
+
+
+def _step(path: Path) -> int:
+    """The number a file's name begins with; 0 for none."""
+    digits = re.match(r"\d*", path.name)
+    return int(digits[0] or 0) if digits else 0
 
 
 @dataclass(frozen=True)

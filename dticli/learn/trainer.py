@@ -209,10 +209,11 @@ class Task:
         return self.family.code.denoiser(self.pipe).dtype  # type: ignore[return-value]
 
 
-def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepReport]:
+def fit(task: Task, learner: Learner, placement: Placement, first_step: int = 0) -> Iterator[StepReport]:
     """Train `learner.word` in place, one report a step.
 
     Args:
+        placement: of the word in the task's pipeline.
         first_step: steps already done by an earlier run.
 
     Raises:
@@ -221,23 +222,22 @@ def fit(task: Task, learner: Learner, first_step: int = 0) -> Iterator[StepRepor
         NumericalError: the loss or a gradient is not finite.
     """
     process, settings = task.family.code.process(task.pipe.scheduler), task.settings
-    with _placed(task, learner) as placement:
-        most = PAD * MOST_PADS if task.settings.zero_pad else ""
-        placement.require_read(
-            task.family, (most + text for texts in task.captions.values() for text in texts)
-        )
-        for step in range(first_step, settings.steps):
-            pooling.choose(task.pipe, task.family.encoders, pooling.at_step(task.settings.pooling, step))
-            loss = _gather_gradients(task, process, learner, step)
-            if step == first_step:
-                _require_gradient(task, learner)
-            gradient = learner.step(step_length(settings.schedule, settings.lr, step, settings.steps))
-            if learner.average and 2 * (step + 1) > settings.steps:
-                learner.average.add()
-            yield StepReport(step + 1, loss, gradient, learner.angle(), learner.norm())
+    most = PAD * MOST_PADS if settings.zero_pad else ""
+    captions = (most + text for texts in task.captions.values() for text in texts)
+    placement.require_read(task.family, [*captions, *settings.preview_prompts])
+    for step in range(first_step, settings.steps):
+        # Whoever draws between two steps may choose another pooling.
+        pooling.choose(task.pipe, task.family.encoders, pooling.at_step(settings.pooling, step))
+        loss = _gather_gradients(task, process, learner, step)
+        if step == first_step:
+            _require_gradient(task, learner)
+        gradient = learner.step(step_length(settings.schedule, settings.lr, step, settings.steps))
+        if learner.average and 2 * (step + 1) > settings.steps:
+            learner.average.add()
+        yield StepReport(step + 1, loss, gradient, learner.angle(), learner.norm())
 
 
-def _placed(task: Task, learner: Learner) -> AbstractContextManager[Placement]:
+def placed(task: Task, learner: Learner) -> AbstractContextManager[Placement]:
     """The word at work, and before it in the vocabulary what captions may begin with: CLIP pools at the last of them."""
     words: list[Word] = [learner.word]
     if task.settings.zero_pad:
@@ -284,12 +284,11 @@ def largest_batch(task: Task, learner: Learner) -> int:
 
 
 def fits(task: Task, learner: Learner, size: int) -> bool:
-    """Whether the gradients of a batch fit in memory, found by trying."""
+    """Whether the gradients of a batch fit in memory, found by trying, with the word placed."""
     settings = task.settings.model_copy(update={"batch_size": size, "accumulate": 1})
     process = task.family.code.process(task.pipe.scheduler)
     try:
-        with _placed(task, learner):
-            _gather_gradients(replace(task, settings=settings, ranks=ALONE), process, learner, 0)
+        _gather_gradients(replace(task, settings=settings, ranks=ALONE), process, learner, 0)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

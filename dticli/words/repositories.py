@@ -29,7 +29,7 @@ class Repository:
         """The repository of that name, or None if it is no such name; a token file's path never is."""
         source, _, file = source.partition(":")
         name, _, revision = source.partition("@")
-        if not ID.fullmatch(name) or names_token_file(name):
+        if not ID.fullmatch(name) or names_token_file(name) or names_token_file(source):
             return None
         return cls(name, revision or None, file or None)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from dticli import mistaken
 from dticli.errors import InputError
 from dticli.models import families
-from dticli.paths import SUFFIXES
+from dticli.paths import SNAPSHOT, SUFFIXES, snapshots
 from dticli.words import learned_word, pictured
 from dticli.words.learned_word import Token
 from dticli.words.programs import ALIASES, PUBLISHED, SOLE, STRING_TO_PARAM, Container
@@ -142,7 +142,7 @@ def read_with_layout(
     Args:
         pick: which word, of a file with several.
     """
-    path = Path(path)
+    path = located(path)
     try:
         if not path.is_file():
             raise InputError(f"no such file: expected a token file ({', '.join(SUFFIXES)}); check the path")
@@ -152,6 +152,25 @@ def read_with_layout(
         raise InputError(f"{path}: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a readable token file; copy it again") from None
+
+
+def located(path: str | Path) -> Path:
+    """The file that a path names: itself, or that of the state `dog.run@200` kept along a run.
+
+    Raises:
+        InputError: the run keeps no state of that step.
+    """
+    named = SNAPSHOT.fullmatch(str(path))
+    if not named or Path(path).exists():
+        return Path(path)
+    run = Path(named["run"])
+    kept = snapshots(run)
+    if found := kept.get(int(named["step"])):
+        return found
+    steps = f"steps {', '.join(map(str, kept))}" if kept else "none: train with --keep"
+    raise InputError(
+        f"{run} keeps no state of step {int(named['step'])}: expected one of those it keeps, {steps}"
+    )
 
 
 def _token(found: _Found, stem: str) -> Token:

@@ -1,0 +1,138 @@
+"""`dti compare`: words, steps of a run and rescaled twins in one grid."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dticli import console
+from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
+from dticli.errors import UsageError
+from dticli.settings import GenerateSettings, model_layer, resolve
+
+if TYPE_CHECKING:
+    from dticli.words.learned_word import Token
+
+PROMPTS = ("a photo of {}", "a painting of {}", "{} in the snow")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A grid that was written.
+
+    Attributes:
+        columns: the words, as the grid names them.
+        rows: prompts and seeds.
+    """
+
+    file: Path
+    model: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.file}: {len(self.rows)} rows, and columns {', '.join(self.columns)}"
+
+
+@with_settings(GenerateSettings)
+def command(
+    given: dict[str, Any],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="Token files, hub ids, states like dog.run@200, NAME=FILE, or run folders for every state they keep."
+        ),
+    ],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Sentence with {} where the word goes; repeatable. Default: a few."),
+    ] = None,
+    rescale: Annotated[
+        list[str] | None,
+        typer.Option(help="Beside each word, its twin of another norm: mean, 2x, a number; repeatable."),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="Rows per prompt, each of another noise.")
+    ] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")] = Path("comparison.png"),
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw words beside each other, with the same prompt and noise in a row.
+
+    Example: dti compare dog.run@100 dog.run@400 ti-dog.safetensors --prompt "{} in the snow" --out grid.png
+    """
+    from dticli import atomic
+    from dticli.draw import pictures, pipeline, sampler, sheets
+    from dticli.words import base_model
+
+    texts = prompts or list(PROMPTS)
+    for text in texts:
+        if "{}" not in text:
+            raise UsageError(
+                f"the prompt {text!r} has no {{}}: expected it where the word goes; write 'a photo of {{}}'"
+            )
+    named = [source for word in words for source in _states(word)]
+    tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in named]
+    pictures.require_image(out)
+    atomic.require_writable([out], force=force)
+    opened = base_model.open_model(given, tokens)
+    settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
+    pipe = pipeline.without_words(opened, settings)
+    columns = [*_with_twins(pipe, opened.family, list(zip(named, tokens, strict=True)), rescale or [])]
+    drawn = []
+    for label, token in columns:
+        # One after the other: words of one name, and of different pooling, can stand side by side.
+        loaded = pipeline.with_words(pipe, opened, settings, [token])
+        own = [text.replace("{}", token.name) for text in texts]
+        shots = sampler.shots(own, settings.seed, count)
+        found = pipeline.draw(loaded, opened, shots, settings, what=f"{label}, picture", quiet=quiet)
+        drawn.append([picture.image for picture in found])
+    seeds = [settings.seed + index for index in range(count)]
+    rows = [text if count == 1 else f"{text}, seed {seed}" for text in texts for seed in seeds]
+    names = [label for label, _ in columns]
+    pictures.save_image(out, sheets.labelled(list(zip(*drawn, strict=True)), names, rows))
+    console.show(Compared(out, opened.model.label, tuple(names), tuple(rows)), as_json=json)
+
+
+def _states(word: str) -> list[str]:
+    """The word itself, or every state that a run folder keeps."""
+    from dticli import paths
+
+    path = Path(word)
+    if path.suffix != paths.RUN or not path.is_dir():
+        return [word]
+    kept = paths.snapshots(path)
+    if not kept:
+        raise UsageError(f"{word} keeps no states: expected a run of --keep; name token files instead")
+    return [f"{path}@{step}" for step in kept]
+
+
+def _with_twins(
+    pipe: Any, family: Any, words: "list[tuple[str, Token]]", rules: list[str]
+) -> "Iterator[tuple[str, Token]]":
+    """Each word with its label, followed by its twins of other norms."""
+    from dticli.words import conversion, norms, placement
+
+    vocabulary = (
+        {key: norms.summary(table) for key, table in placement.tables(pipe, family.encoders).items()}
+        if rules
+        else {}
+    )
+    for source, token in words:
+        label = _label(source)
+        yield label, token
+        for rule in rules:
+            yield f"{label}, norm {rule}", conversion.rescaled(token, vocabulary, rule)
+
+
+def _label(source: str) -> str:
+    """A word's column: its file without folder and suffix, a state with its step, or the name it was given."""
+    name, equals, _ = source.partition("=")
+    if equals and not Path(source).exists():
+        return name
+    return Path(source).name.removesuffix(".safetensors")

@@ -1,0 +1,186 @@
+"""Pictures of a word while it is learned: with the model as it is loaded, and the rows as they are.
+
+Nothing that training uses is touched: the autoencoder and the scheduler that draw are copies, and training's draws are
+keyed (see `randomness`), so that a run gives the same bytes with previews and without.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dticli.draw import pictures, pipeline, sampler
+from dticli.draw.sampler import Shot
+from dticli.errors import EnvironmentProblem
+from dticli.learn.run_folder import RunFolder
+from dticli.learn.trainer import Task
+from dticli.models import devices, memory
+from dticli.models.choice import Model
+from dticli.settings import GenerateSettings, TrainSettings, model_layer, resolve
+from dticli.words import pooling
+from dticli.words.base_model import Opened
+from dticli.words.learned_word import Token
+
+
+def drawing(model: Model, settings: TrainSettings) -> GenerateSettings:
+    """How a run's previews are drawn: as `generate` would, at the size of the crops.
+
+    Raises:
+        UsageError: as `resolve`.
+    """
+    own = {
+        "size": str(settings.resolution),
+        "seed": settings.seed,
+        "negative": settings.preview_negative,
+        "steps": settings.preview_steps,
+    }
+    return resolve(GenerateSettings, own, model_layer(model.folder, "generate"))
+
+
+@dataclass
+class Timetable:
+    """When previews are due.
+
+    The first and the last ones always are; those between, every so many steps while they keep within their share of the
+    time. That what they took before an interruption is not counted makes no run slower than it says.
+
+    Attributes:
+        every: steps between two of them.
+        last: steps of the run.
+        share: of all time since the start, at most.
+        spent, latest: seconds that all of them took, and the latest.
+    """
+
+    every: int
+    last: int
+    share: float
+    now: Callable[[], float] = time.monotonic
+    spent: float = 0.0
+    latest: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.began = self.now()
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for previews after so many steps."""
+        if step in (0, self.last):
+            return True
+        elapsed = self.now() - self.began
+        return step % self.every == 0 and self.spent + self.latest <= self.share * (elapsed + self.latest)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count what is done inside as drawing."""
+        started = self.now()
+        yield
+        self.latest = self.now() - started
+        self.spent += self.latest
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Previews of one step.
+
+    Attributes:
+        problem: why there are none, and will be none from now on.
+    """
+
+    step: int
+    files: tuple[Path, ...]
+    problem: str | None = None
+
+
+@dataclass
+class Previews:
+    """The previews of a run, in its folder."""
+
+    task: Task
+    model: Model
+    folder: RunFolder
+    how: GenerateSettings
+    timetable: Timetable
+    shots: tuple[Shot, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.task.settings
+        self.shots = sampler.shots(settings.preview_prompts, settings.seed, settings.preview_count)
+
+    @classmethod
+    def of(cls, task: Task, model: Model, folder: RunFolder) -> "Previews":
+        """As the settings ask for them; without prompts, none ever."""
+        settings = task.settings
+        timetable = Timetable(settings.preview_every, settings.steps, settings.preview_share)
+        return cls(task, model, folder, drawing(model, settings), timetable)
+
+    def due(self, step: int) -> bool:
+        """Whether there are pictures to draw after so many steps."""
+        return (
+            bool(self.shots)
+            and self.timetable.due(step)
+            and not all(file.is_file() for file in self._files(step))
+        )
+
+    def draw(self, step: int, token: Token, stop: Callable[[], bool]) -> Drawn:
+        """Draw the word as it is now; it is placed in the pipeline.
+
+        A lack of memory that shows only after the first step ends the previews instead of the run.
+
+        Args:
+            token: the word, for what the pictures say about themselves.
+            stop: asked after each picture; the rest is left out then.
+
+        Raises:
+            EnvironmentProblem: out of memory, or the disk refuses, before the first step.
+            UsageError: the model takes no negative prompt.
+        """
+        try:
+            return Drawn(step, self._drawn(step, token, stop))
+        except EnvironmentProblem as error:
+            if step == 0:
+                raise
+            self.shots = ()
+            return Drawn(step, (), str(error))
+
+    def _drawn(self, step: int, token: Token, stop: Callable[[], bool]) -> tuple[Path, ...]:
+        task, files = self.task, self._files(step)
+        opened = Opened(self.model, task.family)
+        said = pipeline.description(opened, self.how, [token]) | {"step": str(step)}
+        drawn: list[Path] = []
+        with self.timetable.timed(), self._ready():
+            pooling.choose(task.pipe, task.family.encoders, pooling.recorded([(token.name, token.metadata)]))
+            for picture in sampler.drawn(task.pipe, self.shots, self.how):
+                pictures.save(files[len(drawn)], picture, said)
+                drawn.append(files[len(drawn)])
+                if stop():
+                    break
+        return tuple(drawn)
+
+    def _files(self, step: int) -> Sequence[Path]:
+        return [
+            self.folder.previews / f"{step:08d}-{pictures.file_name(index, shot)}"
+            for index, shot in enumerate(self.shots)
+        ]
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """A pipeline that can draw: training has sent the autoencoder away, and wants its scheduler untouched."""
+        pipe, settings, device = self.task.pipe, self.task.settings, self.task.latents.device
+        own = {"vae": pipe.vae, "scheduler": pipe.scheduler}
+        dtype = devices.pick_dtype(settings.precision, device)
+        vae: Any = copy.deepcopy(pipe.vae).to(device, dtype)
+        if settings.low_memory:
+            memory.tile(vae)
+        pipe.vae, pipe.scheduler = vae, copy.deepcopy(pipe.scheduler)
+        try:
+            yield
+        finally:
+            for name, component in own.items():
+                setattr(pipe, name, component)
+            del vae
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
