@@ -75,7 +75,7 @@ class Checked:
         problems: photos without a usable caption.
         unused: files with captions that were not asked for.
         cut: captions longer than an encoder reads.
-        memory: what the weights take; None where they are not safetensors files.
+        memory: what weights and activations take; None where weights are not safetensors files.
     """
 
     photos: tuple[Framed, ...]
@@ -267,8 +267,10 @@ def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
     tokenizers = contents.tokenizers(model, family)
     for tokenizer in tokenizers:
         placement.require_new([job.settings.token for job in jobs], tokenizer)
-    weights = footprint.estimate(model, family, jobs[0].settings)
-    checked = tuple(_check(job, tokenizers, weights) for job in jobs)
+    settings = jobs[0].settings
+    size = (settings.resolution, settings.resolution)
+    needed = footprint.estimate(model, family, settings, size, settings.batch_size)
+    checked = tuple(_check(job, tokenizers, needed) for job in jobs)
     if not many:
         return checked[0]
     return CheckedWords({job.settings.token: each for job, each in zip(jobs, checked, strict=True)})

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from dticli.words import pooling
 from dticli.words.placement import DirectionalWord, FreeWord, Placement, Word, place
 
 PAD, MOST_PADS = "<dti-pad>", 15
-# Gradients of a half-precision encoder underflow; the scale is undone in float32, before the optimizer sees them.
-LOSS_SCALE = {torch.float16: 1024.0}
+LOSS_SCALE = 1024.0
+"""What a loss in fp16 is multiplied with at first, so that gradients do not underflow; undone before the optimizer sees them."""
 
 Captions = Mapping[Path, Sequence[str]]
 
@@ -57,6 +57,7 @@ class Learner:
         start: unit rows the word began with, to measure angles from.
         optimizers: the first one moves the rows or their directions.
         average: of everything that learns, where that is what will be written.
+        loss_scale: a number, halved in place where gradients in fp16 overflow; without effect in other dtypes.
     """
 
     word: Word
@@ -64,6 +65,7 @@ class Learner:
     start: Mapping[str, Tensor]
     optimizers: tuple[Optimizer, ...]
     average: Average | None = None
+    loss_scale: Tensor = field(default_factory=lambda: torch.tensor(LOSS_SCALE))
 
     @property
     def learned(self) -> Word:
@@ -86,18 +88,25 @@ class Learner:
     def step(self, lr: float) -> dict[str, list[float]]:
         """Apply the gathered gradients and clear them; returns gradient lengths by encoder."""
         lengths, *_ = [optimizer.step(lr) for optimizer in self.optimizers]
+        self.forget_gradients()
+        return {key: each.tolist() for key, each in zip(self.keys, lengths, strict=True)}
+
+    def forget_gradients(self) -> None:
         for leaf in self.leaves:
             leaf.grad = None
-        return {key: each.tolist() for key, each in zip(self.keys, lengths, strict=True)}
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on, besides the task."""
         rows = {f"leaf.{index}": leaf for index, leaf in enumerate(self.leaves)}
-        return rows | {
-            f"{part}.{name}": value
-            for part, each in self._parts.items()
-            for name, value in each.state().items()
-        }
+        return (
+            rows
+            | {"loss_scale": self.loss_scale}
+            | {
+                f"{part}.{name}": value
+                for part, each in self._parts.items()
+                for name, value in each.state().items()
+            }
+        )
 
     @property
     def _parts(self) -> "dict[str, Optimizer | Average]":
@@ -115,6 +124,7 @@ class Learner:
         try:
             for index, leaf in enumerate(self.leaves):
                 leaf.copy_(state[f"leaf.{index}"].expand_as(leaf))
+            self.loss_scale.copy_(state["loss_scale"])
             for part, each in self._parts.items():
                 start = f"{part}."
                 each.restore(
@@ -248,9 +258,22 @@ def placed(task: Task, learner: Learner) -> AbstractContextManager[Placement]:
 
 
 def _gather_gradients(task: Task, process: Process, learner: Learner, step: int) -> float:
-    """Forward and backward over all samples of a step; returns the mean loss, over all ranks as the gradients are."""
+    """Forward and backward over all samples of a step; returns the mean loss, over all ranks as the gradients are.
+
+    Where gradients in fp16 overflow, the step is computed again, with the same draws and half the loss scale.
+    """
+    while True:
+        scale = learner.loss_scale.item() if task.dtype == torch.float16 else 1.0
+        loss = _scaled_gradients(task, process, learner, step, scale)
+        gradients = [leaf.grad for leaf in learner.leaves if leaf.grad is not None]
+        if scale == 1 or all(gradient.isfinite().all() for gradient in gradients):
+            return loss
+        learner.loss_scale.div_(2)
+        learner.forget_gradients()
+
+
+def _scaled_gradients(task: Task, process: Process, learner: Learner, step: int, scale: float) -> float:
     parts, size, ranks = task.settings.accumulate, task.settings.batch_size, task.ranks
-    scale = LOSS_SCALE.get(task.dtype, 1.0)
     total = 0.0
     for part in range(parts):
         first = ((step * parts + part) * ranks.size + ranks.rank) * size
@@ -296,8 +319,7 @@ def fits(task: Task, learner: Learner, size: int) -> bool:
     else:
         return True
     finally:
-        for leaf in learner.leaves:
-            leaf.grad = None
+        learner.forget_gradients()
 
 
 def _loss(task: Task, process: Process, step: int, samples: range) -> Tensor:

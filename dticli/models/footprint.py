@@ -3,21 +3,19 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 import psutil
 import torch
 
-from dticli.models import contents, devices
+from dticli.models import contents, devices, quantization
+from dticli.models.activations import Activations, of_training
 from dticli.models.choice import Model
 from dticli.models.families import Family
+from dticli.models.quantization import KEPT, TABLES
 from dticli.models.single_file import Shapes
 from dticli.settings import ModelSettings
-
-if TYPE_CHECKING:
-    pass
-from dticli.models import quantization
-from dticli.models.quantization import KEPT, TABLES
 
 BITS = {"none": 16, "8bit": 8, "4bit": 4}
 """Of a number in a large matrix, at least, by the setting `quantize`."""
@@ -46,6 +44,25 @@ class Weights:
     at_once: float
     low_memory: float
 
+    @property
+    def autoencoder(self) -> float:
+        """The autoencoder in the float32 it encodes in."""
+        return self.at_once - self.total + self.components["vae"]
+
+    def stages(self, family: Family, *, low_memory: bool, own_memory: bool) -> tuple[float, float]:
+        """What is on the device while photos are encoded, and in a step; the autoencoder leaves in between.
+
+        Args:
+            own_memory: what waits on the CPU weighs nothing on the device.
+        """
+        if not own_memory:
+            return self.at_once, self.at_once
+        names = {*contents.DENOISERS, *(each.component for each in family.encoders)}
+        if low_memory:
+            step = sum(value for name, value in self.components.items() if name in names)
+            return self.autoencoder, step
+        return self.at_once, self.at_once - self.autoencoder
+
     def __str__(self) -> str:
         bits = "" if self.quantize == "none" else f", large matrices in {self.quantize}"
         return (
@@ -60,33 +77,63 @@ def _shown(gigabytes: float) -> str:
 
 @dataclass(frozen=True)
 class Memory:
-    """The weights of a run beside the memory there is, in gigabytes; what activations take is not known before the run.
+    """What a run takes beside the memory there is, in gigabytes.
 
     Attributes:
-        needed: for weights, on the device at once, with the settings as they are.
+        activations: what `needed` holds besides weights; None where the model's code looks at numbers, and they are not known
+            before the run.
+        needed: on the device at once, with the settings as they are.
         free: on the device now.
-        options: what would bring the weights under `free`; empty where they are, or nothing would.
+        options: what would bring `needed` under `free`; empty where it is, or nothing would.
+        host_needed: on the host, of a device with memory of its own: for what waits there; None for other devices.
+        host_free: on the host now.
     """
 
     device: str
     weights: Weights
+    activations: float | None
     needed: float
     free: float
     options: tuple[str, ...]
+    host_needed: float | None
+    host_free: float
 
     def lines(self) -> Iterator[str]:
         yield f"weights: {self.weights}"
-        beside = f"{_shown(self.needed)} of weights, {_shown(self.free)} free on {self.device}"
+        known = self.activations is not None
+        of = (
+            f"with {_shown(self.activations)} of activations (estimated)"
+            if self.activations is not None
+            else "of weights"
+        )
+        beside = f"{_shown(self.needed)} {of}, {_shown(self.free)} free on {self.device}"
         if self.needed <= self.free:
-            yield f"{beside}: they fit; activations come on top, and are not known before the first step"
+            rest = "" if known else "; activations come on top, and are not known before the first step"
+            yield f"{beside}: they fit{rest}"
         elif self.options:
             yield f"{beside}: they do not fit; they would with {' '.join(self.options)}"
         else:
-            yield f"{beside}: they do not fit, and no option would make them; choose a smaller --model"
+            smaller = (
+                "a smaller --resolution or --batch-size, or another --model" if known else "a smaller --model"
+            )
+            yield f"{beside}: they do not fit, and no option would make them; choose {smaller}"
+        if self.host_needed is not None:
+            short = ": not enough; close other programs" if self.host_needed > self.host_free else ""
+            yield f"on the host, {_shown(self.host_needed)} needed, {_shown(self.host_free)} free{short}"
 
 
-def estimate(model: Model, family: Family, settings: ModelSettings) -> Memory | None:
-    """What the weights of a training take, from the headers of their files; None where these are not safetensors.
+def estimate(
+    model: Model,
+    family: Family,
+    settings: ModelSettings,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 1,
+) -> Memory | None:
+    """What a training takes, from the headers of its weights' files; None where these are not safetensors.
+
+    Args:
+        size: (height, width) of the pictures; None leaves out activations.
+        batch_size: pictures at once.
 
     Raises:
         ModelError, EnvironmentProblem: as `contents.shapes`, or the device is not there, or nothing can quantise as asked.
@@ -99,18 +146,40 @@ def estimate(model: Model, family: Family, settings: ModelSettings) -> Memory | 
         return None
     shapes.pop("safety_checker", None)  # training does without
 
-    def needed(settings: ModelSettings) -> float:
-        weights = _as_set(shapes, index, family, settings, device)
-        economical = settings.low_memory and device.type in OWN_MEMORY
-        return weights.low_memory if economical else weights.at_once
+    own = device.type in OWN_MEMORY
 
-    room = free(device) / 1e9
+    @cache
+    def activations(dtype: torch.dtype, low_memory: bool) -> Activations | None:
+        if size is None:
+            return None
+        return of_training(model, family, dtype, size, batch_size, low_memory=low_memory)
+
+    def taken(settings: ModelSettings) -> tuple[float, float | None]:
+        """What is needed, and how much of it are activations."""
+        weights = _as_set(shapes, index, family, settings, device)
+        found = activations(devices.pick_dtype(settings.precision, device), settings.low_memory)
+        if found is None:
+            return (weights.low_memory if settings.low_memory and own else weights.at_once), None
+        encoding, step = weights.stages(family, low_memory=settings.low_memory, own_memory=own)
+        return max(
+            (encoding + found.encoding / 1e9, found.encoding / 1e9),
+            (step + found.step / 1e9, found.step / 1e9),
+        )
+
+    def needed(settings: ModelSettings) -> float:
+        return taken(settings)[0]
+
+    weights, room = _as_set(shapes, index, family, settings, device), free(device) / 1e9
+    waiting = weights.total if settings.low_memory or model.file else weights.autoencoder
     return Memory(
         device=device.type,
-        weights=_as_set(shapes, index, family, settings, device),
+        weights=weights,
+        activations=taken(settings)[1],
         needed=needed(settings),
         free=room,
         options=_options(settings, model, device, needed, room),
+        host_needed=waiting if own else None,
+        host_free=psutil.virtual_memory().available / 1e9,
     )
 
 

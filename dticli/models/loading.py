@@ -61,6 +61,8 @@ def load(
                 variant=source.variant,
                 local_files_only=source.offline or source.kind != "hub",
                 quantization_config=quantization,
+                # Straight to the device, one after another: whole models would wait in the host's memory.
+                device_map=None if quantization else device.type,
                 **without,
             )
         except Exception as error:

@@ -5,15 +5,13 @@ Neither changes what is learned.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from dticli.errors import EnvironmentProblem, is_out_of_memory
-from dticli.models import contents, devices, footprint, loading, quantization
+from dticli.models import activations, contents, devices, footprint, loading, quantization
 from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.settings import ModelSettings
@@ -88,24 +86,7 @@ def economize(pipe: Any, family: Family, device: torch.device) -> None:
     set_aside(pipe)
     for module in (family.code.denoiser(pipe), *(getattr(pipe, each.component) for each in family.encoders)):
         module.to(device)
-        recompute(module)
-
-
-def recompute(module: nn.Module) -> None:
-    """Keep only the inputs of a model's layers for the backward pass, which then runs each layer again; same bits.
-
-    Layers of text encoders do so only in training mode. That is set on the layers themselves and not on what they are
-    made of: layers have no dropout of their own, and attention, feed-forward and dropout modules stay in evaluation mode.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    if getattr(module, "_supports_gradient_checkpointing", False):
-        module.enable_gradient_checkpointing()  # type: ignore[operator]
-    for layer in module.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            layer.training = True
+        activations.recompute(module)
 
 
 def offload(pipe: Any, device: torch.device) -> None:

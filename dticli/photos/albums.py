@@ -92,6 +92,12 @@ class Crop:
     size: tuple[int, int]
     flipped: bool = False
 
+    @property
+    def shown_corner(self) -> tuple[int, int]:
+        """(top, left) of the window on the photo as the crop shows it: on its mirror image where it is flipped."""
+        top, left = self.corner
+        return (top, self.resized[1] - left - self.size[1]) if self.flipped else self.corner
+
 
 Told = Callable[[int, int], None]
 """Hears of progress: how many are done, of how many."""

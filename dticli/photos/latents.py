@@ -93,7 +93,7 @@ def encode(
         mean=means,
         std=stds,
         weights=weights,
-        frames=tuple(Frame(crop.photo.size, crop.corner, crop.size) for crop in crops),
+        frames=tuple(Frame(crop.photo.size, crop.shown_corner, crop.size) for crop in crops),
         paths=tuple(crop.photo.path for crop in crops),
     )
 

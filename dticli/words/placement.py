@@ -90,7 +90,8 @@ class _Rows:
     def where(self) -> Tensor:
         """Which vector stands at each place the encoder last saw, (batch, length, vectors), bool."""
         assert self.seen is not None
-        return (self.seen[..., None, None] == self.ids.to(self.seen.device)).any(dim=-2)
+        self.ids = self.ids.to(self.seen.device)  # once: an encoder stays where it is
+        return (self.seen[..., None, None] == self.ids).any(dim=-2)
 
     def before(self, module: nn.Embedding, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Keep the ids; look up an existing row where an added id lies beyond the table."""

@@ -300,6 +300,18 @@ def test_an_oracle_of_the_training_target_makes_the_pipeline_draw_the_image(
     pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A denoiser for which training loss is zero leads the stock sampler to the very latent that was trained on."""
+    require_oracle_draws(pipe, monkeypatch)
+
+
+@pytest.mark.parametrize("name", tiny.cases("sdxl"))
+def test_statistics_of_the_latents_are_learned_with(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So too where SDXL's autoencoder has means and deviations of its latents, which the pipeline undoes."""
+    pipe = built(name, None)
+    pipe.vae.register_to_config(latents_mean=[0.3, -0.2, 0.1, 0.0], latents_std=[1.5, 0.5, 2.0, 1.0])
+    require_oracle_draws(pipe, monkeypatch)
+
+
+def require_oracle_draws(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     family, frame = family_of(pipe), frames(pipe, 1)[0]
     code, decoded = family.code, []
     raw, clean = clean_latents(pipe, 1)

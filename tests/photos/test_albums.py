@@ -605,3 +605,19 @@ def test_a_masked_run_of_whole_photos_learns(dti: Callable[..., Outcome], tmp_pa
     )
     out = ("--out", tmp_path / "dog.safetensors")
     assert dti("train", tmp_path, *base, *out, "--masks", "alpha", "--crop", "none").code == 0
+
+
+def test_a_mirrored_crop_says_where_it_lies_on_the_mirrored_photo(tmp_path: Path) -> None:
+    """SDXL and HunyuanDiT are told the corner: cut there out of the mirrored photo, the crop is the same picture."""
+    image = picture(90, 64)
+    (tmp_path / "a.png").write_bytes(encoded(image, "PNG"))
+    crops = albums.crops(albums.read(tmp_path).photos, settings(resolution=32, crops=4, flip=True), 8)
+    assert {crop.flipped for crop in crops} == {True, False}
+    assert any(crop.shown_corner != crop.corner for crop in crops)
+    for crop in crops:
+        height, width = crop.resized
+        shown = albums.whole(crop.photo).resize((width, height), Image.Resampling.LANCZOS)
+        shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flipped else shown
+        top, left = crop.shown_corner
+        window = np.asarray(shown)[top : top + 32, left : left + 32]
+        assert np.array_equal(window, ((albums.pixels(crop).permute(1, 2, 0) + 1) * 127.5).round().numpy())

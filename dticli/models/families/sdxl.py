@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dticli.models.families.kl import posterior, to_latents
+from dticli.models.families.kl import posterior
+from dticli.models.families.kl import to_latents as scaled
 from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
 from dticli.models.families.shape import diffusion as process
 from dticli.models.families.shape import size_and_crop as call_options
@@ -31,6 +32,17 @@ def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Condit
     ]
     added = {"text_embeds": pooled, "time_ids": torch.cat(times).to(embeds.device)}
     return {"encoder_hidden_states": embeds, "added_cond_kwargs": added}
+
+
+def to_latents(pipe: Any, sample: Tensor) -> Tensor:
+    config = pipe.vae.config
+    if config.get("latents_mean") is None or config.get("latents_std") is None:
+        return scaled(pipe, sample)
+    # As the pipeline undoes it before it decodes; Playground v2.5's autoencoder has these.
+    mean, std = (
+        torch.tensor(each).to(sample).view(1, -1, 1, 1) for each in (config.latents_mean, config.latents_std)
+    )
+    return (sample - mean) / std * config.scaling_factor
 
 
 def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:

@@ -1,0 +1,54 @@
+"""A training of two steps on a tiny pipeline, ready to go."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dticli import bundled
+from dticli.learn import initial_rows, trainer
+from dticli.learn.trainer import Learner, Task
+from dticli.models import families, memory
+from dticli.photos import albums, latents
+from dticli.settings import TrainSettings, resolve
+from dticli.words import norms, placement
+from tests import tiny
+
+
+def training(
+    model: str | Any, device: torch.device, dtype: torch.dtype, *, low_memory: bool = False, **own: Any
+) -> tuple[Task, Learner]:
+    """A run of two steps, ready to go, as `learn.run` prepares it.
+
+    Args:
+        model: name of a tiny pipeline, or a pipeline.
+        own: settings that differ.
+    """
+    pipe = tiny.build(model) if isinstance(model, str) else model
+    family = families.of_index({"_class_name": type(pipe).__name__, **pipe.config}, "tiny")
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            module.requires_grad_(False).to(dtype)
+    fixed = {
+        "token": "<dog>",
+        "init": "dog",
+        "steps": 2,
+        "batch_size": 2,
+        "accumulate": 1,
+        "lr": 0.02,
+        "kappa": 1e-4,
+    }
+    side = {"resolution": tiny.FAMILIES[model].size} if isinstance(model, str) else {}
+    settings = resolve(TrainSettings, fixed | side | own, {})
+    if not low_memory:
+        pipe.to(device)
+    photos = albums.read(bundled.photos("dog")[0]).photos
+    encoded = latents.encode(pipe, family, albums.crops(photos, settings, family.multiple), device)
+    if low_memory:
+        memory.economize(pipe, family, device)
+    rows = initial_rows.rows(pipe, family, "dog", 2, 0)
+    vocabulary = {key: norms.summary(each) for key, each in placement.tables(pipe, family.encoders).items()}
+    magnitude = initial_rows.magnitudes(rows, vocabulary, "mean")
+    learner = trainer.learner(settings, rows, magnitude, initial_rows.directions(rows))
+    texts = {path: ["a photo of <dog>"] for path in encoded.paths}
+    return Task(pipe, family, encoded, texts, settings), learner
