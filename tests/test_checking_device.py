@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from dticli.draw import sampler
-from dticli.learn import trainer
 from dticli.learn.trainer import Task
 from dticli.models import devices, families, footprint, memory
 from dticli.models.families.shape import FamilyCode
 from dticli.settings import GenerateSettings
 from dticli.words import mixing, placement
 from dticli.words.placement import FreeWord
-from tests import tiny
+from tests import tiny, trainings
 from tests.checking_device import DEVICE, UPLOAD, WAIT, CheckingDevice, MixedDevices, plugged_in
 from tests.conftest import Outcome
 from tests.trainings import training
@@ -59,7 +58,7 @@ def learned_and_drawn(name: str, place: torch.device, device: CheckingDevice) ->
     task, learner = training(name, place, torch.float32)
     losses = []
     with outside_of_the_model(task.family.code, device) as counted:
-        for report in trainer.fit(task, learner):
+        for report in trainings.fit(task, learner):
             losses.append(report.loss)
             if report.step == 1:
                 counted.clear()
@@ -121,7 +120,7 @@ def test_half_precision_and_low_memory_work_on_a_device_of_its_own(name: str) ->
     """In bf16 with activations computed again; then every part is on the device only while it draws."""
     with plugged_in():
         task, learner = training(name, DEVICE, torch.bfloat16, low_memory=True)
-        (report, *_) = trainer.fit(
+        (report, *_) = trainings.fit(
             replace(task, settings=task.settings.model_copy(update={"steps": 1})), learner
         )
         assert math.isfinite(report.loss)
@@ -148,7 +147,7 @@ def test_what_is_left_on_the_cpu_is_found(name: str, function: str, monkeypatch:
         code = task.family.code
         monkeypatch.setattr(code, function, left_behind(getattr(code, function)))
         with pytest.raises(MixedDevices):
-            next(trainer.fit(task, learner))
+            next(trainings.fit(task, learner))
 
 
 def test_what_waits_too_often_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

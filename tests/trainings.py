@@ -1,5 +1,6 @@
 """A training of two steps on a tiny pipeline, ready to go."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from dticli import bundled
 from dticli.learn import initial_rows, trainer
-from dticli.learn.trainer import Learner, Task
+from dticli.learn.trainer import Learner, StepReport, Task
 from dticli.models import families, memory
 from dticli.photos import albums, latents
 from dticli.settings import TrainSettings, resolve
@@ -52,3 +53,9 @@ def training(
     learner = trainer.learner(settings, rows, magnitude, initial_rows.directions(rows))
     texts = {path: ["a photo of <dog>"] for path in encoded.paths}
     return Task(pipe, family, encoded, texts, settings), learner
+
+
+def fit(task: Task, learner: Learner) -> Iterator[StepReport]:
+    """The steps, with the word placed as `learn.run` places it."""
+    with trainer.placed(task, learner) as placed:
+        yield from trainer.fit(task, learner, placed)

@@ -121,7 +121,7 @@ def _step(pipe: Any, family: Family, size: tuple[int, int], batch_size: int, *, 
         clean = code.to_latents(pipe, raw)
     for module in (denoiser, *encoders) if low_memory else ():
         recompute(module)
-    process = code.process(pipe)
+    process = code.process(pipe.scheduler)
     level = process.levels(torch.full((batch_size,), 0.5, device=META))
     frames = [Frame(size, (0, 0), size)] * batch_size
     with _followed(denoiser, *encoders) as followed, _learning(encoders):

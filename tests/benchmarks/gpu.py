@@ -19,10 +19,9 @@ from typing import Any
 import torch
 
 from dticli.errors import is_out_of_memory
-from dticli.learn import trainer
 from dticli.learn.trainer import Learner, Task
 from dticli.models import memory
-from tests import true_size
+from tests import trainings, true_size
 from tests.trainings import training
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
@@ -118,7 +117,7 @@ def timed(step: Callable[[], object]) -> float:
 
 
 def measured(name: str, task: Task, learner: Learner, steps: int) -> Row:
-    reports = trainer.fit(task, learner)
+    reports = trainings.fit(task, learner)
     ours, floor = (lambda: next(reports)), bare(task)
     for _ in range(3):
         timed(ours), timed(floor)

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dticli.learn import trainer
 from dticli.models import activations, families
-from tests import tiny, true_size
+from tests import tiny, trainings, true_size
 from tests.conftest import Outcome
 from tests.trainings import training
 
@@ -28,7 +27,7 @@ def turned(
 ) -> dict[str, torch.Tensor]:
     """How far each row moved in 20 steps."""
     task, learner = training(name, device, dtype, low_memory=low_memory, steps=STEPS)
-    for report in trainer.fit(task, learner):
+    for report in trainings.fit(task, learner):
         assert math.isfinite(report.loss)
     return {key: (learner.word.rows[key] - start).detach().cpu() for key, start in learner.start.items()}
 
@@ -108,7 +107,7 @@ def test_a_step_takes_what_was_estimated(name: str, low_memory: bool) -> None:
     )
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    next(trainer.fit(task, learner))
+    next(trainings.fit(task, learner))
     assert torch.cuda.max_memory_allocated() - before == pytest.approx(estimated, rel=0.1)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dticli.errors import NonFiniteError
-from dticli.learn import trainer
 from dticli.learn.trainer import Learner, StepReport
+from tests import trainings
 from tests.trainings import training
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ def learned(scale: float, dtype: torch.dtype = torch.float16) -> tuple[Learner, 
     """Two steps that begin with a loss scale."""
     task, learner = training("sd1", CPU, dtype)
     learner.loss_scale.fill_(scale)
-    return learner, list(trainer.fit(task, learner))
+    return learner, list(trainings.fit(task, learner))
 
 
 def test_an_overflowing_step_is_computed_again_with_half_the_scale() -> None:
@@ -53,5 +53,5 @@ def test_what_overflows_at_any_scale_is_an_error(monkeypatch: pytest.MonkeyPatch
     leaf = learner.leaves[0]
     leaf.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(NonFiniteError, match="--precision"):
-        next(trainer.fit(task, learner))
+        next(trainings.fit(task, learner))
     assert learner.loss_scale == 1

@@ -38,8 +38,8 @@ def spoil_after(
     """Change the loss of later steps."""
     whole = trainer._loss
 
-    def loss(task: Any, placement: Any, process: Any, step: int, samples: range) -> torch.Tensor:
-        found = whole(task, placement, process, step, samples)
+    def loss(task: Any, process: Any, step: int, samples: range) -> torch.Tensor:
+        found = whole(task, process, step, samples)
         return found if step < steps else spoil(found)
 
     monkeypatch.setattr(trainer, "_loss", loss)

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from dticli import bundled
-from dticli.learn import trainer
 from dticli.models import activations, choice, contents, families
 from dticli.models.activations import Activations
-from tests import tiny
+from tests import tiny, trainings
 from tests.trainings import training
 
 CPU = torch.device("cpu")
@@ -44,7 +43,7 @@ def kept(name: str) -> int:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        next(trainer.fit(task, learner))
+        next(trainings.fit(task, learner))
     return sum(found.values())
 
 

@@ -125,7 +125,7 @@ def test_precision(
     wanted: str, device: str, bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """bf16 on CUDA that has it, else fp16; fp32 elsewhere; what is asked for wins."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     assert devices.pick_dtype(wanted, torch.device(device)) == dtype
 
 
