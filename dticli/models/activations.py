@@ -101,7 +101,7 @@ def _module(folder: Path, library: str, name: str) -> nn.Module:
     with META:
         if library == "diffusers":
             return kind.from_config(kind.load_config(folder))
-        return kind(kind.config_class.from_pretrained(folder))
+        return kind(foreign.load(kind.config_class.from_pretrained, folder, local_files_only=True))
 
 
 @torch.no_grad()

@@ -308,7 +308,7 @@ def test_bad_mixes(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
         ((dog, cat, "--weights", "1"), "such as 2,1"),
         ((dog, cat, "--weights", "1,two"), "such as 2,1"),
         ((dog, cat, "--weights", "0,0"), "try 2,1,1"),
-        ((dog, cat, "--token", "mix"), "<mix>"),
+        ((dog, cat, "--token", "a mix"), "write '<"),
         ((dog, cat, "-o", dog), "--force"),
     ):
         outcome = dti("mix", *wrong)

@@ -168,7 +168,7 @@ def test_two_of_one_class_and_two_of_different_size(
     dti: Dti, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same class word twice leads nowhere; between one piece and two there is no way, which costs that way alone."""
-    monkeypatch.setattr(words, "PICTURED", (*words.PICTURED, "red fox"))
+    monkeypatch.setattr(words, "LOOKED", (*words.LOOKED, "red fox"))
     photos = bundled.photos("dog")[0].parent
     own = {"rex": "dog", "bello": "dog", "red": "red fox", "tom": "cat"}
     tables = [f'[subjects.{name}]\nphotos = "{photos}"\ninit = "{init}"\n' for name, init in own.items()]
