@@ -139,7 +139,7 @@ BAD: dict[str, tuple[tuple[object, ...], int, tuple[str, ...]]] = {
     "bad size": (("<dog>", "--size", "big"), 2, ("size",)),
     "no file": (("<dog>", "-t", "missing.safetensors"), 3, ("missing.safetensors",)),
     "no prompts file": (("--prompts", "missing.txt"), 2, ("missing.txt",)),
-    "negative seed": (("<dog>", "--seed", "-1"), 2, ("--seed",)),
+    "negative seed": (("<dog>", "--seed", "-2"), 2, ("--seed",)),
 }
 
 

@@ -239,7 +239,7 @@ def test_progress_is_on_stderr_and_the_result_on_stdout(dti: Dti, photos: Path, 
 
 
 BAD: dict[str, tuple[tuple[object, ...], int, tuple[str, ...]]] = {
-    "no brackets": (("--token", "dog"), 2, ("brackets", "<dog>")),
+    "no brackets": (("--token", "<dog"), 2, ("<dog>",)),
     "capitals": (("--token", "<Dog>"), 2, ("capitals", "<dog>")),
     "empty init": (("--init", "  "), 2, ("--init",)),
     "cross without word": (("--init", "cross"), 2, ("cross:dog",)),
