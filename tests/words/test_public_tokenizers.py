@@ -16,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from dticli.words import pooling
 from tests import tiny
 from tests.models.test_families import family_of
-from tests.words.test_texts import require_likeness
+from tests.words.test_texts import PLACES, require_likeness
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,8 @@ def test_a_word_is_read_like_a_known_one(tokenizers: dict[str, Any], name: str, 
         text_encoder.resize_token_embeddings(len(tokenizers[kind]), mean_resizing=False)
         text_encoder.requires_grad_(False)
     pooling.choose(pipe, family_of(pipe).encoders, "eos")
-    require_likeness(pipe)
+    # Gemma has pieces of several spaces, and a word after one of them is spelled as at the start of a text.
+    require_likeness(pipe, without=[text for text in PLACES if "  " in text] if kind == "gemma3" else ())
 
 
 def test_the_public_vocabularies_are_those(tokenizers: dict[str, Any]) -> None:
