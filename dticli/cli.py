@@ -107,6 +107,7 @@ def dti(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; the error boundary."""
     signals.install()
+    console.listen()
     try:
         return app(args=arguments, prog_name="dti", standalone_mode=False) or 0
     except Stopped as stop:

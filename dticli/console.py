@@ -1,15 +1,17 @@
 """The only writer: results on stdout, progress and notices on stderr, no colour when not a terminal or NO_COLOR is set."""
 
-import dataclasses
-import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from dticli.dataclass_json import to_json
+from dticli.durations import clock
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -48,12 +50,6 @@ def show(result: Result, *, as_json: bool) -> None:
         _out().print(printable(line), markup=False, highlight=False, soft_wrap=not _out().is_terminal)
 
 
-def to_json(result: Result) -> str:
-    """A result as JSON; control characters are escaped, so that none reaches a terminal."""
-    text = json.dumps(_plain(result), ensure_ascii=False, indent=2, allow_nan=False)
-    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
-
-
 def notice(text: str) -> None:
     """One line on stderr."""
     if _speaker:
@@ -78,6 +74,28 @@ def error(text: str) -> None:
     _err().print(f"error: {printable(text)}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
+class _Printed(logging.Handler):
+    """What the other modules log, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say = (
+            error
+            if record.levelno >= logging.ERROR
+            else warn
+            if record.levelno >= logging.WARNING
+            else notice
+        )
+        say(record.getMessage())
+
+
+def listen() -> None:
+    """Print what dti's modules log from now on: information as notices, warnings and errors as such."""
+    log = logging.getLogger("dticli")
+    log.handlers = [_Printed()]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
 def printable(text: str) -> str:
     """Text from files and prompts without line breaks and control characters, which could steer a terminal."""
     return "".join(
@@ -96,7 +114,7 @@ def width() -> int:
     return _err().width
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Raw:
     """A text that is written as it is."""
 
@@ -171,13 +189,6 @@ class Progress:
         return [f"{clock(max(0.0, left))} left"]
 
 
-def clock(seconds: float) -> str:
-    """A time as m:ss, or h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def terminal() -> bool:
     """Whether stderr is a terminal on which a line can be drawn over: a dumb one and the cell of a notebook cannot."""
     return _err().is_terminal and not _err().is_dumb_terminal and NOTEBOOK not in os.environ
@@ -236,19 +247,6 @@ def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
                 notice(text)
 
         yield told
-
-
-def _plain(value: Any) -> Any:
-    """A result as JSON can hold it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
 
 
 @cache

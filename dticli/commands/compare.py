@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,6 +84,7 @@ def command(
     opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     pipe = pipeline.without_words(opened, settings)
+    shown = partial(console.progress, quiet=quiet)
     columns = [*_with_twins(pipe, opened.family, list(zip(named, tokens, strict=True)), rescale or [])]
     drawn = []
     for label, token in columns:
@@ -90,7 +92,7 @@ def command(
         loaded = pipeline.with_words(pipe, opened, settings, [token])
         own = [text.replace("{}", token.name) for text in texts]
         shots = sampler.shots(own, settings.seed, count)
-        found = pipeline.draw(loaded, opened, shots, settings, what=f"{label}, picture", quiet=quiet)
+        found = pipeline.draw(loaded, opened, shots, settings, what=f"{label}, picture", progress=shown)
         drawn.append([picture.image for picture in found])
     seeds = [settings.seed + index for index in range(count)]
     rows = [text if count == 1 else f"{text}, seed {seed}" for text in texts for seed in seeds]

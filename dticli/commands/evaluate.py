@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -225,7 +226,15 @@ def _words(
     pipe = pipeline.without_words(opened, settings, safety_checker=False)
     results = []
     for index, token in enumerate(tokens):
-        drawn = drawing.draw(pipe, opened, settings, token, shots[index], kept[index], quiet=how.quiet)
+        drawn = drawing.draw(
+            pipe,
+            opened,
+            settings,
+            token,
+            shots[index],
+            kept[index],
+            progress=partial(console.progress, quiet=how.quiet),
+        )
         images = drawing.by_prompt([picture.image for picture in drawn], len(asked))
         scores = measure.scores(asked, images, nouns[index], wanted, eyes, reader)
         results.append(_evaluated(files[index], token.name, nouns[index], len(drawn), scores))
@@ -267,4 +276,11 @@ def _planned(given: Mapping[str, Any], name: str, out: Path | None, force: bool,
     from dticli.evaluation import plan as plans
 
     plan = plans.read(name)
-    return execution.carry_out(plan, given, out or Path(f"{plan.name}-results"), force=force, quiet=quiet)
+    return execution.carry_out(
+        plan,
+        given,
+        out or Path(f"{plan.name}-results"),
+        force=force,
+        quiet=quiet,
+        progress=partial(console.progress, quiet=quiet),
+    )

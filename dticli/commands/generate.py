@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,9 @@ def command(
     files = [out / pictures.file_name(index, shot) for index, shot in enumerate(shots)]
     atomic.require_writable([*files, *([grid] if grid else [])], force=force)
     loaded = pipeline.load(opened, settings, tokens)
-    drawn = pipeline.draw(loaded, opened, shots, settings, files=files, quiet=quiet)
+    drawn = pipeline.draw(
+        loaded, opened, shots, settings, files=files, progress=partial(console.progress, quiet=quiet)
+    )
     if grid:
         pictures.save_image(grid, pictures.grid([picture.image for picture in drawn], columns=count))
     results = [Drawn(file, shot.prompt, shot.seed) for file, shot in zip(files, shots, strict=True)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -165,6 +166,7 @@ def command(
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     if given["seed"] == ANY_SEED:
         console.notice(f"seed: {settings.seed}")
+    shown = partial(console.progress, quiet=quiet)
     eyes = None
     if image_judge:
         from dticli.evaluation import judges
@@ -174,7 +176,9 @@ def command(
 
     def draw(way: "Sequence[Weights]") -> "list[list[Image]]":
         """Pictures of each mix, one per prompt."""
-        drawn = pipeline.draw_mixes(loaded, opened, way, path, texts, [settings.seed], settings, quiet=quiet)
+        drawn = pipeline.draw_mixes(
+            loaded, opened, way, path, texts, [settings.seed], settings, progress=shown
+        )
         images = [picture.image for picture in drawn]
         return [images[start : start + len(texts)] for start in range(0, len(images), len(texts))]
 

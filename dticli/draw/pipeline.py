@@ -1,12 +1,13 @@
 """A pipeline with words in it: loaded, matched to the words, and drawn with."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from dticli import console
 from dticli.draw import pictures, sampler
 from dticli.draw.sampler import Picture, Shot
 from dticli.models import contents, devices, memory
@@ -17,6 +18,25 @@ from dticli.words.learned_word import Token
 from dticli.words.mixing import Weights
 from dticli.words.placement import FreeWord
 from dticli.words.pooling import Pooling
+
+LOG = logging.getLogger(__name__)
+
+
+class Line(Protocol):
+    """A live line."""
+
+    def update(self, done: int, *parts: str) -> None: ...
+
+
+class Progress(Protocol):
+    """Shows a line while so many pieces of work are done; None for none."""
+
+    def __call__(self, total: int, *, every: int) -> AbstractContextManager[Line | None]: ...
+
+
+def unseen(total: int, *, every: int) -> AbstractContextManager[Line | None]:
+    """Shows nothing."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,7 @@ def require_drawable(opened: Opened, settings: GenerateSettings) -> None:
         contents.require_multiple(settings.height_width, opened.family)
         height, width = settings.height_width
         if width != height:
-            console.notice(
+            LOG.info(
                 f"--size {settings.size} is {width} wide and {height} high; dti used to read the height first"
             )
 
@@ -80,7 +100,7 @@ def with_words(
     fingerprint = norms.fingerprint(tables.values())
     for token in tokens:
         if token.metadata.get("dti.tables", fingerprint) != fingerprint:
-            console.warn(
+            LOG.warning(
                 f"{token.name} was learned on {token.metadata.get('dti.model', 'another model')}, whose vocabulary differs "
                 f"from that of {opened.model.label}: the likeness may suffer"
             )
@@ -98,17 +118,18 @@ def draw(
     files: Sequence[Path] = (),
     what: str = "picture",
     every: int = 1,
-    quiet: bool = False,
+    progress: Progress = unseen,
 ) -> list[Picture]:
     """Draw every shot under a live line that counts them.
 
     Args:
         files: where each picture is written as soon as it is there; empty for nowhere.
         what: the line calls a picture.
-        every: as for `console.progress`.
+        every: pictures for which `progress` prints one line where there is no terminal.
+        progress: shows the line.
     """
     drawn: list[Picture] = []
-    with console.progress(len(shots), every=every, quiet=quiet) as line:
+    with progress(len(shots), every=every) as line:
         for picture in sampler.sample(loaded.pipe, opened.family, loaded.words, shots, settings):
             if files:
                 pictures.save(files[len(drawn)], picture, loaded.description)
@@ -116,7 +137,7 @@ def draw(
             if line:
                 line.update(len(drawn), f"{what} {len(drawn)}/{len(shots)}")
     if filtered := sum(picture.filtered for picture in drawn):
-        console.warn(
+        LOG.warning(
             f"{filtered} of {len(drawn)} pictures are black: the model's safety checker took them for indecent; "
             "try another --seed"
         )
@@ -134,7 +155,7 @@ def draw_mixes(
     *,
     files: Sequence[Path] = (),
     every: int = 1,
-    quiet: bool = False,
+    progress: Progress = unseen,
 ) -> list[Picture]:
     """Draw prompts with mixes of the loaded words in place of {}; mix by mix, prompt by prompt, the same noises in each.
 
@@ -157,7 +178,7 @@ def draw_mixes(
         Shot(prompt.replace("{}", word.name), seed) for word in words for prompt in prompts for seed in seeds
     ]
     along = dataclasses.replace(loaded, words=words)
-    return draw(along, opened, shots, settings, files=files, what="frame", every=every, quiet=quiet)
+    return draw(along, opened, shots, settings, files=files, what="frame", every=every, progress=progress)
 
 
 def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:
@@ -166,7 +187,7 @@ def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:
         return pooling.recorded([(token.name, token.metadata) for token in tokens])
     for token in tokens:
         if pooling.said(token.metadata) not in (settings.pooling, "mixed"):
-            console.warn(
+            LOG.warning(
                 f"{token.name} was learned with --pooling {pooling.said(token.metadata)}: "
                 f"with {settings.pooling} the likeness may suffer"
             )

@@ -7,6 +7,7 @@ from typing import Any
 from PIL.Image import Image
 
 from dticli.draw import pictures, pipeline, sampler
+from dticli.draw.pipeline import Progress
 from dticli.draw.sampler import Picture, Shot
 from dticli.evaluation.prompts import Prompt
 from dticli.settings import GenerateSettings
@@ -32,12 +33,12 @@ def draw(
     asked: Sequence[Shot],
     kept: Sequence[Path],
     *,
-    quiet: bool,
+    progress: Progress,
 ) -> list[Picture]:
     """Pictures of one word by itself: words of different pooling can be compared, and company changes no figure."""
     loaded = pipeline.with_words(pipe, opened, settings, [token])
     every = max(1, len(asked) // 10)
-    return pipeline.draw(loaded, opened, asked, settings, files=kept, every=every, quiet=quiet)
+    return pipeline.draw(loaded, opened, asked, settings, files=kept, every=every, progress=progress)
 
 
 def by_prompt(images: Sequence[Image], prompts: int) -> list[Sequence[Image]]:

@@ -1,5 +1,6 @@
 """A plan carried out: words learned, pictures drawn and judged; each is kept, and what is there is not done again."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -8,8 +9,10 @@ from typing import Any
 
 from PIL.Image import Image
 
-from dticli import atomic, console
+from dticli import atomic
+from dticli.dataclass_json import to_json
 from dticli.draw import pictures, pipeline
+from dticli.draw.pipeline import Progress
 from dticli.draw.sampler import Shot
 from dticli.errors import DtiError, InputError, NumericalError, Stopped, UsageError
 from dticli.evaluation import drawing, judges, passages, records, summary, trials
@@ -27,15 +30,20 @@ from dticli.words.base_model import Opened
 from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
 
+LOG = logging.getLogger(__name__)
 FORCED = "without --force what is there is kept, with it all is done again"
 
 
-def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool, quiet: bool) -> PlanResult:
+def carry_out(
+    plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool, quiet: bool, progress: Progress
+) -> PlanResult:
     """Learn, draw and judge what is not in the folder yet; results.json, results.md and results.svg are written as it comes.
 
     Args:
         given: settings of model and machine that go before the plan's.
         force: do again what is there.
+        quiet: no line while a word is learned.
+        progress: the line while pictures are drawn.
 
     Raises:
         DtiError: of the class of the first failure, after everything else was done; model and machine fail at once.
@@ -44,7 +52,7 @@ def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool
     opened = base_model.open_model(first_said(layers), ())
     settings = resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
     # Before anything is learned: what the judging needs must not be found missing after it.
-    stage = _stage(plan, opened, settings, folder, force=force, quiet=quiet)
+    stage = _stage(plan, opened, settings, folder, force=force, quiet=quiet, progress=progress)
     for place in ("words", "pictures", "trials"):
         atomic.make_folder(folder / place)
     atomic.require_writable([folder / "results.md"], force=True)
@@ -52,7 +60,7 @@ def carry_out(plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool
     failed = _learn_all(stage, _missing(stage, words))
     problems = {name: failed[job.target] for name, job in words.items() if job and job.target in failed}
     for result in _judged(stage, words, problems):
-        atomic.write_bytes(folder / "results.json", console.to_json(result).encode())
+        atomic.write_bytes(folder / "results.json", to_json(result).encode())
         atomic.write_bytes(folder / "results.md", result.markdown().encode())
         if result.arms:
             atomic.write_bytes(folder / "results.svg", result.chart().encode())
@@ -87,10 +95,18 @@ class _Stage:
     weights: str
     force: bool
     quiet: bool
+    progress: Progress
 
 
 def _stage(
-    plan: Plan, opened: Opened, settings: GenerateSettings, folder: Path, *, force: bool, quiet: bool
+    plan: Plan,
+    opened: Opened,
+    settings: GenerateSettings,
+    folder: Path,
+    *,
+    force: bool,
+    quiet: bool,
+    progress: Progress,
 ) -> _Stage:
     pipeline.require_drawable(opened, settings)
     device = devices.pick_device(settings.device)
@@ -116,6 +132,7 @@ def _stage(
         weights=trials.model_mark(opened.model),
         force=force,
         quiet=quiet,
+        progress=progress,
     )
 
 
@@ -157,7 +174,7 @@ def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError
     load = None
     how = live.How(resume=not stage.force, force=True, quiet=stage.quiet)
     for place, (name, job) in enumerate(missing.items()):
-        console.notice(f"word {place + 1} of {len(missing)}: {name}")
+        LOG.info(f"word {place + 1} of {len(missing)}: {name}")
         load = load or live.loader(job, ALONE)
         try:
             live.learn(job, load, how)
@@ -172,7 +189,7 @@ def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError
 
 def _told(name: str, error: DtiError) -> DtiError:
     """Say what failed, and keep no more of it: its frames hold the model it failed on."""
-    console.error(f"{name}: {error}")
+    LOG.error(f"{name}: {error}")
     return type(error)(str(error))
 
 
@@ -222,7 +239,7 @@ def _judged(
     yield known()
     for piece in pieces:
         if piece.name not in found:
-            console.notice(f"judging {piece.name}")
+            LOG.info(f"judging {piece.name}")
             try:
                 found[piece.name] = piece.judge()
             except (UsageError, InputError, NumericalError) as error:
@@ -274,7 +291,7 @@ def _pictures(stage: _Stage, files: Sequence[Path], draw: Callable[[], object]) 
 
 
 def _draw(stage: _Stage, token: Token, asked: Sequence[Shot], files: Sequence[Path]) -> None:
-    drawing.draw(stage.pipe(), stage.opened, stage.settings, token, asked, files, quiet=stage.quiet)
+    drawing.draw(stage.pipe(), stage.opened, stage.settings, token, asked, files, progress=stage.progress)
 
 
 def _draw_frames(stage: _Stage, way: Way, ends: Sequence[Token], files: Sequence[Path]) -> None:
@@ -284,7 +301,7 @@ def _draw_frames(stage: _Stage, way: Way, ends: Sequence[Token], files: Sequence
     along = mixing.along(2, mixing.even(how.frames))
     pipeline.draw_mixes(
         loaded, stage.opened, along, way.path, [how.prompt], seeds, stage.settings,
-        files=files, every=len(files), quiet=stage.quiet,
+        files=files, every=len(files), progress=stage.progress,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What a report shows, gathered from a word's file, the folder of its run, its photos and its model's vocabulary."""
 
 import json
+import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from dticli import __version__, console, paths
+from dticli import __version__, paths
+from dticli.durations import clock
 from dticli.errors import DtiError, InputError
 from dticli.learn.run import SMOOTHING
 from dticli.learn.run_folder import MACHINE, SETTINGS, RunFolder, read_log
@@ -25,6 +27,7 @@ from dticli.words import base_model, conversion, norms, programs, repositories
 from dticli.words.conversion import Source
 from dticli.words.learned_word import Token
 
+LOG = logging.getLogger(__name__)
 MULTIPLE = 8
 """Of the autoencoders of most models: what sides of pictures are multiples of, where the model is not there to say."""
 MOST_STATES = 24
@@ -237,7 +240,7 @@ def _facts(
         last = entries[-1]
         yield "angle", f"{last['angle']:.1f} degrees from where it began"
         yield "loss", f"{last['smoothed']:.4f}, smoothed"
-        yield "time", f"{console.clock(last['seconds'])} since the run was started or resumed"
+        yield "time", f"{clock(last['seconds'])} since the run was started or resumed"
 
 
 def _strips(run: RunFolder) -> list[Strip]:
@@ -250,7 +253,7 @@ def _strips(run: RunFolder) -> list[Strip]:
                 said = {name: str(image.info.get(name, "")) for name in ("prompt", "seed", "step")}
                 frame = Frame(int(said["step"]), embedded(image))
         except (OSError, ValueError) as error:
-            console.warn(f"{path} cannot be read ({error}): left out")
+            LOG.warning(f"{path} cannot be read ({error}): left out")
             continue
         found.setdefault((said["prompt"], said["seed"]), []).append(frame)
     return [Strip(prompt, seed, tuple(frames)) for (prompt, seed), frames in found.items()]

@@ -1,18 +1,20 @@
 """Which model words belong to: what their files say of it, chosen, and announced."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli import console
 from dticli.errors import UsageError
 from dticli.models import choice, contents
 from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.words import learned_word, repositories
 from dticli.words.learned_word import Token
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
         offline=bool(given["offline"]),
         device=given["device"] or "auto",
     )
-    console.notice(contents.announcement(model))
+    LOG.info(contents.announcement(model))
     if not given["model"]:
         for each in strangers(tokens, model):
-            console.warn(each)
+            LOG.warning(each)
     return Opened(model, contents.family(model))
 
 

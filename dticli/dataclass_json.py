@@ -1,0 +1,26 @@
+"""Results as JSON text: what `--json` prints and plans keep."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def to_json(result: Any) -> str:
+    """A dataclass as JSON, indented; control characters are escaped, so that none reaches a terminal."""
+    text = json.dumps(_plain(result), ensure_ascii=False, indent=2, allow_nan=False)
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+
+
+def _plain(value: Any) -> Any:
+    """A result as JSON can hold it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
