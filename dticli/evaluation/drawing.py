@@ -9,7 +9,7 @@ from PIL.Image import Image
 from dticli.draw import pictures, pipeline, sampler
 from dticli.draw.pipeline import Progress
 from dticli.draw.sampler import Picture, Shot
-from dticli.evaluation.prompts import Prompt
+from dticli.evaluation.prompt import Prompt
 from dticli.settings import GenerateSettings
 from dticli.words.base_model import Opened
 from dticli.words.learned_word import Token

@@ -16,7 +16,7 @@ from dticli import hub
 from dticli.errors import EnvironmentProblem, ModelError, UsageError, is_out_of_memory
 from dticli.evaluation import stickers
 from dticli.evaluation.measure import Eyes, Reader
-from dticli.evaluation.prompts import Prompt, Reading
+from dticli.evaluation.prompt import Prompt, Reading
 from dticli.models import devices, foreign
 
 KNOWN = {

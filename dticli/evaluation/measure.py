@@ -8,7 +8,7 @@ import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
-from dticli.evaluation.prompts import Prompt, Reading
+from dticli.evaluation.prompt import Prompt, Reading
 
 RESAMPLES = 10_000
 SHIFTS = 3

@@ -11,7 +11,7 @@ from dticli import bundled, evaluation, settings
 from dticli.bundled.world.looks import Look
 from dticli.errors import DtiError, InputError, UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE, prompts
-from dticli.evaluation.prompts import Prompt
+from dticli.evaluation.prompt import Prompt
 from dticli.paths import WORDS_OR_FILES, beside
 from dticli.photos import albums
 from dticli.photos.albums import Album

@@ -18,7 +18,7 @@ from dticli.bundled.world import elements, grammar, looks, words
 from dticli.bundled.world.looks import Look
 from dticli.bundled.world.scenes import Background, Scene, Thing
 from dticli.errors import UsageError
-from dticli.evaluation.prompts import Prompt, Reading
+from dticli.evaluation.prompt import Prompt, Reading
 
 JUDGES: Mapping[str, Literal["a", "b"]] = {"stickers-a": "a", "stickers-b": "b"}
 OTHERS = words.OTHERS

@@ -22,7 +22,7 @@ class Outcome:
         norm: mean length of the word's rows, in vocabulary means.
         likeness, alignment: means over prompts.
         chance: alignment of the same pictures with other prompts of the set; None where there is one prompt.
-        elements, leakage: as in `prompts.Reading`, over all prompts.
+        elements, leakage: as in `prompt.Reading`, over all prompts.
     """
 
     arm: str

@@ -17,6 +17,7 @@ from dticli import bundled
 from dticli.errors import InputError, UsageError
 from dticli.evaluation import execution, measure, prompts, summary, trials
 from dticli.evaluation import plan as plans
+from dticli.evaluation.prompt import Prompt, Reading
 from dticli.evaluation.summary import Outcome
 from dticli.learn import jobs
 from dticli.models.choice import Model
@@ -452,10 +453,10 @@ def test_chance_is_what_other_prompts_get() -> None:
     class Numbers:
         def require(self, prompts: object, noun: str) -> None: ...
 
-        def read(self, images: object, prompt: prompts.Prompt, noun: str) -> prompts.Reading:
-            return prompts.Reading((float(prompt.template),))
+        def read(self, images: object, prompt: Prompt, noun: str) -> Reading:
+            return Reading((float(prompt.template),))
 
-    five = [prompts.Prompt(str(number)) for number in range(5)]
+    five = [Prompt(str(number)) for number in range(5)]
     expected = np.mean([(place + shift) % 5 for place in range(5) for shift in (1, 2, 3)])
     assert measure.chance(five, [[]] * 5, "dog", Numbers()) == pytest.approx(expected)
     assert measure.chance(five[:1], [[]], "dog", Numbers()) is None

@@ -18,7 +18,7 @@ from dticli.bundled.world.looks import Look
 from dticli.bundled.world.scenes import Scene
 from dticli.errors import UsageError
 from dticli.evaluation import prompts, stickers
-from dticli.evaluation.prompts import Prompt
+from dticli.evaluation.prompt import Prompt
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]

@@ -23,7 +23,7 @@ from dticli.bundled.world.scenes import Background, Scene, Thing
 from dticli.errors import ModelError
 from dticli.evaluation import measure, stickers
 from dticli.evaluation.measure import Mean
-from dticli.evaluation.prompts import Prompt
+from dticli.evaluation.prompt import Prompt
 from dticli.evaluation.trials import weights_mark
 
 from . import cache, check, package, sampling, shards
