@@ -5,10 +5,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from dticli.version import __version__
+
 if TYPE_CHECKING:
     from dticli.api import load_word, place, slerp, train, vocabulary_norms
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load_word", "place", "slerp", "train", "vocabulary_norms"]
 
 

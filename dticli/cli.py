@@ -11,8 +11,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dticli import __version__, console, signals
+from dticli import console, signals
 from dticli.errors import DtiError, Stopped
+from dticli.version import __version__
 
 WIDTH = 120
 """Help is as wide as the terminal, up to what can still be read."""

@@ -32,7 +32,7 @@ class Reading:
     Attributes:
         scores: of each picture.
         elements: share of pictures that show each element the prompt asks for, the word's own noun among them.
-        leakage: how often one of two things shows the other's tint; None where that cannot be.
+        leakage: how often one of two things shows the other's colour; None where that cannot be.
     """
 
     scores: tuple[float, ...]

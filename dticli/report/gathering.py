@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from dticli import __version__, paths
+from dticli import paths
 from dticli.durations import clock
 from dticli.errors import DtiError, InputError
 from dticli.learn.run import SMOOTHING
@@ -23,6 +23,7 @@ from dticli.report import charts
 from dticli.report.charts import Line
 from dticli.report.pictures import Embedded, embedded
 from dticli.settings import TrainSettings, read_config, resolve
+from dticli.version import __version__
 from dticli.words import base_model, conversion, norms, programs, repositories
 from dticli.words.conversion import Source
 from dticli.words.learned_word import Token

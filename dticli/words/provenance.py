@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dticli import __version__
 from dticli.paths import names_token_file
+from dticli.version import __version__
 from dticli.words import programs
 
 if TYPE_CHECKING:
