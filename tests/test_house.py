@@ -1,0 +1,87 @@
+"""Who may import whom: down the floors of the house, and in no circle."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import house
+from tests.house import Arrow
+
+ROOT = Path(__file__).parents[1]
+NOT_SHIPPED = "bundled.recipe."
+
+
+@pytest.fixture(scope="module")
+def found() -> set[Arrow]:
+    return house.arrows(ROOT)
+
+
+def test_every_room_has_a_floor() -> None:
+    """A new room must say where it stands, and one that is gone must not."""
+    assert {house.room(name) for name in house.modules(ROOT)} == set().union(*house.FLOORS)
+
+
+def test_imports_lead_down(found: set[Arrow]) -> None:
+    """Rooms know those below and none beside them or above, not even inside a function."""
+    assert house.upwards(found) == []
+
+
+def test_no_rooms_import_one_another(found: set[Arrow]) -> None:
+    assert house.circles(house.between(found)) == []
+
+
+def test_no_modules_import_one_another(found: set[Arrow]) -> None:
+    """Of all that is installed: each can be read after what it imports."""
+    installed = [each for each in found if not each.source.startswith(NOT_SHIPPED)]
+    assert house.circles(installed) == []
+
+
+def test_only_commands_and_the_live_line_know_the_console(found: set[Arrow]) -> None:
+    """Everything else returns, raises, logs, or is handed what shows its progress."""
+    knowing = {each.source for each in found if each.target == "console"}
+    assert {name for name in knowing if not name.startswith("commands.")} == {"cli", "learn.live"}
+
+
+def test_the_sphere_is_mathematics(found: set[Arrow]) -> None:
+    """It needs torch and nothing of dti but its errors."""
+    assert {each.target for each in found if each.source == "sphere"} == {"errors"}
+    assert house.outside(ROOT)["sphere"] - sys.stdlib_module_names == {"torch"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from dticli.learn import run",
+        "from dticli.learn.run import Run",
+        "import dticli.learn.run",
+        "from ..learn import run",
+        "from ..learn.run import Run as Other",
+        "def later():\n    from dticli.learn import run",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from dticli.learn.run import Run",
+    ],
+)
+def test_every_way_to_import_is_seen(tmp_path: Path, line: str) -> None:
+    """In a house of two rooms, the lower of which reaches up; the upper one looks down."""
+    for name, text in {
+        "__init__": "",
+        "words/__init__": "",
+        "words/norms": line,
+        "learn/__init__": "",
+        "learn/run": "from dticli.words import norms",
+    }.items():
+        file = tmp_path / "dticli" / f"{name}.py"
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_text(text)
+    found = house.arrows(tmp_path)
+    assert {Arrow("words.norms", "learn.run"), Arrow("learn.run", "words.norms")} == found
+    assert house.upwards(found) == ["words.norms -> learn.run"]
+    assert house.circles(found) == [("learn.run", "words.norms")]
+    assert house.circles(house.between(found)) == [("learn", "words")]
+    assert house.floors(found) == 1
+
+
+def test_floors_are_counted() -> None:
+    """The longest way down decides."""
+    assert house.floors([Arrow("a", "b"), Arrow("b", "c"), Arrow("a", "c")]) == 3
+    assert house.floors([Arrow("a", "b"), Arrow("b", "c"), Arrow("c", "b"), Arrow("c", "d")]) == 3
