@@ -4,8 +4,6 @@ import os
 import sys
 from collections.abc import MutableMapping
 
-from dticli.cli import run
-
 OF_THREADS = ("OMP_", "GOMP_", "KMP_")
 """Start of the variables that tell OpenMP how its threads behave."""
 
@@ -23,7 +21,29 @@ def let_threads_sleep(environment: MutableMapping[str, str]) -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     let_threads_sleep(os.environ)
-    sys.exit(run())
+    _open_closed_streams()
+    try:
+        from dticli.cli import run
+
+        code = run()
+    except KeyboardInterrupt:
+        # Before or after the command itself, which handles its own.
+        print("stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Give streams that were closed a place to go to, and every stream characters it can write.
+
+    The first file that is opened would take a closed stream's number, and get what is printed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the program runs
+        elif mode == "w":
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

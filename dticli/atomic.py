@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dticli import files
 from dticli.errors import EnvironmentProblem, UsageError
 
 _REASONS = {
@@ -29,13 +30,12 @@ def require_writable(paths: Iterable[str | Path], *, force: bool = False) -> Non
 
     Raises:
         UsageError: one of the files is there, and `force` is not set.
-        EnvironmentProblem: a path is a folder, or the disk refuses.
+        EnvironmentProblem: a path is a folder, a device, a pipe or a link that leads nowhere, or the disk refuses.
     """
     targets = [Path(path) for path in paths]
     for path in targets:
-        if path.is_dir():
-            raise EnvironmentProblem(f"cannot write {path}: it is a folder; add a file name")
-        if path.exists() and not force:
+        require_replaceable(path)
+        if os.path.lexists(path) and not force:
             raise UsageError(
                 f"{path} exists: expected a new name; choose another, or add --force to replace it"
             )
@@ -46,6 +46,13 @@ def require_writable(paths: Iterable[str | Path], *, force: bool = False) -> Non
                 pass
         except OSError as error:
             raise EnvironmentProblem(f"cannot write in {folder}: {reason(error)}") from None
+    for path in targets:
+        try:
+            os.lstat(path)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise EnvironmentProblem(f"cannot write {path}: {reason(error)}") from None
 
 
 def make_folder(folder: Path) -> None:
@@ -56,12 +63,14 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise EnvironmentProblem(f"cannot make the folder {folder}: {reason(error)}") from None
 
 
-def reason(error: OSError) -> str:
-    """What went wrong and what to do, for an error of writing."""
+def reason(error: OSError | ValueError) -> str:
+    """What went wrong and what to do, for an error of writing; ValueError is what Python says to names with a NUL."""
+    if isinstance(error, ValueError):
+        return "nothing can be called that; choose another name"
     return _REASONS.get(error.errno or 0, f"{error.strerror}; write to another folder")
 
 
@@ -80,18 +89,17 @@ def staged(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, with its suffix, that takes its place when the context ends well.
 
     The caller creates the file. If the body raises, `path` stays as it was and the temporary file is removed.
-    A symbolic link stays one: the file it points to is replaced. Only errors that carry an `errno` are
-    explained, so serialise to memory first where a library hides it: `torch.save` raises RuntimeError on a
-    full disk.
+    A symbolic link stays one: the file it points to is replaced. What is no regular file never is. Only errors that
+    carry an `errno` are explained, so serialise to memory first where a library hides it: `torch.save` raises
+    RuntimeError on a full disk.
 
     Raises:
-        EnvironmentProblem: there is no such folder, `path` is a folder, or the disk refuses; the message says
-            what to do. The first two are found before the body runs.
+        EnvironmentProblem: there is no such folder, `path` is there and no regular file, or the disk refuses; the message
+            says what to do. The first two are found before the body runs.
     """
+    require_replaceable(path)
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise EnvironmentProblem(f"cannot write {path}: it is a folder; add a file name")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise EnvironmentProblem(
             f"cannot write {path}: there is no folder {Path(path).parent}; create it first"
         )
@@ -112,6 +120,13 @@ def staged(path: str | Path) -> Iterator[Path]:
         # What kept the file from being written must not be hidden by a failure to tidy up after it.
         with suppress(OSError):
             temporary.unlink()
+
+
+def require_replaceable(path: str | Path) -> None:
+    """Raise EnvironmentProblem where something is in the place of a file that is no regular file: it is not ours to remove."""
+    if found := files.kind(path):
+        advice = "add a file name" if found == "a folder" else "write to another file"
+        raise EnvironmentProblem(f"cannot write {path}: it is {found}; {advice}")
 
 
 def _sync(path: Path, mode: int) -> None:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dticli import console, signals
-from dticli.errors import DtiError, Stopped
+from dticli.errors import DtiError, EnvironmentProblem, Stopped, is_out_of_memory
 from dticli.version import __version__
 
 WIDTH = 120
@@ -34,6 +34,8 @@ COMMANDS = {
     "doctor": "Check the installation, device and hub, and say what to do.",
     "example": "Write five example photos of a subject to a folder.",
 }
+
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class _Lazy(TyperCommand):
@@ -110,19 +112,40 @@ def run(arguments: Sequence[str] | None = None) -> int:
     signals.install()
     console.listen()
     try:
-        return app(args=arguments, prog_name="dti", standalone_mode=False) or 0
-    except Stopped as stop:
-        console.stopped(str(stop))
-        return stop.exit_code
+        code = app(args=arguments, prog_name="dti", standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            # typer makes this of Ctrl-C.
+            console.stopped("stopped")
+        with console.heard():
+            pass
+        return code
+    except Stopped as error:
+        console.stopped(str(error))
+        return error.exit_code
     except DtiError as error:
         if console.tracebacks_shown():
             raise
         console.error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        console.stopped("interrupted")
-        return 130
+        console.stopped("stopped")
+        return INTERRUPTED
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            # Whoever read the help has seen enough; typer gives this another code.
+            return 0
+        if error.code == TERMINATED:
+            console.stopped("stopped")
+        raise
     except Exception as error:
+        if is_out_of_memory(error) and not console.tracebacks_shown():
+            console.error("out of memory: close other programs, or choose something smaller")
+            return EnvironmentProblem.exit_code
+        if isinstance(error, OSError) and error.filename is None and not console.tracebacks_shown():
+            # Of a descriptor and not of a file: help and version are printed by others.
+            console.silence()
+            console.error(f"cannot write to standard output ({error.strerror}): send it somewhere else")
+            return EnvironmentProblem.exit_code
         # Typer's usage errors come from its own copy of click: known by what they can do, not by class.
         if not hasattr(error, "format_message") or console.tracebacks_shown():
             raise

@@ -2,16 +2,18 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dticli.dataclass_json import to_json
 from dticli.durations import clock
+from dticli.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -42,36 +44,73 @@ def show(result: Result, *, as_json: bool) -> None:
     """Print a command's result on stdout."""
     if not _speaker:
         return
-    if as_json:
-        print(to_json(result))
-        return
-    for line in result.lines():
-        # A terminal breaks lines at words; what is read by programs keeps them whole.
-        _out().print(printable(line), markup=False, highlight=False, soft_wrap=not _out().is_terminal)
+    lines = [to_json(result)] if as_json else [printable(line) for line in result.lines()]
+    with heard():
+        for line in lines:
+            if as_json:
+                print(line)
+            else:
+                # A terminal breaks lines at words; what is read by programs keeps them whole.
+                _out().print(line, markup=False, highlight=False, soft_wrap=not _out().is_terminal)
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Write what is printed inside to stdout now, so that a refusal is known while it can be told.
+
+    A reader that closed its end has read what it wanted: that is no error.
+
+    Raises:
+        EnvironmentProblem: stdout cannot be written.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        silence()
+        if not isinstance(error, BrokenPipeError):
+            reason = getattr(error, "strerror", None) or error
+            raise EnvironmentProblem(
+                f"cannot write the result to standard output ({reason}): send it somewhere else"
+            ) from None
+
+
+def silence() -> None:
+    """Let what is still to be written to stdout go nowhere: Python would try again at the end, and complain."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _say(text: str, style: str | None = None) -> None:
+    """One line on stderr; where that is closed or full, nobody listens, and the work goes on."""
+    # A name of a megabyte is no less a name in an error, and no line of a terminal.
+    text = re.sub(r"\S{400,}", lambda long: f"{long[0][:160]}...{long[0][-80:]}", printable(text))
+    with suppress(OSError, ValueError):
+        _err().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def notice(text: str) -> None:
     """One line on stderr."""
     if _speaker:
-        _err().print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        _say(text)
 
 
 def warn(text: str) -> None:
     """One line on stderr that should not be missed."""
     if _speaker:
-        _err().print(
-            f"warning: {printable(text)}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        _say(f"warning: {text}", "yellow")
 
 
 def stopped(text: str) -> None:
     """The one line of a run that was asked to stop: nothing went wrong."""
-    _err().print(printable(text), style="yellow", markup=False, highlight=False, soft_wrap=True)
+    _say(text, "yellow")
 
 
 def error(text: str) -> None:
     """The one line an error gets."""
-    _err().print(f"error: {printable(text)}", style="red", markup=False, highlight=False, soft_wrap=True)
+    _say(f"error: {text}", "red")
 
 
 class _Printed(logging.Handler):

@@ -4,6 +4,8 @@ A message is one line: what was found; what was expected; what to do next.
 """
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class DtiError(Exception):
@@ -96,3 +98,29 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def boundary(ours: Callable[[str], DtiError]) -> Iterator[None]:
+    """The boundary of a library: whatever it raises inside becomes one error of ours.
+
+    Classes are not listed, because libraries raise what their input leads them to. Errors of ours, and a lack of memory
+    or of a connection, which no input is to blame for, pass through.
+
+    Args:
+        ours: the error, made from what the library said, in one line.
+    """
+    try:
+        yield
+    except (DtiError, ConnectionError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ours(first_line(error)) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says that is not blank, at most 300 characters of it; its class if it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:300]

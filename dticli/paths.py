@@ -1,5 +1,6 @@
 """Which settings name files, and where those that are relative are looked for. Imports no torch."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ SNAPSHOT = re.compile(rf"(?P<run>.+{re.escape(RUN)})@(?P<step>\d{{1,8}})")
 """How a state that was kept is named where a token file can be: `dog.run@200`."""
 ALPHA = "alpha"
 """In the place of a folder of masks: the photos' own transparency."""
+MARK = "drawn by dti"
+"""What pictures that dti drew say, where their format keeps the name of a program: they are never photos."""
 FILES = frozenset({"photos", "masks", "captions_file"})
 WORDS_OR_FILES = frozenset({"init", "prior"})
 NAMES_OR_FILES = frozenset({"model", "base", "prompt_set", "image_judge", "text_judge"})
@@ -50,5 +53,5 @@ def _is_path(folder: Path, name: str, value: Any) -> bool:
     if name in WORDS_OR_FILES:
         return names_token_file(value)
     if name in NAMES_OR_FILES:
-        return (folder / value).exists()
+        return os.path.exists(folder / value)
     return name in FILES and value != ALPHA

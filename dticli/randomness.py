@@ -27,7 +27,7 @@ class Key:
     def generator(self) -> torch.Generator:
         """A CPU generator seeded by the key alone; the same on every machine and device."""
         text = "\0".join(map(str, (self.seed, self.purpose, self.word, self.step, self.sample)))
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 

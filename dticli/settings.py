@@ -7,6 +7,7 @@ The first layer that names a setting wins: command line > config file > the mode
 import builtins
 import difflib
 import json
+import os
 import re
 import secrets
 import tomllib
@@ -18,11 +19,16 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo, field_validator
 
-from dticli import spelling, textfile
+from dticli import files, spelling
 from dticli.errors import UsageError
 from dticli.paths import FILES, WORDS_OR_FILES, beside
 
 Positive = Annotated[int, Field(ge=1)]
+MIN_SIDE, MAX_SIDE = 8, 8192
+"""Of a picture, in pixels: what lies beyond fails after a long wait, or takes all memory."""
+MAX_DRAWING_STEPS = 1000
+"""Levels of noise that models are trained on; schedulers have no more."""
+MAX_BATCH = 4096
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ANY_SEED = -1
 """In the place of a seed: one that nobody chose."""
@@ -127,7 +133,9 @@ class TrainSettings(ModelSettings):
         "dti", description="dti learns the direction; ti is ordinary Textual Inversion with a free norm."
     )
     steps: Annotated[Positive, Group.COMMON] = Field(description="Optimizer steps.")
-    batch_size: Positive = Field(description="Pictures a device sees at once.")
+    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH)] = Field(
+        description="Pictures a device sees at once."
+    )
     accumulate: Positive = Field(1, description="Batches gathered before each step.")
     lr: Annotated[float, Field(gt=0)] = Field(
         description="How far a step turns the word: by atan(lr) radians. For ti, AdamW's rate."
@@ -183,7 +191,7 @@ class TrainSettings(ModelSettings):
         None,
         description="Folder with a mask for each photo, white on the subject, or alpha: the photos' own transparency.",
     )
-    resolution: Annotated[Annotated[int, Field(ge=8, le=8192)], Group.PHOTOS] = Field(
+    resolution: Annotated[Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)], Group.PHOTOS] = Field(
         description="Side of the square crops, in pixels."
     )
     crop: Annotated[Literal["center", "random", "none"], Group.PHOTOS] = Field(
@@ -274,7 +282,9 @@ class GenerateSettings(ModelSettings):
     group = Group.DRAWING
 
     negative: str | None = Field(None, description="What should not be in the picture.")
-    steps: Positive | None = Field(None, description="Denoising steps; default: the pipeline's.")
+    steps: Annotated[int, Field(ge=1, le=MAX_DRAWING_STEPS)] | None = Field(
+        None, description="Denoising steps; default: the pipeline's."
+    )
     guidance: Annotated[float, Field(ge=0)] | None = Field(
         None, description="How strongly to follow the prompt; default: the pipeline's."
     )
@@ -293,7 +303,15 @@ class GenerateSettings(ModelSettings):
     seed: Annotated[Annotated[int, Field(ge=ANY_SEED, lt=2**63)], Group.COMMON] = Field(
         0, description="Of the noise: picture i starts from seed + i, frames from seed; -1: any."
     )
-    batch_size: Positive = Field(1, description="Pictures drawn at once.")
+    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH)] = Field(1, description="Pictures drawn at once.")
+
+    @field_validator("size")
+    @classmethod
+    def _sides_are_within_reach(cls, size: str | None) -> str | None:
+        sides = [float(side) for side in re.findall(r"\d+", size or "")]
+        if not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
+            raise ValueError(f"expected sides of {MIN_SIDE} to {MAX_SIDE} pixels")
+        return size
 
     @field_validator("size", mode="before")
     @classmethod
@@ -449,14 +467,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: missing or not TOML.
     """
+    text = files.read_text(path, UsageError, "pass a TOML file with settings of dti train")
     try:
-        return tomllib.loads(textfile.read(path))
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}; pass a TOML file with settings of dti train"
-        ) from None
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # TOMLDecodeError and UnicodeDecodeError, and numbers or nesting beyond what Python reads.
+        # TOMLDecodeError, and numbers or nesting beyond what Python reads.
         raise UsageError(f"{path} is not valid TOML: {error}; correct it") from None
 
 
@@ -466,7 +481,7 @@ def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict
     Raises:
         UsageError: as `read_config`, and for settings that are not a model's to say.
     """
-    if folder is None or not (folder / "dti.toml").is_file():
+    if folder is None or not os.path.lexists(folder / "dti.toml"):
         return {}
     path = folder / "dti.toml"
     kinds: dict[str, type[Settings]] = {"train": TrainSettings, "generate": GenerateSettings}

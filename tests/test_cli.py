@@ -1,10 +1,16 @@
 """The command table: help, start-up, exit codes, completions and the reference."""
 
+import array
+import fcntl
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import termios
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -313,3 +319,87 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(said: dict[str, st
     )
     (shown,) = [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
     assert f"'{spins}'" in shown
+
+
+# Streams and signals: of real processes, because the interpreter itself takes part
+
+
+def program(command: str) -> subprocess.CompletedProcess[str]:
+    """A shell's command line in which `dti` is this checkout's."""
+    line = command.replace("dti ", f"{shlex.quote(sys.executable)} -m dticli ", 1)
+    return subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("dti --version > /dev/full", 5),
+        ("dti --help > /dev/full", 5),
+        ("dti --version >&-", 0),
+        ("dti --version 2>&-", 0),
+        ("dti --version <&- >&- 2>&-", 0),
+        ("dti nonsense 2>/dev/full", 2),
+        ("dti nonsense 2>&-", 2),
+        ("dti --help | true; exit ${PIPESTATUS[0]}", 0),
+        ("PYTHONIOENCODING=ascii dti nönsense", 2),
+        ("dti generate --prompts - <&-", 2),
+        ("printf '\\xff\\xfe' | PYTHONUTF8=1 dti generate --prompts -", 2),
+    ],
+)
+def test_streams_that_refuse(command: str, code: int) -> None:
+    """Full, closed, cut off or of another encoding: one line at most, no traceback, and a code that says whose fault it is."""
+    ended = program(command)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+    assert len(ended.stderr.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_outside_of_training_stops(number: int, code: int) -> None:
+    """While a command waits, here for prompts: it says so in one plain line."""
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "dticli", "generate", "--prompts", "-"],
+        cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # What is started in the background of a shell is not interrupted from its keyboard, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert waiting.stderr
+    assert waiting.stdin
+    # It reads once the command has begun; what waits in the pipe then has been taken.
+    os.set_blocking(waiting.stdin.fileno(), False)
+    _until_read(waiting.stdin.fileno())
+    waiting.send_signal(number)
+    said = waiting.stderr.read()
+    waiting.stderr.close()
+    assert waiting.wait() == code
+    waiting.stdin.close()
+    assert said == "stopped\n"
+
+
+def _until_read(pipe: int) -> None:
+    """Wait until a process has taken a line from its stdin."""
+    os.write(pipe, b"\n")
+    deadline = time.monotonic() + 300
+    waiting = array.array("i", [1])
+    while waiting[0] and time.monotonic() < deadline:
+        time.sleep(0.01)
+        fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+
+
+def test_memory_that_runs_out_anywhere_is_one_line(dti: Dti, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no place of its own explains it."""
+    monkeypatch.setattr("dticli.bundled.photos", lambda *_: bytearray(2**60))
+    monkeypatch.delenv("DTI_DEBUG", raising=False)
+    outcome = dti("example", "dog")
+    assert (outcome.code, "out of memory" in outcome.error) == (5, True)
+
+
+def test_a_name_of_a_megabyte_is_no_line_of_a_megabyte(dti: Dti) -> None:
+    """An error shows its ends."""
+    outcome = dti("info", "a" * 2**20)
+    assert outcome.code == 3
+    assert len(outcome.err) < 2000

@@ -1,10 +1,11 @@
 """`dti generate`: prompts and token files in, pictures out."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
 from dticli.settings import ANY_SEED, GenerateSettings, Group, model_layer, resolve
+
+if TYPE_CHECKING:
+    from dticli.draw.sampler import Shot
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ def command(
             help="Token file, folder or hub id, or NAME=FILE to rename its word; repeatable.",
         ),
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures per prompt.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("pictures"),
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Pictures per prompt.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder, or a file for one.")] = Path("pictures"),
     grid: Annotated[
         Path | None,
         typer.Option(help="Also write one picture of all, one row per prompt.", rich_help_panel=Group.OUTPUT),
@@ -70,12 +74,12 @@ def command(
 
     Example: dti generate "a photo of <dog> in the snow" -t dog.safetensors --count 4 --grid grid.png
     """
+    texts = _prompts(prompt or [], prompts)
     from dticli import atomic
     from dticli.draw import pictures, pipeline, sampler
     from dticli.words import base_model
     from dticli.words import texts as about
 
-    texts = _prompts(prompt or [], prompts)
     tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in token or []]
     names = [each.name for each in tokens]
     spoken = [*texts, given["negative"]] if given["negative"] else texts
@@ -89,16 +93,36 @@ def command(
     shots = sampler.shots(texts, settings.seed, count)
     if grid:
         pictures.require_image(grid)
-    files = [out / pictures.file_name(index, shot) for index, shot in enumerate(shots)]
-    atomic.require_writable([*files, *([grid] if grid else [])], force=force)
+    targets = _targets(out, shots, force=force)
+    atomic.require_writable([*targets, *([grid] if grid else [])], force=force)
     loaded = pipeline.load(opened, settings, tokens)
     drawn = pipeline.draw(
-        loaded, opened, shots, settings, files=files, progress=partial(console.progress, quiet=quiet)
+        loaded, opened, shots, settings, files=targets, progress=partial(console.progress, quiet=quiet)
     )
     if grid:
         pictures.save_image(grid, pictures.grid([picture.image for picture in drawn], columns=count))
-    results = [Drawn(file, shot.prompt, shot.seed) for file, shot in zip(files, shots, strict=True)]
+    results = [Drawn(file, shot.prompt, shot.seed) for file, shot in zip(targets, shots, strict=True)]
     console.show(Generated(opened.model.label, tuple(results), grid), as_json=json)
+
+
+def _targets(out: Path, shots: "Sequence[Shot]", *, force: bool) -> list[Path]:
+    """A file for each picture: `out` itself for one, where it is named like a picture, or numbered in that folder.
+
+    Numbers go on after those that are there, unless these are to be replaced.
+    """
+    from dticli.draw import pictures
+
+    if out.suffix.lower() in pictures.SUFFIXES and not os.path.isdir(out):
+        if len(shots) == 1:
+            pictures.require_image(out)
+            return [out]
+        raise UsageError(
+            f"--out {out} for {len(shots)} pictures: expected a folder; name one, and --grid for one picture of all"
+        )
+    first = 0 if force else pictures.next_number(out)
+    if first:
+        console.notice(f"{out} holds pictures up to {first - 1:04d}: going on with {first:04d}")
+    return [out / pictures.file_name(index, shot) for index, shot in enumerate(shots, start=first)]
 
 
 def _prompts(given: Sequence[str], source: str | None) -> list[str]:

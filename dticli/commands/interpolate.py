@@ -91,6 +91,7 @@ def command(
             "--frames",
             "-n",
             min=2,
+            max=10_000,
             metavar="<int>",
             help=f"Pictures, ends included, or along each edge of a grid. Default: {FRAMES}, {SIDE}.",
         ),

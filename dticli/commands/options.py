@@ -4,14 +4,13 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import annotated_types
 import typer
 from pydantic.fields import FieldInfo
 
-from dticli import console, textfile
+from dticli import console, files
 from dticli.commands import completion
 from dticli.errors import UsageError
 from dticli.settings import Group, ModelSettings, Settings
@@ -53,14 +52,17 @@ def read_prompts(given: Sequence[str], source: str | None) -> list[str]:
 
 
 def _lines(source: str) -> list[str]:
-    if source == "-":
-        return sys.stdin.read().splitlines()
+    advice = "expected a text file with one prompt per line; check --prompts"
+    if source != "-":
+        return files.read_text(source, UsageError, advice).splitlines()
     try:
-        return textfile.read(Path(source)).splitlines()
+        text = sys.stdin.read(files.MAX_TEXT)
+        # Python hands bytes that are no text on as half characters in some locales.
+        text.encode()
+        return text.splitlines()
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot read {source} ({error}): expected a text file with one prompt per line; check --prompts"
-        ) from None
+        # Closed, or not UTF-8.
+        raise UsageError(f"cannot read the prompts on standard input ({error}): {advice}") from None
 
 
 def with_settings(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dticli import console
+from dticli import console, files
 from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json
 from dticli.errors import InputError, UsageError
@@ -97,7 +97,7 @@ def _picture(path: Path, number: int) -> "Picture":
     from dticli.words.card import Picture
 
     kind = SUFFIXES.get(path.suffix.lower())
-    if not kind or not path.is_file():
+    if not kind or files.problem(path):
         raise InputError(f"no picture {path}: expected {', '.join(SUFFIXES)}; check the path")
     if path.stat().st_size > MAX_PICTURE:
         raise InputError(

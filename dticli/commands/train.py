@@ -72,6 +72,7 @@ class Checked:
     Attributes:
         skipped: names with reasons.
         others: files that are no pictures.
+        folders: how many photos are from sub-folders, if any.
         problems: photos without a usable caption.
         unused: files with captions that were not asked for.
         cut: captions longer than an encoder reads.
@@ -81,6 +82,7 @@ class Checked:
     photos: tuple[Framed, ...]
     skipped: tuple[tuple[str, str], ...]
     others: int
+    folders: str | None
     crops: int
     resolution: int
     problems: tuple[str, ...]
@@ -92,6 +94,8 @@ class Checked:
         yield f"{len(self.photos)} photos, {self.crops} crops of about {self.resolution} px"
         for photo in self.photos:
             yield from photo.lines()
+        if self.folders:
+            yield self.folders
         yield from (f"skipped {name}: {reason}" for name, reason in self.skipped)
         if self.others:
             yield f"{self.others} other files are no pictures"
@@ -278,7 +282,7 @@ def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
 
 def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Checked:
     from dticli.photos import captions
-    from dticli.photos.albums import crops
+    from dticli.photos.albums import crops, in_folders
 
     album, settings = job.album, job.settings
     windows = crops(album.photos, settings, job.opened.family.multiple)
@@ -302,6 +306,7 @@ def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Ch
         photos=tuple(framed),
         skipped=tuple((each.name, each.reason) for each in album.skipped),
         others=album.others,
+        folders=in_folders(album.photos),
         crops=len(windows),
         resolution=settings.resolution,
         problems=job.captions.problems,

@@ -2,19 +2,26 @@
 
 import importlib.util
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from dticli import atomic
 from dticli.draw.sampler import Picture, Shot
 from dticli.errors import EnvironmentProblem, InputError, UsageError
+from dticli.paths import MARK
 
 GAP = 2
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+"""That name one picture rather than a folder of them."""
+
+
+_NUMBERED = re.compile(r"(\d{4,9})-.*\.png$")
 
 
 def file_name(index: int, shot: Shot) -> str:
@@ -23,13 +30,20 @@ def file_name(index: int, shot: Shot) -> str:
     return f"{index:04d}-{words or 'picture'}-{shot.seed}.png"
 
 
+def next_number(folder: Path) -> int:
+    """The number after the highest that a picture in a folder has; 0 where there is none."""
+    try:
+        names = os.listdir(folder)
+    except (OSError, ValueError):
+        return 0
+    return max((int(match[1]) + 1 for name in names if (match := _NUMBERED.match(name))), default=0)
+
+
 def save(path: Path, picture: Picture, description: Mapping[str, str]) -> None:
     """Write a picture as PNG with prompt, seed and `description` as text."""
-    text = PngInfo()
-    said = {"prompt": picture.shot.prompt, "seed": str(picture.shot.seed), **description}
-    for name, value in said.items():
-        text.add_itxt(name, value)
-    save_image(path, picture.image, pnginfo=text)
+    save_image(
+        path, picture.image, {"prompt": picture.shot.prompt, "seed": str(picture.shot.seed), **description}
+    )
 
 
 def require_image(path: Path) -> str:
@@ -63,13 +77,34 @@ def require_animation(path: Path) -> None:
         )
 
 
-def save_image(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write an image in the format its suffix names."""
+def save_image(path: Path, image: Image.Image, said: Mapping[str, str] | None = None, **options: Any) -> None:
+    """Write an image in the format its suffix names, with the mark that it was drawn.
+
+    Args:
+        said: what a PNG says about itself besides.
+    """
     kind = require_image(path)
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
+    image.save(buffer, format=kind, **_marked(image, kind, said or {}), **options)
     atomic.make_folder(path.parent)
     atomic.write_bytes(path, buffer.getvalue())
+
+
+def _marked(image: Image.Image, kind: str, said: Mapping[str, str]) -> dict[str, Any]:
+    """Options of Pillow's that write `MARK` where the format keeps the name of a program, so that it is never a photo."""
+    match kind:
+        case "PNG":
+            text = PngInfo()
+            for name, value in {"Software": MARK, **said}.items():
+                text.add_itxt(name, value)
+            return {"pnginfo": text}
+        case "GIF":
+            return {"comment": MARK.encode()}
+        case "JPEG" | "WEBP" | "AVIF" | "TIFF":
+            exif = image.getexif()
+            exif[ExifTags.Base.Software] = MARK
+            return {"exif": exif}
+    return {}
 
 
 def read(path: Path) -> Image.Image:

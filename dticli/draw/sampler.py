@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 
 from dticli.draw.schedulers import SCHEDULERS
-from dticli.errors import EnvironmentProblem, UsageError, is_out_of_memory
+from dticli.errors import EnvironmentProblem, ModelError, UsageError, boundary, is_out_of_memory
 from dticli.models.families import Family
 from dticli.models.families.shape import FIXED, call_defaults, is_flow
 from dticli.settings import GenerateSettings
@@ -72,7 +72,8 @@ def _call(
     """Images, and whether each was filtered."""
     options = _options(pipe, settings, len(prompts))
     try:
-        output = pipe(prompt=prompts, generator=generators, **options)
+        with boundary(_undrawable):
+            output = pipe(prompt=prompts, generator=generators, **options)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -83,6 +84,12 @@ def _call(
     images = output.images if "images" in output else [frames[0] for frames in output.frames]
     filtered = output.get("nsfw_content_detected") or [False] * len(images)
     return list(zip(images, filtered, strict=True))
+
+
+def _undrawable(reason: str) -> ModelError:
+    return ModelError(
+        f"the model cannot draw this ({reason}): expected other settings; try without --scheduler, --steps and --size"
+    )
 
 
 def _lighter(pipe: Any, settings: GenerateSettings, count: int) -> str:
@@ -158,7 +165,10 @@ def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
     kind, options = SCHEDULERS[name]
     if is_flow(own):
         raise UsageError(f"--scheduler {name} does not suit a flow-matching model; leave it out")
-    pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
+    with boundary(
+        lambda reason: UsageError(f"--scheduler {name} does not suit this model ({reason}); leave it out")
+    ):
+        pipe.scheduler = getattr(diffusers, kind).from_config(own.config, **options)
     try:
         yield
     finally:

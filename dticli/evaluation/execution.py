@@ -51,11 +51,12 @@ def carry_out(
     layers = [given, plan.file.generate, {"model": plan.file.model}]
     opened = base_model.open_model(first_said(layers), ())
     settings = resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
+    results = [folder / "results.json", folder / "results.md"]
+    atomic.require_writable(results, force=force or records.read(results[0], _Written, {}) is not None)
     # Before anything is learned: what the judging needs must not be found missing after it.
     stage = _stage(plan, opened, settings, folder, force=force, quiet=quiet, progress=progress)
     for place in ("words", "pictures", "trials"):
         atomic.make_folder(folder / place)
-    atomic.require_writable([folder / "results.md"], force=True)
     words = {trial.name: _job(stage, trial, given) for trial in plan.trials}
     failed = _learn_all(stage, _missing(stage, words))
     problems = {name: failed[job.target] for name, job in words.items() if job and job.target in failed}
@@ -72,6 +73,15 @@ def carry_out(
             "and give the same command"
         )
     return result
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What tells results of a plan, which it may replace, from files that only have their names."""
+
+    plan: str
+    arms: list[dict[str, Any]]
+    outcomes: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Models that look at pictures: how alike two of them are, and how well one fits a sentence."""
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dticli import hub
+from dticli import files, hub
 from dticli.errors import EnvironmentProblem, ModelError, UsageError, is_out_of_memory
 from dticli.evaluation import stickers
 from dticli.evaluation.measure import Eyes, Reader
@@ -183,7 +184,8 @@ def _folder(name: str, option: str, offline: bool) -> Path:
     """A local folder with the files of a judge; downloads them from the hub."""
     from huggingface_hub import snapshot_download
 
-    if Path(name).is_dir():
+    if os.path.isdir(name):
+        files.require_regular(Path(name), ModelError, "expected the files of a judge")
         return Path(name)
     repository, _, revision = name.partition("@")
     if not hub.ID.fullmatch(repository):

@@ -1,5 +1,6 @@
 """A comparison written down: methods x subjects x seeds, read from a file and checked."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,8 +214,8 @@ def read(name: str) -> Plan:
         UsageError: not there, not TOML, or with faults; names them.
         InputError: a subject has no usable photos.
     """
-    path = HERE / f"{name}.toml" if (HERE / f"{name}.toml").is_file() else Path(name)
-    if not path.exists():
+    path = HERE / f"{name}.toml" if os.path.isfile(HERE / f"{name}.toml") else Path(name)
+    if not os.path.exists(path):
         raise UsageError(
             f"no plan {name}: expected {', '.join(evaluation.plans())} or a TOML file; check --plan"
         )

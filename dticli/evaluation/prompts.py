@@ -6,7 +6,7 @@ which it must not drown itself.
 
 from pathlib import Path
 
-from dticli import textfile
+from dticli import files
 from dticli.errors import UsageError
 from dticli.evaluation.prompt import Prompt
 
@@ -81,14 +81,10 @@ def read(name: str) -> tuple[Prompt, ...]:
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        lines = textfile.read(path).splitlines()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"no prompt set {path} ({reason}): expected {', '.join(SETS)} or a text file with a prompt a line; "
-            "check --prompt-set"
-        ) from None
+    advice = (
+        f"no prompt set has that name; expected {', '.join(SETS)} or a text file with a prompt on each line"
+    )
+    lines = files.read_text(path, UsageError, advice).splitlines()
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise UsageError(f"{path} is empty: expected a prompt a line, with {{}} where the word stands")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from dticli import atomic
+from dticli import atomic, files
+from dticli.errors import InputError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,6 +25,6 @@ def write(file: Path, record: "DataclassInstance") -> None:
 def read(file: Path, kind: type[Record], names: Mapping[str, Any]) -> Record | None:
     """What is kept there, under the names it has now: arms that say the same share their files. None if absent or damaged."""
     try:
-        return TypeAdapter(kind).validate_python(json.loads(file.read_text(encoding="utf-8")) | names)
-    except (OSError, ValueError, TypeError):
+        return TypeAdapter(kind).validate_python(json.loads(files.read_text(file, InputError, "")) | names)
+    except (InputError, ValueError, TypeError, RecursionError):
         return None

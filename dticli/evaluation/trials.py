@@ -73,14 +73,14 @@ def _weight_files(folder: Path) -> list[Path]:
 def model_mark(model: Model) -> str:
     """Of a model's weights, and of those a single file borrows; a hub model is known by its name and revision."""
     place = Path(model.location)
-    own = weights_mark(place) if place.exists() else model.label
+    own = weights_mark(place) if os.path.exists(place) else model.label
     return mark(own, model.variant, model.base and model_mark(model.base))
 
 
 def judge_mark(name: str) -> str:
     """Of a judge's weights; one of the hub is known by its name."""
     place = judge.weights(stickers.JUDGES[name]) if name in stickers.JUDGES else Path(name)
-    return weights_mark(place) if place.exists() else mark(name)
+    return weights_mark(place) if os.path.exists(place) else mark(name)
 
 
 def word_mark(job: Job, model: str) -> str:

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dticli import atomic
-from dticli.errors import InputError, UsageError
+from dticli import atomic, files
+from dticli.errors import InputError, UsageError, boundary
 
 FORMAT = 1
 KEPT = 2
@@ -87,7 +87,9 @@ def read(path: Path) -> Checkpoint:
         InputError: damaged, or not a checkpoint.
         UsageError: written by a newer dti.
     """
-    try:
+    advice = "expected a checkpoint of dti train; delete it, or start again with --force"
+    files.require(path, InputError, advice)
+    with boundary(lambda reason: InputError(f"{path} is damaged ({reason}): {advice}")):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _require_format(path, metadata)
@@ -102,11 +104,6 @@ def read(path: Path) -> Checkpoint:
             ),
             machine=_texts(json.loads(metadata["machine"])),
         )
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is damaged ({type(error).__name__}): expected a checkpoint of dti train; "
-            "delete it, or start again with --force"
-        ) from None
 
 
 def _require_format(path: Path, metadata: Mapping[str, str]) -> None:

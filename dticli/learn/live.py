@@ -93,9 +93,12 @@ def learn(job: "Job", load: "Load", how: How) -> Trained:
         DtiError: it cannot be learned or written; what was learned so far is kept beside it.
     """
     from dticli import atomic
+    from dticli.photos import albums
 
-    for skipped in job.album.skipped:
-        console.warn(f"skipped {skipped.name}: {skipped.reason}")
+    for complaint in albums.complaints(job.album.skipped):
+        console.warn(complaint)
+    if folders := albums.in_folders(job.album.photos):
+        console.notice(folders)
     if job.captions.remark:
         console.warn(job.captions.remark)
     with job.folder.locked():
@@ -112,14 +115,13 @@ def learn(job: "Job", load: "Load", how: How) -> Trained:
 
 
 def require_free(job: "Job", how: How) -> None:
-    """Raise UsageError where an unfinished run or a token file is in the way, and no option says what to do with it."""
+    """Raise UsageError where a token file or the folder of a run is in the way, and no option says what to do with it."""
     from dticli import atomic
 
-    if job.folder.checkpoints() and not how.force:
-        raise UsageError(
-            f"{job.folder.path} holds an unfinished run: continue it with --resume, or start again with --force"
-        )
     atomic.require_writable([job.target], force=how.force)
+    if (taken := job.folder.taken()) and not how.force:
+        ways = "choose another --out, continue it with --resume, or start again with --force"
+        raise UsageError(f"{job.folder.path} holds {taken}: {ways}")
 
 
 def _before(job: "Job", how: How) -> "Checkpoint | None":
@@ -128,11 +130,15 @@ def _before(job: "Job", how: How) -> "Checkpoint | None":
     Raises:
         UsageError: as `require_free`.
     """
+    from dticli import atomic
+
     if how.resume and (before := job.folder.newest()):
         return before
     if how.resume:
         console.notice(f"nothing to continue in {job.folder.path}: starting afresh")
-    require_free(job, how)
+        atomic.require_writable([job.target], force=how.force)
+    else:
+        require_free(job, how)
     return None
 
 

@@ -3,18 +3,15 @@
 import json
 import os
 import re
-import secrets
-import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-import psutil
+from filelock import FileLock, Timeout
 
-from dticli import atomic, paths
+from dticli import atomic, files, paths
 from dticli.errors import EnvironmentProblem, InputError, UsageError
 from dticli.learn import checkpoint
 from dticli.learn.checkpoint import Checkpoint
@@ -23,14 +20,23 @@ SETTINGS, MACHINE, LOG, LOCK, FINISHED = (
     "run.toml",
     "machine.json",
     "log.jsonl",
-    "lock.json",
+    "lock",
     "finished.safetensors",
 )
 PREVIEWS = "previews"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
-CLOCK_TOLERANCE = 2.0
-"""Seconds by which the start time of one process may differ between two readings: the clock may be set meanwhile."""
-TRIES = 8
+TEMPORARY = re.compile(r"\.dti-[0-9a-f]{16}\..*")
+"""What a killed process left of a file it was writing."""
+ENTRY: Mapping[str, type | tuple[type, ...]] = {
+    "step": int,
+    "loss": (int, float),
+    "smoothed": (int, float),
+    "angle": (int, float),
+    "norm": dict,
+    "cosine_to_init": dict,
+}
+"""What whoever reads a line of the log relies on."""
+MAX_LOG = 2**30
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,16 @@ class RunFolder:
         steps = {int(match[1]): match[0] for name in names if (match := CHECKPOINT.fullmatch(name))}
         return [self.path / steps[step] for step in sorted(steps)]
 
+    def taken(self) -> str | None:
+        """What is in this folder that a new run would replace: the state of a run, or files of its names."""
+        if self.checkpoints():
+            return "an unfinished run"
+        if os.path.lexists(self.path / FINISHED):
+            return "a finished run"
+        if any(os.path.lexists(self.path / name) for name in (SETTINGS, MACHINE, LOG)):
+            return "a run that has no state yet"
+        return None
+
     def newest(self) -> Checkpoint | None:
         """The state to continue from: of the unfinished run, else of the finished one, else none.
 
@@ -84,8 +100,9 @@ class RunFolder:
     def start(self, settings: str, machine: Mapping[str, str], step: int) -> None:
         """Open the books for a run that goes on from `step`: what other attempts left behind it is removed."""
         atomic.make_folder(self.path)
-        for leftover in self.path.glob(".dti-*"):
-            leftover.unlink(missing_ok=True)
+        for leftover in self.path.iterdir():
+            if TEMPORARY.fullmatch(leftover.name) and os.path.isfile(leftover):
+                leftover.unlink(missing_ok=True)
         if step == 0:
             for path in [*self.checkpoints(), self.path / FINISHED]:
                 path.unlink(missing_ok=True)
@@ -114,6 +131,7 @@ class RunFolder:
     @contextmanager
     def appending(self) -> Iterator["Log"]:
         """The log, opened for further lines."""
+        atomic.require_replaceable(self.log)
         try:
             descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
@@ -127,22 +145,33 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Be the only writer while the context is open; a folder that stayed empty is removed afterwards.
 
+        The system frees the lock when its process ends, however it ends.
+
         Raises:
-            UsageError: another process is writing; says which.
+            UsageError: another process is writing.
             EnvironmentProblem: the disk refuses.
         """
         atomic.make_folder(self.path)
-        lock = self.path / LOCK
+        path = self.path / LOCK
+        atomic.require_replaceable(path)
+        lock = FileLock(path, timeout=0)
         try:
-            _take(lock)
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"{self.path} is being written by another process: expected one run at a time; "
+                "wait for it, stop it, or choose another --out"
+            ) from None
         except OSError as error:
-            raise EnvironmentProblem(f"cannot write {lock}: {atomic.reason(error)}") from None
+            raise EnvironmentProblem(f"cannot write {path}: {atomic.reason(error)}") from None
         try:
             yield
         finally:
             with suppress(OSError):
-                lock.unlink()
+                # Removed while it is held: whoever opened it meanwhile sees that it is gone, and makes another.
+                path.unlink(missing_ok=True)
                 self.path.rmdir()
+            lock.release()
 
 
 def _step(path: Path) -> int:
@@ -189,79 +218,29 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         InputError: the log cannot be read.
     """
     path = folder / LOG
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from None
+    data = files.read_bytes(
+        path, InputError, "expected the log of a run; check its permissions", most=MAX_LOG
+    )
     entries = []
-    for line in lines:
+    for line in data.splitlines(keepends=True):
         try:
             entry = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
-        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        if not _is_entry(entry):
             break
         entries.append(entry)
     return entries
 
 
-# One writer at a time. A lock names its process by host, number and start time: numbers alone come round again.
-
-
-def _take(lock: Path) -> None:
-    """Create the lock, after removing one whose process is gone."""
-    for _ in range(TRIES):
-        with suppress(FileExistsError):
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                os.write(descriptor, json.dumps(_ourselves()).encode())
-            finally:
-                os.close(descriptor)
-            return
-        with suppress(FileNotFoundError):
-            held = lock.read_bytes()
-            _require_gone(lock, held)
-            _remove(lock, held)
-    raise UsageError(f"{lock} keeps changing hands: expected one run at a time; try again later")
-
-
-def _ourselves() -> dict[str, Any]:
-    process = psutil.Process()
-    return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
-
-
-def _require_gone(lock: Path, held: bytes) -> None:
-    try:
-        holder = json.loads(held)
-        host, pid, started = str(holder["host"]), int(holder["pid"]), float(holder["started"])
-    except (ValueError, KeyError, TypeError):
-        # Written in one piece just after it is created: unless it is that young, its writer was killed in between.
-        time.sleep(0.1)
-        if lock.read_bytes() == held:
-            return
-        raise FileNotFoundError from None
-    if host != socket.gethostname():
-        raise UsageError(
-            f"{lock.parent} is being written by process {pid} on {host}: expected one run at a time; "
-            f"if that one is gone, delete {lock}"
-        )
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        dead = process.status() == psutil.STATUS_ZOMBIE
-        if not dead and abs(process.create_time() - started) < CLOCK_TOLERANCE:
-            raise UsageError(
-                f"{lock.parent} is being written by process {pid}: expected one run at a time; "
-                "wait for it, stop it, or choose another --out"
-            )
-
-
-def _remove(lock: Path, held: bytes) -> None:
-    """Remove a stale lock, unless another process has replaced it meanwhile: then that one gets its lock back."""
-    aside = lock.with_name(f".dti-{secrets.token_hex(8)}.json")
-    os.rename(lock, aside)
-    if aside.read_bytes() != held:
-        os.rename(aside, lock)
-    else:
-        aside.unlink()
+def _is_entry(entry: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a line of the log has everything that its readers rely on, in the right form."""
+    if not isinstance(entry, dict) or not all(
+        isinstance(entry.get(key), kind) for key, kind in ENTRY.items()
+    ):
+        return False
+    figures = [*entry["norm"].items(), *entry["cosine_to_init"].items()]
+    same = entry["norm"].keys() == entry["cosine_to_init"].keys()
+    return same and all(isinstance(value, int | float) for _, value in figures)

@@ -117,7 +117,7 @@ def choose(
     )
     name, why = next((name, why) for name, why in candidates if name)
     if single_file.is_named(name):
-        found = _locate_file(Path(name).expanduser(), why, base, variant=variant, offline=offline)
+        found = _locate_file(Path(os.path.expanduser(name)), why, base, variant=variant, offline=offline)
     elif base:
         raise UsageError(
             f"--base {base} beside the model {name}: expected it for a single .safetensors file only; leave it out"
@@ -138,9 +138,9 @@ def _locate_file(path: Path, why: str, base: str | None, *, variant: str | None,
 def _locate(name: str, why: str, option: str, *, variant: str | None, offline: bool) -> Model:
     if name == bundled.MODEL_NAME:
         return Model(name, "bundled", str(bundled.model_folder()), why, option=option)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        if not os.path.isfile(path / "model_index.json"):
             raise ModelError(
                 f"{name} holds no model_index.json: expected a folder in diffusers layout; pass its top folder"
             )

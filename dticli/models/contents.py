@@ -9,19 +9,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
-from dticli import bundled, hub, mistaken
-from dticli.errors import ModelError, UsageError
+from dticli import bundled, files, hub, mistaken
+from dticli.errors import ModelError, UsageError, boundary
 from dticli.models import families, single_file
 from dticli.models.choice import Model
-from dticli.models.embeddings import Table, read_tables, read_tokenizer
+from dticli.models.embeddings import Table, read_json, read_tables, read_tokenizer
 from dticli.models.families import Family
 from dticli.models.single_file import ZERO_SNR, Shapes
 
 if TYPE_CHECKING:
     from dticli.models.families.shape import Process
 
+COMPONENT = re.compile(r"(text_encoder|tokenizer)(_\d+)?|unet|transformer|vae|scheduler")
+MAX_LAYERS = 1000
+"""Of a component; the deepest that is used for pictures has about a hundred."""
 DENOISERS = ("unet", "transformer")
 
 
@@ -29,17 +30,28 @@ def index(model: Model) -> dict[str, Any]:
     """The model's `model_index.json`; downloads that one file from the hub.
 
     Raises:
-        ModelError: unreadable.
+        ModelError: unreadable, or an entry is of no known form.
         EnvironmentProblem: the hub cannot be reached.
     """
     model = model.layout
     path = model.folder / "model_index.json" if model.folder else Path(_from_hub(model, "model_index.json"))
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{model.name}: model_index.json is unreadable ({error}); download the model again"
-        ) from None
+    return {
+        name: _entry(model, name, value)
+        for name, value in read_json(path, f"{model.name}: download the model again").items()
+    }
+
+
+def _entry(model: Model, name: str, value: Any) -> Any:
+    """A component is a library and a class, or a pair of nulls where it is left out; others are settings of any kind."""
+    match value:
+        case [str() | None, str() | None]:
+            return value
+        case _ if not COMPONENT.fullmatch(name):
+            return value
+    raise ModelError(
+        f"{model.name}: model_index.json says {name} is {ascii(value)[:60]}: expected a library and a class; "
+        "download the model again"
+    )
 
 
 def family(model: Model) -> Family:
@@ -117,6 +129,9 @@ def tokenizers(model: Model, family: Family) -> list[Any]:
     patterns = ["model_index.json", "tokenizer*/*"]
     parts, folder = index(model), model.layout.folder or snapshot(model, patterns)
     names = dict.fromkeys(encoder.tokenizer for encoder in family.encoders)
+    for name in names:
+        if not isinstance(parts.get(name), list):
+            raise ModelError(f"{model.name} names no {name}: expected one; download the model again")
     return [read_tokenizer(folder / name, parts[name][1]) for name in names]
 
 
@@ -177,11 +192,12 @@ def _headers(model: Model, components: Mapping[str, Any]) -> Iterator[tuple[str,
 
 
 def _shapes_in(path: Path, model: Model) -> Shapes:
-    try:
+    def damaged(reason: str) -> ModelError:
+        what = mistaken.known_file(path) or f"damaged ({reason}); download the model again"
+        return ModelError(f"{model.name}: {path.parent.name}/{path.name} is {what}")
+
+    with boundary(damaged):
         return single_file.header(path)
-    except (SafetensorError, OSError) as error:
-        what = mistaken.known_file(path) or f"damaged ({error}); download the model again"
-        raise ModelError(f"{model.name}: {path.parent.name}/{path.name} is {what}") from None
 
 
 def _remote_headers(model: Model, components: Mapping[str, Any]) -> Iterator[tuple[str, Shapes]]:
@@ -204,6 +220,41 @@ def mistaken_file(model: Model) -> str | None:
         if path.is_file() and (what := mistaken.known_file(path)):
             return f"{path.parent.name}/{path.name} is {what}"
     return None
+
+
+def require_sane(model: Model) -> None:
+    """Look at a local model's configs before a library builds what they ask for.
+
+    Raises:
+        ModelError: one is not JSON, or asks for more layers than any model has: building them would never end. Or a file is
+            a pipe or a device, which reading would never end.
+    """
+    folder = model.layout.folder
+    if folder is None:
+        return
+    files.require_regular(folder, ModelError, "expected files of a model; download it again")
+    for path in sorted(folder.glob("*/*config.json")):
+        config = read_json(path, f"{model.name}: download the model again")
+        if deep := next(_deep(config), None):
+            raise ModelError(
+                f"{model.name}: {path.parent.name}/{path.name} asks for {deep}: expected at most {MAX_LAYERS}; "
+                "download the model again"
+            )
+
+
+def _deep(config: Any, name: str = "") -> Iterator[str]:
+    """Numbers of layers in a config, and in those within it, that no model has."""
+    match config:
+        case dict():
+            for key, value in config.items():
+                yield from _deep(value, str(key))
+        case list():
+            for value in config:
+                yield from _deep(value, name)
+        case int() | float() if config > MAX_LAYERS and re.search(
+            r"(layers?|blocks?|depth)$|layers_per_", name
+        ):
+            yield f"{name} = {config}"
 
 
 def parameter_counts(shapes: Mapping[str, Shapes]) -> dict[str, int]:
@@ -288,7 +339,7 @@ def hub_errors(model: Model) -> AbstractContextManager[None]:
 
 def absent(index: Mapping[str, Any]) -> dict[str, None]:
     """Components a model was saved without: the library insists that they are named as None."""
-    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
+    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[:1] == [None]}
 
 
 def require_multiple(size: tuple[int, int], family: Family) -> None:

@@ -15,7 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dticli.errors import ModelError
+from dticli import files, mistaken
+from dticli.errors import ModelError, boundary
 from dticli.models import foreign
 from dticli.models.families import Encoder
 
@@ -31,6 +32,8 @@ _WEIGHT_FILES = (
     "pytorch_model.*.bin",
     "pytorch_model.bin.index.*.json",
 )
+
+AGAIN = "expected a model in diffusers layout; download it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +83,7 @@ def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None =
         ModelError: a file is missing or damaged, or no text encoder is found; names the file.
     """
     folder, elsewhere = Path(folder), elsewhere or {}
-    index = _json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json", AGAIN)
     tables = []
     for encoder in sorted(name for name in index if re.fullmatch(r"text_encoder(_\d+)?", name)):
         tokenizer = encoder.replace("text_encoder", "tokenizer")
@@ -112,7 +115,7 @@ def _find_table(folder: Path) -> tuple[Path, str | None]:
     path = _weight_file(folder)
     if path.suffix != ".json":
         return path, None
-    shards = _json(path).get("weight_map")
+    shards = read_json(path, AGAIN).get("weight_map")
     if not isinstance(shards, dict):
         raise ModelError(f"{path} names no shards: expected a weight_map; download the model again")
     key = _table_key(shards, path)
@@ -140,18 +143,14 @@ def _weight_file(folder: Path) -> Path:
 
 def _read_tensor(path: Path, key: str | None) -> Tensor:
     """The table in one file of weights, mapped to disk where the format allows; `key` is searched if None."""
-    try:
+    files.require(path, ModelError, "expected weights; download the model again")
+    with boundary(lambda reason: ModelError(f"{path} cannot be read ({reason}); download the model again")):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor(key or _table_key(file.keys(), path))
         # Only the zip format of torch >= 1.6 can be mapped.
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         return weights[key or _table_key(weights, path)]
-    except ModelError:
-        raise
-    except Exception as error:
-        # The libraries raise SafetensorError, UnpicklingError, RuntimeError, KeyError, OSError and more.
-        raise ModelError(f"{path} cannot be read ({_line(error)}); download the model again") from error
 
 
 def _table_key(keys: Collection[str], path: Path) -> str:
@@ -171,28 +170,31 @@ def read_tokenizer(folder: Path, kind: str) -> Any:
     import transformers
 
     loader = getattr(transformers, kind, transformers.AutoTokenizer)
-    try:
+    with boundary(
+        lambda reason: ModelError(f"no tokenizer in {folder} ({reason}); download the model again")
+    ):
         loaded = foreign.load(loader.from_pretrained, folder, local_files_only=True)
-    except Exception as error:
-        # Missing files, broken JSON and absent optional packages each raise their own class.
-        raise ModelError(f"no tokenizer in {folder} ({_line(error)}); download the model again") from error
-    if isinstance(loaded, transformers.PreTrainedTokenizerBase):
-        return loaded
-    return loaded.tokenizer  # of a processor, which handles pictures too
+        if isinstance(loaded, transformers.PreTrainedTokenizerBase):
+            return loaded
+        return loaded.tokenizer  # of a processor, which handles pictures too
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} cannot be read ({_line(error)}): expected a model in diffusers layout"
-        ) from None
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object of a model.
+
+    Raises:
+        ModelError: unreadable, or anything else; then `advice`.
+    """
+    text = files.read_text(path, ModelError, advice)
+
+    def damaged(reason: str) -> ModelError:
+        what = mistaken.known_file(path)
+        if what:
+            return ModelError(f"{path.parent.name}/{path.name} is {what}")
+        return ModelError(f"{path} is not JSON ({reason}): {advice}")
+
+    with boundary(damaged):
+        content = json.loads(text)
     if not isinstance(content, dict):
-        raise ModelError(f"{path} is damaged: expected names and values; download the model again")
+        raise ModelError(f"{path} is damaged (no names and values): {advice}")
     return content
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message, or its class."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -3,12 +3,13 @@
 import dataclasses
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dticli.errors import DtiError, ModelError, UsageError, is_out_of_memory
+from dticli.errors import ModelError, UsageError, boundary
 from dticli.models import contents, devices, foreign, single_file
 from dticli.models.choice import Model
 from dticli.models.quantization import stored
@@ -51,26 +52,20 @@ def load(
     # diffusers leaves the filter out of single files, which never have it.
     if (model.file or not safety_checker) and "safety_checker" in contents.index(source):
         without |= WITHOUT_SAFETY_CHECKER
-    with contents.hub_errors(source):
-        try:
-            pipe = foreign.load(
-                DiffusionPipeline.from_pretrained,
-                source.location,
-                dtype=dtype,
-                revision=source.revision,
-                variant=source.variant,
-                local_files_only=source.offline or source.kind != "hub",
-                quantization_config=quantization,
-                # Straight to the device, one after another: whole models would wait in the host's memory.
-                device_map=None if quantization else device.type,
-                **without,
-            )
-        except Exception as error:
-            if isinstance(error, ConnectionError | DtiError) or is_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            what = contents.mistaken_file(source) or f"{reason}; download the model again"
-            raise ModelError(f"{source.name} cannot be loaded: {what}") from error
+    contents.require_sane(source)
+    with contents.hub_errors(source), boundary(partial(_unloadable, source)):
+        pipe = foreign.load(
+            DiffusionPipeline.from_pretrained,
+            source.location,
+            dtype=dtype,
+            revision=source.revision,
+            variant=source.variant,
+            local_files_only=source.offline or source.kind != "hub",
+            quantization_config=quantization,
+            # Straight to the device, one after another: whole models would wait in the host's memory.
+            device_map=None if quantization else device.type,
+            **without,
+        )
     if model.file:
         pipe = single_file.fill(model.file, pipe, _as_base(source), dtype)
     if scheduler:
@@ -82,6 +77,11 @@ def load(
             align(module)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def _unloadable(model: Model, reason: str) -> ModelError:
+    what = contents.mistaken_file(model) or f"{reason}; download the model again"
+    return ModelError(f"{model.name} cannot be loaded: {what}")
 
 
 def text_encoders(model: Model, device: torch.device, dtype: torch.dtype) -> Any:

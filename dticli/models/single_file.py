@@ -5,17 +5,18 @@ components a file lacks come from a *base*: a model of the same kind in diffuser
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from dticli import mistaken
-from dticli.errors import ModelError, is_out_of_memory
+from dticli import files, mistaken
+from dticli.errors import ModelError, boundary
 from dticli.models import foreign
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class SingleFile:
 
 def is_named(name: str) -> bool:
     """Whether a model of that name is a file."""
-    return Path(name).suffix.lower() in (SUFFIX, *PICKLES) and not Path(name).expanduser().is_dir()
+    return Path(name).suffix.lower() in (SUFFIX, *PICKLES) and not os.path.isdir(os.path.expanduser(name))
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -280,15 +281,16 @@ def header(path: Path) -> Shapes:
 
 
 def _shapes(path: Path) -> Shapes:
-    try:
-        return header(path)
-    except FileNotFoundError:
-        raise ModelError(f"no file {path}: {EXPECTED}; check --model") from None
-    except (OSError, SafetensorError) as error:
+    files.require(path, ModelError, f"{EXPECTED}; check --model")
+
+    def unreadable(reason: str) -> ModelError:
         what = mistaken.known_file(path)
-        raise ModelError(
-            f"{path.name} is {what}" if what else f"{path.name} cannot be read ({error}); download it again"
-        ) from None
+        return ModelError(
+            f"{path.name} {f'is {what}' if what else f'cannot be read ({reason}); download it again'}"
+        )
+
+    with boundary(unreadable):
+        return header(path)
 
 
 def _recognise(shapes: Shapes) -> tuple[Layout, str] | None:
@@ -393,8 +395,11 @@ def _size(component: str, base: Base) -> int:
     import diffusers
     import torch
 
-    kind = getattr(diffusers, base.index[component][1])
-    with torch.device("meta"):
+    def broken(reason: str) -> ModelError:
+        return ModelError(f"the {component} of {base.name} cannot be built ({reason}); choose another --base")
+
+    with boundary(broken), torch.device("meta"):
+        kind = getattr(diffusers, base.index[component][1])
         module = kind.from_config(kind.load_config(base.folder, subfolder=component, local_files_only=True))
     return sum(tensor.numel() for tensor in module.state_dict().values())
 
@@ -410,7 +415,8 @@ def fill(file: SingleFile, pipe: Any, base: Base, dtype: "torch.dtype") -> Any:
     """
     filled = [component for component in file.components if base.has(component)]
     rest = {name: part for name, part in pipe.components.items() if name not in filled}
-    try:
+    # Converters and loaders each raise their own class where a tensor is missing or of another shape.
+    with boundary(partial(_misfit, file, base)):
         pipe = foreign.load(
             type(pipe).from_single_file,
             str(file.path),
@@ -419,12 +425,6 @@ def fill(file: SingleFile, pipe: Any, base: Base, dtype: "torch.dtype") -> Any:
             local_files_only=True,
             **rest,
         )
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        # Converters and loaders each raise their own class where a tensor is missing or of another shape.
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise _misfit(file, base, reason) from error
     for component in filled:
         module = getattr(pipe, component)
         if hasattr(module, "tie_weights"):

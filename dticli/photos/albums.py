@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dticli import paths, randomness
-from dticli.errors import InputError
+from dticli.errors import InputError, is_out_of_memory
 from dticli.photos import decoding
 from dticli.photos.decoding import SHEETS, Fit
 from dticli.randomness import Key
@@ -27,8 +27,12 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2"}
     | {".avif", ".heic", ".heif"}
 )
+MASK_ENDING = "-masklabel"
+"""Of masks that OneTrainer keeps beside photos."""
 MIN_SIDE = 8
 """Pixels; what is smaller shows nothing."""
+MOST_OBLONG = 200
+"""Times its width that a photo may be long: brought to the height of a crop, a longer one would take all memory."""
 MAX_SHAPE = 4.0
 """Longer than this, even whole photos are cropped."""
 BACKGROUND = 0.1
@@ -127,7 +131,7 @@ def read(
             f"no folder {source} ({reason}): expected a folder of photos; check path and permissions"
         ) from None
     decoding.register_plugins()
-    found = _Found(source)
+    found = _Found(source, without=masks)
     pictures = found.pictures()
     checked = []
     for item in decoding.ahead(lambda path: _check(path, found.name(path), fit), pictures):
@@ -150,16 +154,20 @@ def read(
 
 
 class _Found:
-    """The files under a folder; links to folders are not followed, so that loops end."""
+    """The files under a folder; links to folders are not followed, so that loops end.
 
-    def __init__(self, source: Path) -> None:
+    What programs put among photos is left out: thumbnails, masks, and runs of dti.
+    """
+
+    def __init__(self, source: Path, without: str | None = None) -> None:
         self.source = source
+        self.without = os.path.realpath(without) if without and without != paths.ALPHA else None
         self.unreadable: list[Skipped] = []
         self.others = 0
 
     def pictures(self) -> list[Path]:
         """Pictures by suffix, in all sub-folders, in the order of their names; hidden files are none."""
-        if self.source.is_file():
+        if os.path.isfile(self.source):
             return [self.source]
         return sorted(self._walk(), key=self.name)
 
@@ -169,14 +177,18 @@ class _Found:
 
     def _walk(self) -> Iterator[Path]:
         for root, folders, names in os.walk(self.source, onerror=self._refused):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            folders[:] = [name for name in folders if not self._is_foreign(Path(root, name))]
             for name in names:
                 if name.startswith("."):
                     continue
-                if Path(name).suffix.lower() in SUFFIXES:
+                if Path(name).suffix.lower() in SUFFIXES and not Path(name).stem.endswith(MASK_ENDING):
                     yield Path(root, name)
                 else:
                     self.others += 1
+
+    def _is_foreign(self, folder: Path) -> bool:
+        run = folder.suffix == ".run" and os.path.isfile(folder / "run.toml")
+        return folder.name.startswith((".", "@")) or run or os.path.realpath(folder) == self.without
 
     def _refused(self, error: OSError) -> None:
         path = Path(error.filename)
@@ -210,9 +222,15 @@ def _check(path: Path, name: str, fit: Fit | None = None) -> Photo | Skipped:
         height, width = opened.size
         if min(width, height) < MIN_SIDE:
             return Skipped(path, name, f"only {width}x{height} pixels")
+        if max(width, height) > MOST_OBLONG * min(width, height):
+            return Skipped(path, name, f"{width}x{height} pixels are too long and narrow; crop it")
+        if opened.drawn:
+            return Skipped(path, name, paths.MARK)
         if wanted:
             SHEETS.put(path, size := wanted(opened.size), decoding.sheet(opened.picture, size))
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         # Damaged and hostile pictures raise whatever their bytes lead the decoders to.
         return Skipped(path, name, decoding.reason(error, path))
     note = f"the first of {opened.frames} frames" if opened.frames > 1 else None
@@ -250,7 +268,7 @@ def _with_masks(photos: Sequence[Photo], masks: str) -> tuple[Photo, ...]:
             )
         return tuple(replace(p, mask=p.path, fingerprint=f"{p.fingerprint} alpha") for p in photos)
     folder = Path(masks)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"no folder {folder}: expected a mask for each photo; check --masks")
     by_stem = {_stem(found): path for found, path in _named(folder)}
     missing = [photo.name for photo in photos if _stem(photo.name) not in by_stem]
@@ -280,6 +298,25 @@ def _with_mask(photo: Photo, path: Path) -> Photo:
             f"the mask {path} has {mask_width}x{mask_height} pixels: expected the shape of {photo.name}, {width}x{height}"
         )
     return replace(photo, mask=path, fingerprint=f"{photo.fingerprint} {mask.fingerprint}")
+
+
+def in_folders(photos: Sequence[Photo]) -> str | None:
+    """How many photos come from sub-folders, and from which; None where none does."""
+    folders = [photo.name.rpartition("/")[0] for photo in photos if "/" in photo.name]
+    if not folders:
+        return None
+    return (
+        f"{len(folders)} of {len(photos)} photos are from sub-folders: {listed(list(dict.fromkeys(folders)))}"
+    )
+
+
+def complaints(skipped: Sequence[Skipped]) -> Iterator[str]:
+    """What is not used, and why; a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for each in skipped:
+        names.setdefault(each.reason, []).append(each.name)
+    for reason, those in names.items():
+        yield f"skipped {listed(those)}: {reason}"
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dticli import mistaken
+from dticli.paths import MARK
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
 """What is read, whatever the name says: Pillow would run Ghostscript on a PostScript file."""
@@ -95,11 +96,13 @@ class Opened:
         picture: upright, RGB or RGBA, 8 bits in sRGB.
         size: (height, width) of the whole file, upright; the picture may be smaller.
         frames: of which it is the first.
+        drawn: it says that dti drew it.
     """
 
     picture: Image.Image
     size: tuple[int, int]
     frames: int
+    drawn: bool
 
 
 def read(path: Path, fit: Fit | None = None) -> Opened:
@@ -121,7 +124,15 @@ def read(path: Path, fit: Fit | None = None) -> Opened:
             least = fit((height, width)) if on_its_side else fit((height, width))[::-1]
             file.draft("", (math.ceil(SPARE * least[0]), math.ceil(SPARE * least[1])))
         file.load()
-        return Opened(_in_srgb(_in_eight_bits(ImageOps.exif_transpose(file))), (height, width), frames)
+        drawn = _is_drawn(file)
+        return Opened(_in_srgb(_in_eight_bits(ImageOps.exif_transpose(file))), (height, width), frames, drawn)
+
+
+def _is_drawn(picture: Image.Image) -> bool:
+    """Whether a picture says that dti drew it."""
+    software = picture.getexif().get(ExifTags.Base.Software)
+    said = (picture.info.get("Software"), picture.info.get("comment"), software)
+    return any(each in (MARK, MARK.encode()) for each in said)
 
 
 @dataclass(frozen=True)

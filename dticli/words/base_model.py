@@ -2,9 +2,9 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dticli.errors import UsageError
@@ -28,7 +28,7 @@ class Opened:
 def read_token(source: str, *, offline: bool = False) -> Token:
     """Read the word of a file, folder or hub repository, or `NAME=SOURCE` under another name."""
     name, equals, rest = source.partition("=")
-    if not equals or Path(source).exists():
+    if not equals or os.path.exists(source):
         return repositories.read(source, offline=offline).token
     name = learned_word.named(name)
     return dataclasses.replace(repositories.read(rest, offline=offline).token, name=name)

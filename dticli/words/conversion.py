@@ -1,6 +1,7 @@
 """A word in and out of other programs: read from a file or a folder, completed, rescaled, and written for a program."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def read(path: Path, name: str | None = None, pick: str | None = None) -> Source
     Raises:
         InputError: no word, several, or files that do not belong together.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         token, layout = token_reading.read_with_layout(path, name, pick)
         others = tuple(each.name for each in path.parent.iterdir() if _is_other_part(path.name, each.name))
         return Source(

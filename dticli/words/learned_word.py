@@ -122,7 +122,15 @@ def _require_directions(key: str, rows: Tensor) -> None:
         raise InputError(
             f"{vectors_for(key)} hold NaN or inf: expected finite numbers; get another copy or train again"
         )
-    empty = ~rows.any(dim=1)
+    # As everything computes them: squares of tiny numbers vanish, and of huge ones overflow.
+    lengths = rows.norm(dim=1)
+    if not lengths.isfinite().all():
+        row = int((~lengths.isfinite()).nonzero()[0])
+        raise InputError(
+            f"vector {row} of {vectors_for(key)} is too long for its length to be a number: expected one near those of the "
+            "vocabulary; get another copy or train again"
+        )
+    empty = lengths == 0
     if empty.any():
         row = int(empty.nonzero()[0])
         raise InputError(

@@ -1,5 +1,6 @@
 """Token files on the model hub: named as models are (`user/name`, with `@revision`), fetched and pushed."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,9 @@ def read(source: str, *, pick: str | None = None, offline: bool = False) -> Sour
         InputError: there is none, or it is unusable.
         EnvironmentProblem: the hub cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     repository = Repository.named(source)
-    if path.exists() or path.is_absolute() or not repository:
+    if os.path.exists(path) or path.is_absolute() or not repository:
         return conversion.read(path, pick=pick)
     folder = _download(repository, offline)
     if repository.file:
@@ -56,10 +57,10 @@ def read(source: str, *, pick: str | None = None, offline: bool = False) -> Sour
 
 def holds_token(source: str, *, offline: bool = False) -> bool:
     """Whether a name is that of a token rather than that of a model."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if names_token_file(path.name):
         return not single_file.is_checkpoint(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         names = [each.name for each in path.iterdir()]
     else:
         repository = Repository.named(source)

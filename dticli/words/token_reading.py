@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dticli import mistaken
+from dticli import files, mistaken
 from dticli.errors import InputError
 from dticli.models import families
 from dticli.paths import SNAPSHOT, SUFFIXES, snapshots
@@ -144,8 +144,8 @@ def read_with_layout(
     """
     path = located(path)
     try:
-        if not path.is_file():
-            raise InputError(f"no such file: expected a token file ({', '.join(SUFFIXES)}); check the path")
+        if reason := files.problem(path):
+            raise InputError(f"{reason}: expected a token file ({', '.join(SUFFIXES)}); check the path")
         found = _read(path, pick)
         return _token(found, path.stem if name is None else name), found.layout
     except InputError as error:

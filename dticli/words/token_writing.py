@@ -7,6 +7,7 @@ A word of one encoder is stored under its own name, as diffusers does; a word of
 import hashlib
 import itertools
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ def write(path: str | Path, token: Token, *, force: bool = False) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"cannot write {path}: expected a name ending in .safetensors; choose another name")
-    if path.is_file() and not force:
+    if os.path.lexists(path) and not force:
         raise UsageError(f"{path} exists: expected a new name; choose another or add --force to replace it")
     atomic.write_bytes(path, to_bytes(token))
 

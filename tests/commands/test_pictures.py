@@ -1,6 +1,7 @@
 """`dti generate` and `dti interpolate` as a user runs them, on the bundled model."""
 
 import io
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,6 +138,12 @@ BAD: dict[str, tuple[tuple[object, ...], int, tuple[str, ...]]] = {
     "unknown scheduler": (("<dog>", "--scheduler", "magic"), 2, ("magic", "euler")),
     "odd size": (("<dog>", "--size", "63"), 2, ("63", "64")),
     "bad size": (("<dog>", "--size", "big"), 2, ("size",)),
+    "no size": (("<dog>", "--size", "0"), 2, ("size", "8 to 8192")),
+    "a flat size": (("<dog>", "--size", "64x0"), 2, ("size", "8 to 8192")),
+    "a huge size": (("<dog>", "--size", "100000"), 2, ("size", "8 to 8192")),
+    "a size of many digits": (("<dog>", "--size", "9" * 5000), 2, ("size", "8 to 8192")),
+    "a huge count": (("<dog>", "--count", "1000000000"), 2, ("--count", "10000")),
+    "a huge batch": (("<dog>", "--batch-size", "1000000000"), 2, ("--batch-size", "4096")),
     "no file": (("<dog>", "-t", "missing.safetensors"), 3, ("missing.safetensors",)),
     "no prompts file": (("--prompts", "missing.txt"), 2, ("missing.txt",)),
     "negative seed": (("<dog>", "--seed", "-2"), 2, ("--seed",)),
@@ -153,12 +160,58 @@ def test_bad_requests_are_one_line(dti: Dti, dog: Path, tmp_path: Path, case: st
     assert list(tmp_path.rglob("*.png")) == []
 
 
+def test_more_steps_than_there_are_levels_of_noise(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """Found before the model is loaded: no scheduler has more than a thousand."""
+    outcome = dti("generate", "<dog>", "-t", dog, "--model", "stickers", "--steps", 1001, "-o", tmp_path)
+    assert (outcome.code, "1000" in outcome.error) == (2, True)
+
+
 def test_existing_pictures_are_kept_without_force(dti: Dti, dog: Path, tmp_path: Path) -> None:
-    """Drawing into the same folder again needs `--force`."""
-    assert dti("generate", "<dog>", "-t", dog, "-o", tmp_path, *QUICK).code == 0
-    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, *QUICK)
-    assert (outcome.code, "--force" in outcome.error) == (2, True)
-    assert dti("generate", "<dog>", "-t", dog, "-o", tmp_path, *QUICK, "--force").code == 0
+    """Drawing into the same folder again goes on with the numbers and says so; `--force` begins anew."""
+    (tmp_path / "0007-mine.jpg").write_bytes(b"mine")
+    draw = ("generate", "<dog>", "-t", dog, "-o", tmp_path, *QUICK)
+    assert dti(*draw).code == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert [path.name for path in sorted(before)] == ["0000-dog-0.png", "0007-mine.jpg"]
+    outcome = dti(*draw, "--count", 2)
+    assert (outcome.code, "going on with 0001" in outcome.err) == (0, True)
+    assert outcome.out.split() == [str(tmp_path / name) for name in ("0001-dog-0.png", "0002-dog-1.png")]
+    assert {path: path.read_bytes() for path in before} == before
+    assert dti(*draw, "--force").out.split() == [str(tmp_path / "0000-dog-0.png")]
+
+
+def test_one_picture_can_have_a_name(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """`-o one/a.png` is that file for one picture; for more it is an error, and what is there stays."""
+    file = tmp_path / "one" / "a.png"
+    draw = ("generate", "<dog>", "-t", dog, "-o", file, *QUICK)
+    outcome = dti(*draw)
+    assert (outcome.code, outcome.out.split()) == (0, [str(file)])
+    before = file.read_bytes()
+    for options, part in ((("--count", 2), "--grid"), ((), "--force")):
+        outcome = dti(*draw, *options)
+        assert (outcome.code, part in outcome.error) == (2, True)
+    assert list(file.parent.iterdir()) == [file]
+    assert file.read_bytes() == before
+
+
+def test_what_was_drawn_is_no_photo(dti: Dti, dog: Path, cat: Path, photos: Path, tmp_path: Path) -> None:
+    """Pictures, grids, strips and animations may lie among the photos, in every format that keeps a program's name."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    draw = ("generate", "<dog>", "-t", dog, "-o", folder / "drawn", *QUICK)
+    for suffix in ("png", "jpg", "webp", "gif", "tiff"):
+        assert dti(*draw, "--grid", folder / f"grid.{suffix}").code == 0
+    for suffix in ("png", "gif", "webp"):
+        way = ("interpolate", dog, cat, "-n", 2, "-o", folder / f"way.{suffix}")
+        assert dti(*way, *QUICK).code == 0
+    outcome = dti(
+        "train", folder, "--token", "<dog>", "--init", "dog", "--model", "stickers", "--check", "--json"
+    )
+    assert [each["name"] for each in outcome.json["photos"]] == [
+        path.name for path in sorted(photos.iterdir())
+    ]
+    assert len(outcome.json["skipped"]) == 5 + 5 + 3
+    assert {reason for _, reason in outcome.json["skipped"]} == {"drawn by dti"}
 
 
 def test_token_files_of_other_models(dti: Dti, dog: Path, tmp_path: Path) -> None:

@@ -55,6 +55,28 @@ of = "init"
 """
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.md", "mine"),
+        ("results.json", "mine"),
+        ("results.json", "{}"),
+        ("results.json", '{"plan": "small", "arms": 3, "outcomes": []}'),
+    ],
+)
+def test_results_that_a_plan_did_not_write_are_kept(
+    dti: Dti, tmp_path: Path, name: str, content: str
+) -> None:
+    """It replaces its own as it goes on; files that only have their names are someone's."""
+    file, out = tmp_path / "small.toml", tmp_path / "out"
+    file.write_text(PLAN)
+    out.mkdir()
+    (out / name).write_text(content)
+    outcome = dti("evaluate", "--plan", file, "--out", out, "--quiet")
+    assert (outcome.code, name in outcome.error, "--force" in outcome.error) == (2, True, True)
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, content)]
+
+
 @pytest.mark.usefixtures("strangers")
 def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     """Words learned, judged and compared; again, nothing is done; a new arm is all that is done then."""

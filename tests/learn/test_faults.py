@@ -207,7 +207,7 @@ def test_a_signal_saves_and_stops(place: Place, whole: tuple[bytes, Ended], numb
     assert stopped.code == 128 + number
     assert "--resume" in stopped.err
     assert len(list(place.run.glob("checkpoint-*"))) >= 1
-    assert not (place.run / "lock.json").exists()
+    assert not (place.run / "lock").exists()
     survives(place, expected)
 
 

@@ -187,7 +187,15 @@ def concerns(
         "resolution": 64,
     }
     entries = (
-        {"step": i, "loss": loss(i), "angle": angle, "gradient": {"clip_l": [gradient]}}
+        {
+            "step": i,
+            "loss": loss(i),
+            "smoothed": loss(i),
+            "angle": angle,
+            "gradient": {"clip_l": [gradient]},
+            "norm": {"clip_l": 1.0},
+            "cosine_to_init": {"clip_l": 1.0},
+        }
         for i in range(1, steps + 1)
     )
     return list(outcome.concerns(log(folder, entries), resolve(TrainSettings, base)))

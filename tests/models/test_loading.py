@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dticli.models import choice, loading
+from dticli.models import choice, contents, loading
+from dticli.words import norms
 from tests import tiny
 from tests.conftest import Outcome
 
@@ -34,7 +35,7 @@ def test_a_word_does_not_depend_on_how_long_a_files_header_is(
     """One model, its weights stored at four distances from a boundary: every tensor lies on one, and the word has equal bits."""
     tiny.build(name).save_pretrained(tmp_path / "model")
     (tmp_path / "one.toml").write_text('templates = ["a photo of {}"]')
-    words = []
+    words, summaries = [], []
     for length in (0, 8, 24, 40):
         folder = shutil.copytree(tmp_path / "model", tmp_path / str(length))
         for path in folder.rglob("*.safetensors"):
@@ -43,6 +44,7 @@ def test_a_word_does_not_depend_on_how_long_a_files_header_is(
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):
                 assert all(each.data_ptr() % 64 == 0 for each in component.state_dict().values())
+        summaries.append([norms.summary(each) for each in contents.tables(choice.choose(str(folder)))])
         outcome = dti(
             *(
                 "train",
@@ -60,5 +62,6 @@ def test_a_word_does_not_depend_on_how_long_a_files_header_is(
         )
         assert outcome.code == 0, outcome.err
         words.append(load_file(tmp_path / f"{length}.safetensors"))
+    assert all(each == summaries[0] for each in summaries)
     for word in words[1:]:
         assert all(torch.equal(word[key], rows) for key, rows in words[0].items())

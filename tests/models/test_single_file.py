@@ -464,7 +464,7 @@ def test_files_that_cannot_be_read(dti: Dti, tmp_path: Path) -> None:
     for name, part in (
         ("model.ckpt", "convert"),
         ("broken.safetensors", "download"),
-        ("none.safetensors", "no file"),
+        ("none.safetensors", "no such file"),
     ):
         outcome = dti("models", tmp_path / name)
         assert (outcome.code, part in outcome.error) == (4, True), outcome.err

@@ -304,6 +304,61 @@ def test_what_else_lies_in_folders(tmp_path: Path) -> None:
     assert album.others == 2
 
 
+def test_what_programs_put_among_photos_is_left_out(tmp_path: Path) -> None:
+    """Masks in a folder of the photos' own, masks beside photos, a disk station's thumbnails, and runs with their pictures."""
+    for name in (
+        "a.png",
+        "sub/b.png",
+        "masks/a.png",
+        "masks/b.png",
+        "a-masklabel.png",
+        "@eaDir/a.png/thumb.jpg",
+        "x.run/p.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(picture(64 + 8 * len(name), 64), "PNG"))
+    (tmp_path / "x.run" / "run.toml").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "masks")
+    for mask in ("masks/a.png", "masks/sub/b.png"):
+        (tmp_path / mask).parent.mkdir(exist_ok=True)
+        size = decoding.read(tmp_path / mask.removeprefix("masks/")).picture.size
+        (tmp_path / mask).write_bytes(encoded(Image.new("L", size, 255), "PNG"))
+    (tmp_path / "masks" / "b.png").unlink()
+    for masks in (tmp_path / "masks", tmp_path / "linked"):
+        album = albums.read(tmp_path, str(masks))
+        assert [photo.name for photo in album.photos] == ["a.png", "sub/b.png"]
+        assert all(photo.mask for photo in album.photos)
+    assert albums.in_folders(album.photos) == "1 of 2 photos are from sub-folders: sub"
+    assert albums.in_folders(album.photos[:1]) is None
+
+
+def test_what_is_skipped_for_one_reason_is_one_line() -> None:
+    """A folder full of pictures that were drawn is not a page of warnings."""
+    skipped = [
+        albums.Skipped(Path(f"{n}.png"), f"{n}.png", "empty" if n == 3 else "drawn by dti")
+        for n in range(200)
+    ]
+    assert list(albums.complaints(skipped)) == [
+        "skipped 0.png, 1.png, 2.png, 4.png, 5.png and 194 more: drawn by dti",
+        "skipped 3.png: empty",
+    ]
+
+
+def test_a_photo_too_long_for_any_memory_is_skipped(tmp_path: Path) -> None:
+    """Brought to the height of a crop, it would take gigabytes; a panorama is used."""
+    for name, size in {
+        "long": (60_000, 8),
+        "tall": (8, 60_000),
+        "wide": (4000, 20),
+        "wider": (4001, 20),
+    }.items():
+        (tmp_path / f"{name}.png").write_bytes(encoded(Image.new("RGB", size, RED), "PNG"))
+    album = albums.read(tmp_path)
+    assert [photo.name for photo in album.photos] == ["wide.png"]
+    assert {each.name for each in album.skipped} == {"long.png", "tall.png", "wider.png"}
+    assert all("too long and narrow" in each.reason for each in album.skipped)
+
+
 def test_hundreds_of_photos_keep_their_order(tmp_path: Path) -> None:
     """Three hundred are read in the order of their names."""
     for index in range(300):

@@ -531,7 +531,7 @@ def test_a_small_file_cannot_unpack_to_a_large_one(tmp_path: Path) -> None:
 def test_what_is_no_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     """Missing paths, folders and pipes are refused without waiting."""
     make(tmp_path / "dog.pt")
-    with pytest.raises(InputError, match=r"dog\.pt: no such file"):
+    with pytest.raises(InputError, match=r"dog\.pt: (no such file|it is a (folder|pipe)): expected"):
         token_reading.read(tmp_path / "dog.pt")
 
 
@@ -809,3 +809,18 @@ def test_results_are_known_to_be_writable_before_the_work(tmp_path: Path) -> Non
     for path, problem in ((tmp_path, "is a folder"), (old / "dog.png", "cannot make the folder")):
         with pytest.raises(EnvironmentProblem, match=problem):
             atomic.require_writable([path], force=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "part"), [(3e38, "too long"), (1e25, "too long"), (1e-40, "is zero"), (1e-30, "is zero")]
+)
+def test_a_vector_whose_length_is_no_number_is_refused(tmp_path: Path, value: float, part: str) -> None:
+    """Every number of it is finite and not zero, and its length in float32 is infinite or zero: no direction comes of it."""
+    rows = torch.full((2, 32), value)
+    rows[0] = 1
+    with pytest.raises(InputError, match=f"vector 1 .*{part}"):
+        learned_word.Token("<dog>", {"clip_l": rows}, {})
+    for dtype in (torch.float32, torch.float64):
+        safetensors.torch.save_file({"<dog>": rows.to(dtype)}, tmp_path / "dog.safetensors")
+        with pytest.raises(InputError, match=part):
+            token_reading.read(tmp_path / "dog.safetensors")

@@ -223,7 +223,7 @@ def of_index(index: Mapping[str, Any], model: str) -> Family:
 def _is_there(index: Mapping[str, Any], name: str, *, unsaid: bool = False) -> bool:
     """Whether an entry is set; components a model was saved without are a pair of nulls."""
     entry = index.get(name, unsaid)
-    return bool(entry[0]) if isinstance(entry, list | tuple) else bool(entry)
+    return bool(entry and entry[0]) if isinstance(entry, list | tuple) else bool(entry)
 
 
 def of_name(name: str) -> Family | None:

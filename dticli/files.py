@@ -1,0 +1,89 @@
+"""Files that users and others made, read: regular ones only, of bounded size; whatever is wrong becomes one line.
+
+A pipe or a device would wait for ever, or never end; a name may be longer than a file system allows. Imports no library.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from dticli import textfile
+from dticli.errors import DtiError
+
+MAX_TEXT = 16 * 2**20
+"""Bytes of a file of settings, prompts or captions; more is something else."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def kind(path: str | Path) -> str | None:
+    """What is there instead of a regular file, links followed; None for a regular file, and where nothing is there."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return "a link that leads nowhere" if os.path.islink(path) else None
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def problem(path: str | Path) -> str | None:
+    """Why a file cannot be read, found without opening it; None where it is a regular one."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    except ValueError:
+        return "not a name that a file can have"
+    return None if stat.S_ISREG(mode) else f"it is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}"
+
+
+def require(path: str | Path, error: type[DtiError], advice: str) -> None:
+    """Raise `error` unless `path` is a regular file, before a library opens it.
+
+    Args:
+        advice: what was expected, and what to do.
+    """
+    if reason := problem(path):
+        raise error(f"cannot read {path} ({reason}): {advice}")
+
+
+def read_bytes(path: str | Path, error: type[DtiError], advice: str, *, most: int = MAX_TEXT) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        error: it cannot be read, is something else, or is larger; says which, then `advice`.
+    """
+    require(path, error, advice)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as reason:
+        raise error(f"cannot read {path} ({reason.strerror}): {advice}") from None
+    if len(data) > most:
+        raise error(f"cannot read {path} (more than {most} bytes): {advice}")
+    return data
+
+
+def read_text(path: str | Path, error: type[DtiError], advice: str, *, most: int = MAX_TEXT) -> str:
+    """The text of a file in an encoding that `textfile` knows; as `read_bytes`."""
+    data = read_bytes(path, error, advice, most=most)
+    try:
+        return textfile.decoded(data)
+    except ValueError as reason:
+        raise error(f"cannot read {path} ({reason}): {advice}") from None
+
+
+def require_regular(folder: Path, error: type[DtiError], advice: str) -> None:
+    """Raise `error` where a folder that a library will read, or a folder in it, holds a pipe, a device or a socket."""
+    for root, folders, names in os.walk(folder):
+        if Path(root) != folder:
+            folders.clear()
+        for name in names:
+            found = kind(Path(root, name))
+            if found and os.path.exists(Path(root, name)):
+                raise error(f"{Path(root, name)} is {found}: {advice}")
