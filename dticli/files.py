@@ -3,16 +3,23 @@
 A pipe or a device would wait for ever, or never end; a name may be longer than a file system allows. Imports no library.
 """
 
+import codecs
 import os
 import stat
 from pathlib import Path
 
-from dticli import textfile
 from dticli.errors import DtiError
 
 MAX_TEXT = 16 * 2**20
 """Bytes of a file of settings, prompts or captions; more is something else."""
 
+_MARKS = (
+    # UTF-32's mark begins with UTF-16's.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -70,12 +77,28 @@ def read_bytes(path: str | Path, error: type[DtiError], advice: str, *, most: in
 
 
 def read_text(path: str | Path, error: type[DtiError], advice: str, *, most: int = MAX_TEXT) -> str:
-    """The text of a file in an encoding that `textfile` knows; as `read_bytes`."""
+    """The text of a file that is UTF-8, or UTF-16 or UTF-32 with a byte order mark, as Windows writes them; as `read_bytes`."""
     data = read_bytes(path, error, advice, most=most)
     try:
-        return textfile.decoded(data)
+        return decoded(data)
     except ValueError as reason:
         raise error(f"cannot read {path} ({reason}): {advice}") from None
+
+
+def decoded(data: bytes) -> str:
+    """Bytes as text.
+
+    Raises:
+        ValueError: in no encoding that is known.
+    """
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
+    try:
+        # UTF-16 without a mark reads as UTF-8 where every other byte is zero.
+        if encoding != "utf-8-sig" or data.count(0) * 4 <= len(data):
+            return data.decode(encoding)
+    except UnicodeDecodeError:
+        pass
+    raise ValueError("not UTF-8; save it as UTF-8")
 
 
 def require_regular(folder: Path, error: type[DtiError], advice: str) -> None:

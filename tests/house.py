@@ -96,6 +96,7 @@ def between(found: Iterable[Arrow]) -> set[Arrow]:
 
 FLOORS = (
     {"errors", "version"},
+    {"files"},
     {
         "atomic",
         "charts",
@@ -108,7 +109,6 @@ FLOORS = (
         "signals",
         "spelling",
         "sphere",
-        "textfile",
     },
     {"bundled/world", "console", "hub", "settings"},
     {"bundled", "help_page", "models/families"},

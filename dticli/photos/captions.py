@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dticli import textfile
 from dticli.errors import InputError
+from dticli.files import read_text
 from dticli.photos.albums import Photo, listed
 from dticli.settings import TrainSettings
 
@@ -184,9 +184,9 @@ def _sidecar(photo: Photo, files: _Listing) -> Texts | _Problem:
     if path is None:
         return _Problem(f"no {photo.path.stem}{SIDECARS[0]} beside {photo.name}")
     try:
-        return _lines(textfile.read(path, MAX_BYTES))
-    except (OSError, ValueError) as error:
-        return _Problem(f"{path.name} cannot be read ({error})")
+        return _lines(read_text(path, InputError, "expected captions", most=MAX_BYTES))
+    except InputError as error:
+        return _Problem(str(error))
 
 
 def _path_beside(photo: Photo, files: _Listing) -> Path | None:
@@ -215,12 +215,7 @@ def _from_file(path: Path, photos: Sequence[Photo]) -> dict[Path, Texts | _Probl
 
     A path may be absolute, of another machine, with back-slashes, or the mere name.
     """
-    try:
-        text = textfile.read(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {path} ({error}): expected JSON lines or CSV; check --captions-file"
-        ) from None
+    text = read_text(path, InputError, "expected JSON lines or CSV; check --captions-file")
     read = _table if path.suffix.lower() in LISTS[1:] else _json_lines
     texts: dict[tuple[str, ...], Texts] = {}
     for name, lines in read(path, text):

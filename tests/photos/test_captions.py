@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dticli import textfile
+from dticli import files
 from dticli.errors import InputError
 from dticli.photos import albums, captions
 from dticli.photos.albums import Photo
@@ -56,7 +56,7 @@ def test_every_encoding_with_a_mark_is_read(encoding: str, photos: tuple[Photo, 
     (tmp_path / "set" / "a.txt").write_bytes(data)
     said = captions.read(photos[:1], settings(captions="sidecar"))
     assert texts(said, tmp_path) == {"a.png": (TEXT,)}
-    assert textfile.decoded(data) == TEXT
+    assert files.decoded(data) == TEXT
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le", "utf-16-be", "shift-jis"])
