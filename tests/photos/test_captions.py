@@ -229,7 +229,7 @@ def test_prompts_and_settings_are_read_alike(
     (tmp_path / "prompts.txt").write_text("ein Füßchen", encoding=encoding)
     (tmp_path / "one.toml").write_text("steps = 0  # Füße", encoding=encoding)
     outcome = dti("generate", "--prompts", tmp_path / "prompts.txt", "--model", "stickers", "--size", "7")
-    assert (outcome.code, "size 7" in outcome.error) == (2, True), outcome.err
+    assert (outcome.code, "size = '7'" in outcome.error) == (2, True), outcome.err
     outcome = dti("train", tmp_path, "--config", tmp_path / "one.toml", "--model", "stickers")
     assert (outcome.code, "steps = 0" in outcome.error) == (2, True), outcome.err
     (tmp_path / "prompts.txt").write_bytes("Füßchen".encode("latin-1"))
