@@ -2,10 +2,11 @@
 
 import pytest
 
-from dticli.bundled.recipe import cache, check, gate, results
+from dticli.bundled.recipe import cache, ceilings, check, diagnosis, gate, results
 from dticli.bundled.recipe.check import Recall
 from dticli.bundled.recipe.gate import Tally
 from dticli.errors import ModelError
+from dticli.evaluation.measure import Mean
 
 
 def gated(nouns, others):
@@ -50,6 +51,24 @@ def measured(tmp_path, monkeypatch):
         calls.append("gate")
         return gated((80, 60, 20), (90, 79, 70))
 
+    def learning(*given):
+        calls.append("ceilings")
+        figures = {
+            "identified": Mean(0.7, 0.64, 0.76),
+            "look": Mean(0.8, 0.75, 0.85),
+            "noun": Mean(0.9, 0.86, 0.94),
+        }
+        whole = figures | {"rest": Mean(0.98, 0.97, 0.99)}
+        kinds = {kind: whole for kind in ceilings.BARS} | {"photos": figures}
+        return ceilings.Report({"a": kinds, "b": kinds})
+
+    def diagnosing(*given):
+        calls.append("diagnosis")
+        row = {"noun": Mean(0.9, 0.8, 1.0), "identified": Mean(0.5, 0.4, 0.6), "look": Mean(0.6, 0.5, 0.7)}
+        return diagnosis.Report({"class word": row | {"loss": Mean(0.35124, 0.3, 0.4)}})
+
+    monkeypatch.setattr(ceilings, "run", learning)
+    monkeypatch.setattr(diagnosis, "run", diagnosing)
     monkeypatch.setattr(check, "run", checking)
     monkeypatch.setattr(gate, "run", gating)
     return calls
@@ -74,17 +93,23 @@ def test_the_page_holds_every_measurement_and_none_is_made_twice(measured, monke
     monkeypatch.setattr(results.subprocess, "run", run)
     (tmp_path / "docs").mkdir()
     lines = []
-    results.run(300, 0, lines.append)
+    results.run(300, 0, lines.append, results.PLANS)
     page = (tmp_path / "docs/results.md").read_text()
     assert "| noun | 80% | 90.0% (82.6% of 100) passed | 80.0% (49.0% of 10) FAILED |" in page
     assert "| background | 90% | 90.0% (82.6% of 100) FAILED" in page
     assert "26.40 dB on 300 such pictures (bar 27: FAILED)" in page
     assert "| 8x | 79% | 60% | 79% | 100% | 50% | 19.0 |" in page
     assert "| 1x, alone | 90% | 80% | 90% |  |  |  |" in page
+    learned = next(line for line in page.splitlines() if line.startswith("| learned word |"))
+    assert (
+        "70% (64% to 76%), bar 65%: FAILED | 70% (64% to 76%) | 80% (75% to 85%), bar 75%: passed |"
+        in learned
+    )
+    assert "| class word | 0.3512 | 50% (40% to 60%) |" in page
     assert all(f"## Plan `{plan}`\n\ntable of {plan}\n" in page for plan in results.PLANS)
-    results.run(300, 0, lines.append)
+    results.run(300, 0, lines.append, results.PLANS)
     assert (tmp_path / "docs/results.md").read_text() == page
-    assert measured == ["check", "gate"]
+    assert measured == ["check", "gate", "ceilings", "diagnosis"]
 
 
 def test_a_plan_that_failed_writes_no_page(measured, monkeypatch, tmp_path):
@@ -93,5 +118,14 @@ def test_a_plan_that_failed_writes_no_page(measured, monkeypatch, tmp_path):
         results.subprocess, "run", lambda command, **_: results.subprocess.CompletedProcess(command, 5)
     )
     with pytest.raises(ModelError, match="exit code 5"):
-        results.run(300, 0, print)
+        results.run(300, 0, print, results.PLANS)
     assert not (tmp_path / "docs/results.md").exists()
+
+
+def test_a_plan_that_is_not_asked_for_is_said_not_to_be_measured(measured, monkeypatch, tmp_path):
+    """Plans take hours, and the rest of the page stands without them."""
+    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: pytest.fail("carried out"))
+    (tmp_path / "docs").mkdir()
+    results.run(300, 0, print)
+    page = (tmp_path / "docs/results.md").read_text()
+    assert page.count(results.UNMEASURED) == len(results.PLANS)

@@ -27,6 +27,7 @@ STEPS = (
     "gate",
     "check",
     "ceilings",
+    "diagnosis",
     "package",
     "results",
 )
@@ -55,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=int, default=60_000, help="world: pictures to draw of each kind")
     parser.add_argument("--kinds", nargs="*", help="world: which kinds of pictures to draw; all by default")
     parser.add_argument("--samples", type=int, default=1_000, help="gate, check, results: pictures to sample")
+    parser.add_argument(
+        "--plans", nargs="*", default=(), help="results: plans to carry out, hours each; none by default"
+    )
     parser.add_argument(
         "--start",
         type=Path,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
 from dticli import bundled
 from dticli.bundled.judge import DualEncoder, Observer
@@ -29,7 +30,13 @@ from dticli.evaluation.trials import weights_mark
 from . import cache, check, package, sampling, shards
 from .training import Log
 
-FIGURES = ("noun", "identified", "look", "rest")
+FIGURES = ("identified", "look", "noun", "rest")
+# kind -> figure -> least acceptable lower end of its interval
+BARS = {
+    "class word": {"noun": 0.90, "rest": 0.97},
+    "learned word": {"identified": 0.65, "look": 0.75, "noun": 0.85, "rest": 0.97},
+    "trained name": {"identified": 0.85, "look": 0.85, "noun": 0.90, "rest": 0.97},
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def run(seed: int, model: Path | None, log: Log) -> Report:
             judged[name][kind] = _means([_figures(eyes, target, shown[target]) for target in targets])
             log(f"ceilings, judge {name}: {kind}: {_line(judged[name][kind])}")
     for name, eyes in judges.items():
-        judged[name]["photos"] = _means([_photo_figures(eyes, each) for each in _reporting()])
+        judged[name]["photos"] = _means([alone(eyes, each, photos(each)) for each, _ in _reporting()])
         log(f"ceilings, judge {name}: photos: {_line(judged[name]['photos'])}")
     _sheet(rows["learned word"], rows["class word"], cache.folder("ceilings") / "words.png")
     report = Report(judged)
@@ -82,16 +89,22 @@ def _learned(subject: bundled.Subject, model: Path, log: Log) -> Path:
     file = cache.folder("ceilings") / mark / f"{subject.name}.safetensors"
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
-        photos = bundled.photos(subject.name)[0].parent
-        named = ("--token", f"<{subject.name}>", "--init", subject.class_word, "--model", str(model))
-        done = subprocess.run(
-            [sys.executable, "-m", "dticli", "train", str(photos), *named, "-o", str(file), "--quiet"],
-            stdout=subprocess.DEVNULL,
-        )
-        if done.returncode:
-            raise ModelError(f"dti train ended with exit code {done.returncode}: expected 0; see above")
+        learn(subject, model, file)
         log(f"ceilings: learned {subject.name}")
     return file
+
+
+def learn(subject: bundled.Subject, model: Path, target: Path, *options: str) -> None:
+    """Learn an example subject by the command, going on where it was stopped."""
+    folder = bundled.photos(subject.name)[0].parent
+    named = ("--token", f"<{subject.name}>", "--init", subject.class_word, "--model", str(model))
+    resumed = ("--resume",) if target.with_suffix(".run").is_dir() else ()
+    done = subprocess.run(
+        [sys.executable, "-m", "dticli", "train", str(folder), *named, "-o", str(target), "--quiet", *options, *resumed],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    if done.returncode:
+        raise ModelError(f"dti train ended with exit code {done.returncode}: expected 0; see above")
 
 
 SCENES = (1, 3, 11)
@@ -100,14 +113,20 @@ SCENES = (1, 3, 11)
 
 def _sheet(learned: Sequence[list[Image.Image]], plain: Sequence[list[Image.Image]], target: Path) -> None:
     """Photo, learned word in three scenes, class word; a row a subject, at twice their size."""
-    side = 2 * shards.SIDE
-    sheet = Image.new("RGB", ((len(SCENES) + 2) * side, len(learned) * side), "white")
+    rows = []
     for row, (subject, _) in enumerate(_reporting()):
-        photo = Image.open(bundled.photos(subject.name)[0]).convert("RGB")
-        shown = [photo, *(learned[row][place] for place in SCENES), plain[row][SCENES[0]]]
-        for column, picture in enumerate(shown):
-            sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (column * side, row * side))
-    sheet.save(target)
+        rows.append([photos(subject)[0], *(learned[row][place] for place in SCENES), plain[row][SCENES[0]]])
+    save_rows(rows, target)
+
+
+def save_rows(rows: Sequence[Sequence[Image.Image]], target: Path) -> None:
+    """Write rows of pictures as one PNG, at twice their size."""
+    side = 2 * shards.SIDE
+    sheet = Image.new("RGB", (len(rows[0]) * side, len(rows) * side), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side))
+    cache.write(target, lambda out: sheet.save(out, format="PNG"))
 
 
 def _reporting() -> list[tuple[bundled.Subject, Look]]:
@@ -135,7 +154,11 @@ def _prompts(target: Target) -> tuple[Prompt, ...]:
 
 
 def _drawn(pipeline: StableDiffusionPipeline, target: Target, seed: int) -> list[Image.Image]:
-    pictures = sampling.sample(pipeline, [prompt.of(target.said) for prompt in _prompts(target)], seed)
+    return images(sampling.sample(pipeline, [prompt.of(target.said) for prompt in _prompts(target)], seed))
+
+
+def images(pictures: Tensor) -> list[Image.Image]:
+    """(count, 3, 64, 64) in [-1, 1] as pictures."""
     pixels = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(each) for each in pixels]
 
@@ -153,11 +176,19 @@ def _figures(eyes: DualEncoder | Observer, target: Target, shown: Sequence[Image
     return {name: shares[name] for name in ("noun", "identified", "look")} | {"rest": rest}
 
 
-def _photo_figures(eyes: DualEncoder | Observer, subject: tuple[bundled.Subject, Look]) -> dict[str, float]:
-    known, look = subject
-    images = [Image.open(file).convert("RGB") for file in bundled.photos(known.name)]
-    prompt = stickers.asking([Prompt("{}", Scene((Thing("{}", accessory=""),), Background()))], look)[0]
-    reading = stickers.Reader(eyes).read(images, prompt, known.class_word)
+def photos(subject: bundled.Subject) -> list[Image.Image]:
+    """The example photos of a subject."""
+    return [Image.open(file).convert("RGB") for file in bundled.photos(subject.name)]
+
+
+def alone(
+    eyes: DualEncoder | Observer, subject: bundled.Subject, shown: Sequence[Image.Image]
+) -> dict[str, float]:
+    """What a judge sees in pictures that show a subject and nothing that matters besides."""
+    prompt = stickers.asking([Prompt("{}", Scene((Thing("{}", accessory=""),), Background()))], subject.look)[
+        0
+    ]
+    reading = stickers.Reader(eyes).read(shown, prompt, subject.class_word)
     return {name: reading.elements[name] for name in ("noun", "identified", "look")}
 
 

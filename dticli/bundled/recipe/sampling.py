@@ -1,6 +1,8 @@
 """Pictures from prompts, in batches, the same for the same seed, drawn as the model's users draw them."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -20,16 +22,32 @@ BATCH = 25
 @torch.no_grad()
 def sample(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int) -> Tensor:
     """One picture a prompt, (count, 3, 64, 64) in [-1, 1]; picture i starts from the noise of seed + i."""
+    return _sampled(pipeline, len(prompts), seed, lambda batch: {"prompt": prompts[batch]})
+
+
+@torch.no_grad()
+def sample_states(pipeline: StableDiffusionPipeline, states: Tensor, empty: Tensor, seed: int) -> Tensor:
+    """As `sample`, from text states (count, length, width) and those of the empty prompt, of the same shape."""
+    return _sampled(
+        pipeline,
+        len(states),
+        seed,
+        lambda batch: {"prompt_embeds": states[batch], "negative_prompt_embeds": empty[batch]},
+    )
+
+
+def _sampled(
+    pipeline: StableDiffusionPipeline, count: int, seed: int, asked: Callable[[slice], dict[str, Any]]
+) -> Tensor:
     pipeline.unet.set_attn_processor(AttnProcessor())
     usual = settings.model_layer(model_folder(), "generate")
     parts = []
-    for start in range(0, len(prompts), BATCH):
-        batch = prompts[start : start + BATCH]
-        noises = [torch.Generator().manual_seed(seed + start + place) for place in range(len(batch))]
+    for start in range(0, count, BATCH):
+        end = min(start + BATCH, count)
         with fast():
             pictures = pipeline(
-                batch,
-                generator=noises,
+                **asked(slice(start, end)),
+                generator=[torch.Generator().manual_seed(seed + place) for place in range(start, end)],
                 num_inference_steps=usual["steps"],
                 guidance_scale=usual["guidance"],
                 output_type="pt",

@@ -104,6 +104,12 @@ def _ceilings(arguments: argparse.Namespace, log: Log) -> None:
     ceilings.run(arguments.seed, arguments.model, log)
 
 
+def _diagnosis(arguments: argparse.Namespace, log: Log) -> None:
+    from . import diagnosis
+
+    diagnosis.run(arguments.seed, arguments.model, log)
+
+
 def _package(arguments: argparse.Namespace, log: Log) -> None:
     from . import package
 
@@ -113,7 +119,7 @@ def _package(arguments: argparse.Namespace, log: Log) -> None:
 def _results(arguments: argparse.Namespace, log: Log) -> None:
     from . import results
 
-    results.run(arguments.samples, arguments.seed, log)
+    results.run(arguments.samples, arguments.seed, log, arguments.plans)
 
 
 def _minutes(arguments: argparse.Namespace) -> float:
@@ -136,6 +142,7 @@ _STEPS: dict[str, Callable[[argparse.Namespace, Log], None]] = {
     "gate": _gate,
     "check": _check,
     "ceilings": _ceilings,
+    "diagnosis": _diagnosis,
     "package": _package,
     "results": _results,
 }

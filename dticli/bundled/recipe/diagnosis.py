@@ -1,0 +1,201 @@
+"""Step `diagnosis`: which part keeps a picture from showing its subject.
+
+What free text states cannot draw is the denoiser's limit; what eight vectors cannot, the text encoder's; what one vector
+cannot, the slot's, or the optimiser's. On the tuning subjects.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+import dticli
+from dticli import bundled
+from dticli.evaluation import measure
+from dticli.evaluation.measure import Mean
+from dticli.evaluation.trials import weights_mark
+
+from . import autoencoder, cache, ceilings, check, diffusion, package, sampling
+from .training import Log, fast
+
+PROMPT = "a photo of {}"
+PICTURES = 20
+DRAWS = 320
+STEPS = 400
+EARLY = 100
+VECTORS = {"one vector": 1, "eight vectors": 8}
+FREE_STEPS, FREE_RATE, FREE_BATCH = 800, 2e-2, 4
+
+
+@dataclass(frozen=True)
+class Report:
+    """By way of saying the subject: the loss on fixed draws and what judge B sees, means over subjects with their intervals."""
+
+    rows: dict[str, dict[str, Mean]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Noisy latents (count, 4, 16, 16) of a subject's photos, their timesteps, and the velocities a denoiser should say."""
+
+    noisy: Tensor
+    steps: Tensor
+    velocity: Tensor
+
+
+def run(seed: int, model: Path | None, log: Log) -> Report:
+    """Learn, draw and judge; log and write `diagnosis.json` and `diagnosis.png`, a row a subject, a column a way of saying it."""
+    pipeline = package.load(model)
+    pipeline.unet.requires_grad_(False)
+    pipeline.text_encoder.requires_grad_(False)
+    _, observer = check.load_judges(model)
+    figures: dict[str, list[Mapping[str, float]]] = {}
+    shown: list[list[Image.Image]] = []
+    for subject in (each for each in bundled.subjects() if each.role == "tuning" and each.look):
+        latents = _latents(pipeline, subject)
+        held_out = _draws(latents, DRAWS, seed)
+        row = []
+        for said, states in _ways(pipeline, subject, latents, model or package.built(), seed, log).items():
+            images = _drawn(pipeline, states, seed)
+            found = ceilings.alone(observer, subject, images) | {"loss": _loss(pipeline, states, held_out)}
+            figures.setdefault(said, []).append(found)
+            row.append(images[0])
+            log(
+                f"diagnosis: {subject.name}, {said}: "
+                + ", ".join(f"{key} {value:.4f}" for key, value in found.items())
+            )
+        shown.append([ceilings.photos(subject)[0], *row])
+    report = Report({said: _means(rows) for said, rows in figures.items()})
+    cache.write_bytes(
+        cache.folder("diagnosis") / "diagnosis.json", json.dumps(asdict(report), indent=1).encode()
+    )
+    ceilings.save_rows(shown, cache.folder("diagnosis") / "diagnosis.png")
+    return report
+
+
+def _ways(
+    pipeline: StableDiffusionPipeline,
+    subject: bundled.Subject,
+    latents: Tensor,
+    model: Path,
+    seed: int,
+    log: Log,
+) -> dict[str, Tensor]:
+    """Text states of the prompt with the subject said in each way, (1, 32, width)."""
+    plain = _states(pipeline, PROMPT.format(subject.class_word))
+    ways = {"class word": plain}
+    for said, vectors in VECTORS.items():
+        file = _learned(subject, vectors, model, log)
+        for steps, source in ((EARLY, f"{file.with_suffix('.run')}@{EARLY}"), (STEPS, str(file))):
+            with dticli.place(pipeline, dticli.load_word(source)) as there:
+                ways[f"{said}, {steps} steps"] = _states(
+                    pipeline, there.expand(PROMPT.format(f"<{subject.name}>"))
+                )
+    ways[f"free states, {FREE_STEPS} steps"] = _freed(pipeline, plain, latents, seed)
+    return ways
+
+
+def _learned(subject: bundled.Subject, vectors: int, model: Path, log: Log) -> Path:
+    """A word of so many vectors, with its early state kept beside it; made once for these weights."""
+    file = cache.folder("diagnosis") / weights_mark(model) / f"{subject.name}-{vectors}.safetensors"
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        ceilings.learn(
+            subject,
+            model,
+            file,
+            "--vectors",
+            str(vectors),
+            "--steps",
+            str(STEPS),
+            "--keep",
+            str(STEPS // EARLY),
+        )
+        log(f"diagnosis: learned {file.stem}")
+    return file
+
+
+@torch.no_grad()
+def _states(pipeline: StableDiffusionPipeline, prompt: str) -> Tensor:
+    return pipeline.encode_prompt(prompt, pipeline.device, 1, do_classifier_free_guidance=False)[0]
+
+
+@torch.no_grad()
+def _latents(pipeline: StableDiffusionPipeline, subject: bundled.Subject) -> Tensor:
+    """Scaled latents of a subject's photos, (photos, 4, 16, 16)."""
+    pixels = np.stack([np.asarray(photo) for photo in ceilings.photos(subject)])
+    return (
+        autoencoder.encode(pipeline.vae, autoencoder.to_tensor(pixels)) * pipeline.vae.config.scaling_factor
+    )
+
+
+def _draws(latents: Tensor, count: int, seed: int) -> Draws:
+    """Photos in turn at timesteps spread evenly, each with its own noise."""
+    signal = diffusion.scheduler().alphas_cumprod
+    noise = torch.randn(count, *latents.shape[1:], generator=torch.Generator().manual_seed(seed))
+    # 7 has no factor in common with the number of photos: each is seen at every height of the noise
+    steps = (torch.arange(count) * len(signal) * 7 // count) % len(signal)
+    clean = latents[torch.arange(count) % len(latents)]
+    keep = signal[steps].view(-1, 1, 1, 1)
+    return Draws(
+        keep.sqrt() * clean + (1 - keep).sqrt() * noise,
+        steps,
+        keep.sqrt() * noise - (1 - keep).sqrt() * clean,
+    )
+
+
+def _error(pipeline: StableDiffusionPipeline, states: Tensor, draws: Draws, part: slice) -> Tensor:
+    noisy = draws.noisy[part]
+    with fast():
+        predicted = pipeline.unet(
+            noisy, draws.steps[part], states.expand(len(noisy), -1, -1), return_dict=False
+        )[0]
+    return (predicted.float() - draws.velocity[part]).square().mean()
+
+
+@torch.no_grad()
+def _loss(pipeline: StableDiffusionPipeline, states: Tensor, draws: Draws) -> float:
+    """Mean squared error on all draws."""
+    return float(
+        np.mean(
+            [
+                _error(pipeline, states, draws, slice(start, start + 32)).item()
+                for start in range(0, DRAWS, 32)
+            ]
+        )
+    )
+
+
+def _freed(pipeline: StableDiffusionPipeline, start: Tensor, latents: Tensor, seed: int) -> Tensor:
+    """Text states learned by themselves, without an encoder, with Adam at a rate that falls to nothing."""
+    states = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([states], FREE_RATE)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, FREE_STEPS)
+    draws = _draws(latents, FREE_STEPS * FREE_BATCH, seed + 1)
+    order = torch.randperm(FREE_STEPS * FREE_BATCH, generator=torch.Generator().manual_seed(seed))
+    draws = Draws(draws.noisy[order], draws.steps[order], draws.velocity[order])
+    for step in range(FREE_STEPS):
+        optimiser.zero_grad()
+        _error(pipeline, states, draws, slice(step * FREE_BATCH, (step + 1) * FREE_BATCH)).backward()
+        optimiser.step()
+        falling.step()
+    return states.detach()
+
+
+def _drawn(pipeline: StableDiffusionPipeline, states: Tensor, seed: int) -> list[Image.Image]:
+    """Pictures of one prompt's states, each from its own noise."""
+    empty = _states(pipeline, "")
+    pictures = sampling.sample_states(
+        pipeline, states.expand(PICTURES, -1, -1), empty.expand(PICTURES, -1, -1), seed
+    )
+    return ceilings.images(pictures)
+
+
+def _means(rows: list[Mapping[str, float]]) -> dict[str, Mean]:
+    return {name: measure.mean([row[name] for row in rows]) for name in rows[0]}
