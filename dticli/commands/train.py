@@ -184,7 +184,7 @@ def command(
     team = ranks.launched()
     if not team.first and (check or not subjects):
         console.only_errors()
-    jobs = _jobs(given, photos, out, config, subjects, format, quiet=quiet)
+    jobs = _jobs(given, photos, out, config, subjects, format, check=check, quiet=quiet)
     if given["token"] and given["token"] != jobs[0].settings.token:
         console.notice(f"the word is {jobs[0].settings.token}")
     _require_known(jobs)
@@ -210,6 +210,10 @@ def command(
             console.show(result, as_json=json)
 
 
+ANY_WORD = {"token": "<word>", "init": "photo"}
+"""What photos are checked with where no word is named: every vocabulary has the latter, and photos do not depend on either."""
+
+
 def _jobs(
     given: dict[str, Any],
     photos: Path | None,
@@ -218,6 +222,7 @@ def _jobs(
     subjects: Path | None,
     program: Target | None,
     *,
+    check: bool,
     quiet: bool,
 ) -> "tuple[Job, ...]":
     """Every word asked for, on one model."""
@@ -226,7 +231,7 @@ def _jobs(
 
     file_layer = read_config(TrainSettings, config) if config else {}
     if subjects is None:
-        layers = [given | {"photos": str(photos) if photos else None}, file_layer]
+        layers = [given | {"photos": str(photos) if photos else None}, file_layer, ANY_WORD if check else {}]
         opened = base_model.open_model(first_said(layers), ())
         with console.counting("photos checked", quiet=quiet) as told:
             return (jobs.one(opened, layers, out, program, told),)

@@ -326,6 +326,15 @@ def test_check_reports_and_stops(dti: Dti, photos: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_photos_are_checked_before_a_word_is_thought_of(dti: Dti, photos: Path, tmp_path: Path) -> None:
+    """`--check` needs no name and no class word; what it finds is what it finds with them."""
+    bare = dti("train", photos, "--model", "stickers", "--check", "--json")
+    assert (bare.code, "word" in bare.err) == (0, False), bare.err
+    named = train(dti, photos, tmp_path / "dog.safetensors", "--check", "--json").json
+    assert {**bare.json, "memory": None} == {**named, "memory": None}
+    assert dti("train", photos, "--model", "stickers").code == 2
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
