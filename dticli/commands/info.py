@@ -54,7 +54,7 @@ class Info:
         learned_on: model, if recorded.
         content_hash: SHA-256 of the vectors, as in `modelspec.hash_sha256`.
         metadata: of the file.
-        repairs: what reading put right.
+        repairs: made while reading, one phrase each.
         programs: where it loads.
     """
 

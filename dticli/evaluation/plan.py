@@ -58,7 +58,7 @@ class PlanFile(Settings):
         (0,), description="Of training; pictures follow."
     )
     prompt_set: str = Field(PROMPT_SET, description="As --prompt-set.")
-    count: Positive = Field(COUNT, description="Pictures a prompt.")
+    count: Positive = Field(COUNT, description="Pictures per prompt.")
     image_judge: str = Field(IMAGE_JUDGE, description="As --image-judge.")
     text_judge: str = Field(TEXT_JUDGE, description="As --text-judge.")
     train: dict[str, Any] = Field({}, description="Training settings of every arm.")

@@ -87,5 +87,5 @@ def _lines(path: Path) -> tuple[str, ...]:
     lines = files.read_text(path, UsageError, advice).splitlines()
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise UsageError(f"{path} is empty: expected a prompt a line, with {{}} where the word stands")
+        raise UsageError(f"{path} is empty: expected one prompt per line, with {{}} where the word stands")
     return prompts

@@ -102,7 +102,7 @@ class PlanResult:
         figures = ["trials", "norm", "likeness", *seen, "alignment", f"x {self.reference}", "lifted"]
         heads = ["arm", *figures, *names, "leakage"]
         yield (
-            f"{self.plan}: {self.model}, {len(self.subjects)} subjects x {len(self.seeds)} seeds, {self.pictures} pictures a "
+            f"{self.plan}: {self.model}, {len(self.subjects)} subjects x {len(self.seeds)} seeds, {self.pictures} pictures per "
             f"trial, prompts {self.prompt_set}; likeness by {self.image_judge}, alignment by {self.text_judge}; "
             f"{self.done} of {self.trials} trials done"
         )

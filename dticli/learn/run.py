@@ -210,7 +210,7 @@ def agree(run: Run, step: int) -> int:
 
 
 def assist(run: Run, folder: RunFolder, step: int) -> None:
-    """Take the steps of `advance` beside the first rank, which keeps the books.
+    """Take the same steps as rank 0, which writes log and checkpoints.
 
     Raises:
         Stopped: a signal came, to whichever rank.

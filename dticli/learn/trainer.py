@@ -36,7 +36,7 @@ class StepReport:
     Attributes:
         step: steps done so far, counting this one.
         loss: mean denoising loss of the step's samples.
-        gradient: encoder key to the tangent lengths |g| (free rows: gradient lengths), one a vector.
+        gradient: encoder key to the tangent lengths |g| (free rows: gradient lengths), one per vector.
         angle: mean angle between the word's rows and where they began, radians.
         norm: encoder key to the mean length of the word's rows.
     """
@@ -220,7 +220,7 @@ class Task:
 
 
 def fit(task: Task, learner: Learner, placement: Placement, first_step: int = 0) -> Iterator[StepReport]:
-    """Train `learner.word` in place, one report a step.
+    """Train `learner.word` in place, one report per step.
 
     Args:
         placement: of the word in the task's pipeline.

@@ -265,7 +265,7 @@ def _is_rounded(name: str, shape: tuple[int, ...], kept: tuple[str, ...]) -> boo
 
 
 def _rounded_bytes(shape: tuple[int, ...], quantize: str) -> float:
-    """Bytes of a rounded matrix: a byte a number and a float32 a row; or half a byte, and a float32 for every 64 numbers.
+    """Bytes of a rounded matrix: one byte per number and one float32 per row; or half a byte, and a float32 for every 64 numbers.
 
     Source: Dettmers et al., "LLM.int8()", 2022, section 2, and "QLoRA", 2023, section 3, without double quantisation.
     """

@@ -23,9 +23,9 @@ class Latents:
     """Posteriors of all crops on the training device; lists, because whole photos differ in shape.
 
     Attributes:
-        mean, std: (channels, ..., height, width) float32 a crop. The std is kept too: a frozen sample would train on
+        mean, std: (channels, ..., height, width) float32 per crop. The std is kept too: a frozen sample would train on
             one noise draw.
-        weights: (height, width) float32 a crop, of mean one, to multiply squared errors with; None for no mask.
+        weights: (height, width) float32 per crop, of mean one, to multiply squared errors with; None for no mask.
         frames: where each crop lies on its photo.
         paths: the photo of each crop.
         tiled: the autoencoder saw the photos piece by piece.

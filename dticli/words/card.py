@@ -110,7 +110,7 @@ def _encoders(token: Token) -> str:
 
 
 def _python(name: str, token: Token, family: str) -> str:
-    """Loading the word with diffusers alone; one call an encoder."""
+    """Loading the word with diffusers alone; one call per encoder."""
     from dticli.models import families
 
     row = families.of_name(family)

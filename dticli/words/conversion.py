@@ -57,7 +57,7 @@ class Source:
 
     @property
     def repairs(self) -> tuple[str, ...]:
-        """What reading put right, a phrase each."""
+        """Repairs made while reading, one phrase each."""
         found = [repair for layout in self.layouts.values() for repair in layout.repairs]
         renamed = self.token.metadata.get("dti.original_name")
         if renamed and programs.stem_of(self.token.name) != renamed:

@@ -74,7 +74,7 @@ class Layout:
 
     @property
     def repairs(self) -> tuple[str, ...]:
-        """What reading put right, a phrase each."""
+        """Repairs made while reading, one phrase each."""
         flat = any(len(stored.shape) == 1 for stored in self.tensors.values())
         others = sorted({stored.dtype for stored in self.tensors.values()} - {"float32"})
         moved = [

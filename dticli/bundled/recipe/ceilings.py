@@ -56,7 +56,7 @@ class Report:
 
 
 def run(seed: int, model: Path | None, log: Log) -> Report:
-    """Learn, draw and judge; log and write `ceilings.json` and `words.png`, a row a subject."""
+    """Learn, draw and judge; log and write `ceilings.json` and `words.png`, one row per subject."""
     pipeline = package.load(model)
     words = [_learned(subject, model or package.built(), log) for subject, _ in _reporting()]
     for subject, file in zip(_reporting(), words, strict=True):
@@ -112,7 +112,7 @@ SCENES = (1, 3, 11)
 
 
 def _sheet(learned: Sequence[list[Image.Image]], plain: Sequence[list[Image.Image]], target: Path) -> None:
-    """Photo, learned word in three scenes, class word; a row a subject, at twice their size."""
+    """Photo, learned word in three scenes, class word; one row per subject, at twice their size."""
     rows = []
     for row, (subject, _) in enumerate(_reporting()):
         rows.append([photos(subject)[0], *(learned[row][place] for place in SCENES), plain[row][SCENES[0]]])
