@@ -50,7 +50,7 @@ class Draws:
 
 
 def run(seed: int, model: Path | None, log: Log) -> Report:
-    """Learn, draw and judge; log and write `diagnosis.json` and `diagnosis.png`, one row per subject, one column per way of saying it."""
+    """Learn, draw and judge; log and write `diagnosis.json` and `diagnosis.png`, one row per subject."""
     pipeline = package.load(model)
     pipeline.unet.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
