@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from dticli import console, signals
 from dticli.errors import DtiError, EnvironmentProblem, Stopped, is_out_of_memory
+from dticli.paths import RUN
 from dticli.version import __version__
 
 WIDTH = 120
@@ -24,6 +25,7 @@ COMMANDS = {
     "interpolate": "Draw the way from one learned word to another.",
     "mix": "Write a new word between several learned ones.",
     "compare": "Draw words and steps of a run in one grid.",
+    "best": "Find the best state that a run kept, by judges.",
     "evaluate": "Judge words: likeness to photos, and fit to prompts.",
     "convert": "Write token files for other programs, repair norms.",
     "report": "Write a page about a word and its run.",
@@ -67,6 +69,8 @@ class _Group(TyperGroup):
                 args = [*rest, "--help"]
             case ["version"]:
                 args = ["--version"]
+            case [run, *rest] if run.rstrip("/").endswith(RUN) and "--best" in rest:
+                args = ["best", run, *(each for each in rest if each != "--best")]
         return super().parse_args(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

@@ -12,8 +12,8 @@ RUN = ".run"
 """Suffix of the folder in which `train` keeps its books."""
 SNAPSHOTS = "snapshots"
 """In it, the folder of states kept along the run."""
-SNAPSHOT = re.compile(rf"(?P<run>.+{re.escape(RUN)})@(?P<step>\d{{1,8}})")
-"""How a state that was kept is named where a token file can be: `dog.run@200`."""
+SNAPSHOT = re.compile(rf"(?P<run>.+{re.escape(RUN)})@(?P<step>\d{{1,8}}|best)")
+"""How a state that was kept is named where a token file can be: `dog.run@200`, or `dog.run@best` once one was chosen."""
 ALPHA = "alpha"
 """In the place of a folder of masks: the photos' own transparency."""
 MARK = "drawn by dti"
@@ -38,6 +38,11 @@ def snapshots(run: Path) -> dict[int, Path]:
     """Step to token file of every state that a run kept, in order."""
     files = sorted((run / SNAPSHOTS).glob("*.safetensors"))
     return {int(file.stem): file for file in files if file.stem.isdecimal()}
+
+
+def best(run: Path) -> Path:
+    """What says which of the states that a run kept is the best one."""
+    return run / "best.json"
 
 
 def beside(folder: Path, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, Vali
 
 from dticli import files, spelling
 from dticli.errors import UsageError
-from dticli.paths import FILES, WORDS_OR_FILES, beside
+from dticli.paths import FILES, WORDS_OR_FILES, beside, names_token_file
 
 Positive = Annotated[int, Field(ge=1)]
 MIN_SIDE, MAX_SIDE = 8, 8192
@@ -53,6 +53,7 @@ INCIDENTAL = frozenset(
     {
         *("steps", "checkpoint_steps", "checkpoint_seconds", "keep"),
         *("preview", "preview_every", "preview_count", "preview_negative", "preview_steps", "preview_share"),
+        "tracker",
         *("offline", "device", "deterministic", "low_memory"),
         *("model", "base", "variant", "photos", "masks", "captions_file"),
     }
@@ -233,6 +234,10 @@ class TrainSettings(ModelSettings):
         0.2,
         description="Between the first and the last ones, previews that would take more than this share of the time are left "
         "out.",
+    )
+
+    tracker: Annotated[Literal["tensorboard", "wandb", "csv"] | None, Group.SEEING] = Field(
+        None, description="Write figures and previews for this program too, into the run's folder."
     )
 
     @builtins.property  # the setting called property hides it here
@@ -500,6 +505,22 @@ def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict
     layer = content.get(verb, {})
     require_valid(kinds[verb], layer, str(path))
     return layer
+
+
+# Settings as others see them
+
+
+def shareable(settings: Settings) -> dict[str, bool | int | float | str]:
+    """Settings that are set; files by their names, because what is passed on should not tell where a user keeps things."""
+    shown = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if value is None or value == ():
+            continue
+        if name in FILES | {"model", "base"} or (name in WORDS_OR_FILES and names_token_file(value)):
+            value = Path(value).name if Path(value).is_absolute() else value
+        shown[name] = "; ".join(value) if isinstance(value, tuple) else value
+    return shown
 
 
 # Settings as a file

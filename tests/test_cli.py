@@ -143,13 +143,14 @@ SHELLS: dict[str, Callable[[str], dict[str, str]]] = {
 def test_shells_offer_what_would_be_typed(
     shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Token files, subjects, plans, prompt sets, samplers, models, settings; by the same names in every shell."""
+    """Token files, runs, states, subjects, plans, prompt sets, samplers, models, settings; by the same names in every shell."""
     monkeypatch.chdir(tmp_path)
     hub = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
     for name in (
         "dog.safetensors", "doc.txt", "mine.toml", "words/fox.pt", "sdxl/model_index.json",
         "hub/models--some--model/snapshots/1/model_index.json",
+        "dog.run/snapshots/00000200.safetensors",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -158,6 +159,11 @@ def test_shells_offer_what_would_be_typed(
         "generate <rex> -t <rex>=d": {"<rex>=dog.safetensors"},
         "interpolate dog.safetensors words/": {"words/fox.pt"},
         "mix d": {"dog.safetensors"},
+        "compare d": {"dog.safetensors", "dog.run"},
+        "compare dog.run@": {"dog.run@200", "dog.run@best"},
+        "report dog.r": {"dog.run"},
+        "best d": {"dog.run"},
+        "generate <dog> -t dog.run@b": {"dog.run@best"},
         "example --subject d": {name for name in bundled_subjects() if name.startswith("d")},
         "evaluate --plan st": {"stickers", "stickers-ablations", "stickers-tuning"},
         "evaluate --plan m": {"mine.toml"},

@@ -123,13 +123,16 @@ def row(file: Path) -> Tensor:
 def test_the_command_on_two_processes(dti: Dti, photos: Path, tmp_path: Path) -> None:
     """One process writes and speaks; the word is that of one process with twice the batch, which can also go on from it."""
     learn = ["train", photos, "--token", "<dog>", "--init", "dog", *QUICK]
-    first, second = two([sys.executable, "-m", "dticli", *learn, "--batch-size", 1, "--json"], tmp_path)
+    first, second = two(
+        [sys.executable, "-m", "dticli", *learn, "--batch-size", 1, "--json", "--tracker", "csv"], tmp_path
+    )
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert json.loads(first.stdout)["steps"] == 3
     assert second.stdout == ""
     assert "model:" in first.stderr
     assert "model:" not in second.stderr
     assert len((tmp_path / "dog.run" / "log.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "dog.run" / "metrics.csv").read_text().splitlines()) == 1 + 3
     # What one process needs to repeat it.
     assert "\nbatch_size = 2\n" in (tmp_path / "dog.run" / "run.toml").read_text()
     alone = tmp_path / "alone.safetensors"

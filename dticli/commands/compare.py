@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
 from dticli.errors import UsageError
 from dticli.settings import GenerateSettings, model_layer, resolve
@@ -43,7 +44,9 @@ def command(
     words: Annotated[
         list[str],
         typer.Argument(
-            help="Token files, hub ids, states like dog.run@200, NAME=FILE, or run folders for every state they keep."
+            help="Token files, hub ids, states like dog.run@200 or dog.run@best, NAME=FILE, or run folders for every state "
+            "they keep.",
+            autocompletion=completion.words,
         ),
     ],
     prompts: Annotated[

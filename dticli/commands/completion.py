@@ -9,13 +9,26 @@ from pathlib import Path
 from dticli import bundled, evaluation
 from dticli.draw.schedulers import SCHEDULERS
 from dticli.evaluation.prompts import SETS
-from dticli.paths import SUFFIXES
+from dticli.paths import RUN, SUFFIXES, snapshots
 
 
 def token_files(incomplete: str) -> list[str]:
-    """Token files where the path so far leads, behind `NAME=` too."""
+    """Token files where the path so far leads, behind `NAME=` too, and behind `dog.run@` the states it keeps."""
     name, equals, path = incomplete.rpartition("=")
-    return [name + equals + each for each in _files(path, SUFFIXES)]
+    run, at, _ = path.rpartition("@")
+    steps = snapshots(Path(run)) if at and run.endswith(RUN) else {}
+    states = [f"{run}@{step}" for step in [*steps, "best"]] if steps else []
+    return [name + equals + each for each in [*_fitting(path, states), *_files(path, SUFFIXES)]]
+
+
+def runs(incomplete: str) -> list[str]:
+    """Folders of runs where the path so far leads."""
+    return _files(incomplete, (RUN,))
+
+
+def words(incomplete: str) -> list[str]:
+    """Runs, and what `token_files` offers."""
+    return [*runs(incomplete), *token_files(incomplete)]
 
 
 def subjects(incomplete: str) -> list[str]:

@@ -18,7 +18,6 @@ from dticli.settings import GenerateSettings, Group, model_layer, resolve
 if TYPE_CHECKING:
     from dticli.evaluation.measure import Mean, PromptScore
     from dticli.evaluation.summary import PlanResult
-    from dticli.words.learned_word import Token
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def _words(
     known = bundled.subject_of(folder)
     asked = stickers.asking(prompts.read(how.prompt_set), known.look if known else None)
     tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in files]
-    nouns = [noun or _noun(source, token) for source, token in zip(files, tokens, strict=True)]
+    nouns = [noun or drawing.noun(source, token) for source, token in zip(files, tokens, strict=True)]
     album = albums.read(folder, masks)
     opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
@@ -239,18 +238,6 @@ def _words(
         scores = measure.scores(asked, images, nouns[index], wanted, eyes, reader)
         results.append(_evaluated(files[index], token.name, nouns[index], len(drawn), scores))
     return Evaluation(opened.model.label, how.image_judge, how.text_judge, len(album.photos), tuple(results))
-
-
-def _noun(source: str, token: "Token") -> str:
-    """The word a token was learned from, if it was one."""
-    from dticli.learn import initial_rows
-
-    init = token.metadata.get("dti.init", "")
-    if not init or not initial_rows.is_phrase(init):
-        raise UsageError(
-            f"{source} does not say what {token.name} is: expected a noun for the judge; name it with --noun"
-        )
-    return init
 
 
 def _evaluated(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dticli import console
+from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json
 from dticli.errors import UsageError
 
@@ -25,7 +26,10 @@ class Written:
 def command(
     words: Annotated[
         list[str],
-        typer.Argument(help="Run folders, token files, hub ids, or states like dog.run@200."),
+        typer.Argument(
+            help="Run folders, token files, hub ids, or states like dog.run@200.",
+            autocompletion=completion.words,
+        ),
     ],
     out: Annotated[
         Path | None,

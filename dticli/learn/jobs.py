@@ -7,6 +7,7 @@ from typing import Any
 
 from dticli import atomic, spelling
 from dticli.errors import DtiError, UsageError
+from dticli.learn import tracking
 from dticli.learn.run_folder import RunFolder
 from dticli.models import contents
 from dticli.paths import beside
@@ -65,6 +66,7 @@ def one(
 
     Raises:
         UsageError: settings are missing or do not fit together.
+        EnvironmentProblem: the tracker is not installed.
         InputError: no usable photos.
     """
     model, family = opened.model, opened.family
@@ -75,6 +77,7 @@ def one(
             "no photos: expected a folder; write dti train ./photos --token ... --init ..., or photos = in a settings file"
         )
     learned_word.check_name(settings.token)
+    tracking.require(settings)
     contents.require_multiple((settings.resolution, settings.resolution), family)
     target = out or Path(_file_name(settings.token))
     fit = albums.fit(settings, family.multiple)

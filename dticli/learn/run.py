@@ -13,7 +13,7 @@ from safetensors.torch import save as save_state
 
 from dticli import atomic, signals
 from dticli.errors import EnvironmentProblem, NumericalError, Stopped, is_out_of_memory
-from dticli.learn import checkpoint, initial_rows, run_identity, trainer
+from dticli.learn import checkpoint, initial_rows, run_identity, tracking, trainer
 from dticli.learn.checkpoint import Checkpoint, Identity
 from dticli.learn.previews import Drawn, Previews
 from dticli.learn.run_folder import Log, RunFolder
@@ -240,17 +240,23 @@ def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Pro
     with (
         folder.appending() as log,
         signals.postponed() as request,
+        tracking.opened(settings, folder, step) as tracked,
         trainer.placed(run.task, run.learner) as placed,
     ):
 
         def drawn(step: int) -> Drawn:
-            return previews.draw(step, run.token(step), lambda: bool(request.number))
+            with run.learner.as_written():
+                new = previews.draw(step, run.token(step), lambda: bool(request.number))
+            tracked.previews(step, new.files)
+            return new
 
         if previews.due(step):
             yield drawn(step)
         for report in _explained(run, folder, placed, step):
             loss = _smoothed(loss, report)
-            log.append(_entry(report, loss, run.learner, time.monotonic() - started))
+            entry = _entry(report, loss, run.learner, time.monotonic() - started)
+            log.append(entry)
+            tracked.step(entry)
             asked = run.task.ranks.largest(request.number or 0)
             # Before the checkpoint: a run that continues from it must not lack the state.
             if report.step in kept:

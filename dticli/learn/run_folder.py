@@ -109,6 +109,8 @@ class RunFolder:
         for path in [*self.previews.glob("*.png"), *paths.snapshots(self.path).values()]:
             if _step(path) > step or step == 0:
                 path.unlink(missing_ok=True)
+        # Chosen from other states than those there will be.
+        paths.best(self.path).unlink(missing_ok=True)
         atomic.write_bytes(self.path / SETTINGS, settings.encode("utf-8", "replace"))
         atomic.write_bytes(self.path / MACHINE, json.dumps(machine, indent=2).encode())
         kept = [json.dumps(entry) + "\n" for entry in read_log(self.path) if entry["step"] <= step]

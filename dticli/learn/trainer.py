@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,21 @@ class Learner:
     def forget_gradients(self) -> None:
         for leaf in self.leaves:
             leaf.grad = None
+
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """`word` is the word to write while the context is open; afterwards it is, bit for bit, the one that learns."""
+        means = self.average.means if self.average is not None and self.average.count else self.leaves
+        own = [leaf.detach().clone() for leaf in self.leaves]
+        try:
+            with torch.no_grad():
+                for leaf, mean in zip(self.leaves, means, strict=True):
+                    leaf.copy_(mean)
+            yield
+        finally:
+            with torch.no_grad():
+                for leaf, before in zip(self.leaves, own, strict=True):
+                    leaf.copy_(before)
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on, besides the task."""

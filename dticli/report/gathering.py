@@ -22,7 +22,7 @@ from dticli.photos import albums
 from dticli.report import charts
 from dticli.report.charts import Line
 from dticli.report.pictures import Embedded, embedded
-from dticli.settings import TrainSettings, read_config, resolve
+from dticli.settings import TrainSettings, read_config, resolve, shareable
 from dticli.version import __version__
 from dticli.words import base_model, conversion, norms, programs, repositories
 from dticli.words.conversion import Source
@@ -151,7 +151,7 @@ def gather(source: str, evaluation: Path | None = None, *, offline: bool = False
         use=f'dti generate "a photo of {token.name}" -t {shlex.quote(str(file))}',
         programs=[_program(programs.verdict(each, described)) for each in programs.PROGRAMS],
         command=_command(run) if run and settings else "",
-        settings=_shown_settings(settings) if settings else (),
+        settings=[(name, str(value)) for name, value in shareable(settings).items()] if settings else (),
         machine=_machine(run) if run else (),
         metadata=sorted(token.metadata.items()),
     )
@@ -414,21 +414,6 @@ def _program(verdict: programs.Verdict) -> tuple[str, str]:
 def _command(run: RunFolder) -> str:
     again = run.path.with_name(f"{run.path.stem}-again.safetensors")
     return f"dti train --config {shlex.quote(str(run.path / SETTINGS))} --out {shlex.quote(str(again))}"
-
-
-def _shown_settings(settings: TrainSettings) -> list[tuple[str, str]]:
-    """Settings that are set; files by their names, because a page is passed on and its folders are nobody's business."""
-    shown = []
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if value is None or value == ():
-            continue
-        if name in paths.FILES | {"model", "base"} or (
-            name in paths.WORDS_OR_FILES and paths.names_token_file(value)
-        ):
-            value = Path(value).name if Path(value).is_absolute() else value
-        shown.append((name, "; ".join(value) if isinstance(value, tuple) else str(value)))
-    return shown
 
 
 def _machine(run: RunFolder) -> list[tuple[str, str]]:

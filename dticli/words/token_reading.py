@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import struct
 import warnings
@@ -18,11 +19,12 @@ from torch import Tensor
 from dticli import files, mistaken
 from dticli.errors import InputError
 from dticli.models import families
-from dticli.paths import SNAPSHOT, SUFFIXES, snapshots
+from dticli.paths import SNAPSHOT, SUFFIXES, best, snapshots
 from dticli.words import learned_word, pictured
 from dticli.words.learned_word import Token
 from dticli.words.programs import ALIASES, PUBLISHED, SOLE, STRING_TO_PARAM, Container
 
+LOG = logging.getLogger(__name__)
 ENCODERS = frozenset(
     {"clip_l", "clip_g", "clip_h", "t5xxl", "umt5xxl", "gemma2_2b", "qwen3_4b", "llama"}
     | {encoder.key for family in families.TABLE for encoder in family.encoders}
@@ -155,22 +157,33 @@ def read_with_layout(
 
 
 def located(path: str | Path) -> Path:
-    """The file that a path names: itself, or that of the state `dog.run@200` kept along a run.
+    """The file that a path names: itself, or that of the state `dog.run@200` or `dog.run@best` kept along a run.
 
     Raises:
-        InputError: the run keeps no state of that step.
+        InputError: the run keeps no state of that step, or none was chosen.
     """
     named = SNAPSHOT.fullmatch(str(path))
     if not named or Path(path).exists():
         return Path(path)
     run = Path(named["run"])
     kept = snapshots(run)
-    if found := kept.get(int(named["step"])):
+    step = _best(run) if named["step"] == "best" else int(named["step"])
+    if found := kept.get(step):
         return found
     steps = f"steps {', '.join(map(str, kept))}" if kept else "none: train with --keep"
-    raise InputError(
-        f"{run} keeps no state of step {int(named['step'])}: expected one of those it keeps, {steps}"
-    )
+    raise InputError(f"{run} keeps no state of step {step}: expected one of those it keeps, {steps}")
+
+
+def _best(run: Path) -> int:
+    """The step that was chosen from a run's states; says how."""
+    advice = f"expected the choice of a state; make it with dti best {run}"
+    try:
+        chosen = json.loads(files.read_text(best(run), InputError, advice))
+        step, how = int(chosen["step"]), str(chosen["how"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise InputError(f"{best(run)} does not say which state is best: {advice}") from None
+    LOG.info(f"{run}@best is step {step}: {how}")
+    return step
 
 
 def _token(found: _Found, stem: str) -> Token:

@@ -43,7 +43,7 @@ def previews(run: Path) -> dict[int, list[Path]]:
     "options",
     [
         ("--pooling", "mixed", "--optimizer", "adamw", "--crop", "random", "--flip"),
-        ("--method", "ti", "--low-memory", "--precision", "bf16"),
+        ("--method", "ti", "--low-memory", "--precision", "bf16", "--average"),
     ],
 )
 def test_a_word_is_the_same_with_previews_and_without(
@@ -66,11 +66,17 @@ def test_a_word_is_the_same_with_previews_and_without(
     assert plain == seen
 
 
+@pytest.mark.parametrize(
+    "options", [(), ("--average", "--train-magnitude", "--lr", 0.5), ("--average", "--method", "ti")]
+)
 def test_a_preview_is_what_the_word_of_that_step_draws(
-    train: Train, dti: Callable[..., Outcome], tmp_path: Path
+    train: Train, dti: Callable[..., Outcome], tmp_path: Path, options: tuple[object, ...]
 ) -> None:
-    """Pixel for pixel the picture that `generate` makes of the state kept there; at step 0, that of the class word."""
-    assert train("dog", *PREVIEWS, "--keep", 5, "--magnitude", "init").code == 0
+    """Pixel for pixel the picture that `generate` makes of the state kept there; at step 0, that of the class word.
+
+    Where the word is an average, pictures are of the average.
+    """
+    assert train("dog", *PREVIEWS, "--keep", 5, "--magnitude", "init", *options).code == 0
     how = ("--size", 16, "--steps", 1, "--model", "stickers", "--quiet")
     for step, (preview,) in previews(tmp_path / "dog.run").items():
         word = ("-t", f"{tmp_path / 'dog.run'}@{step}") if step else ()
