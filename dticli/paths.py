@@ -45,6 +45,11 @@ def best(run: Path) -> Path:
     return run / "best.json"
 
 
+def may_name_file(name: str, value: str) -> bool:
+    """Whether the setting `name` can be the name of a file or folder when it has this value."""
+    return name in FILES | NAMES_OR_FILES or (name in WORDS_OR_FILES and names_token_file(value))
+
+
 def beside(folder: Path, table: Mapping[str, Any]) -> dict[str, Any]:
     """A table of settings whose relative paths start from `folder`, with paths that start from the present one."""
     return {

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, Vali
 
 from dticli import files, spelling
 from dticli.errors import UsageError
-from dticli.paths import FILES, WORDS_OR_FILES, beside, names_token_file
+from dticli.paths import FILES, WORDS_OR_FILES, beside, may_name_file, names_token_file
 
 Positive = Annotated[int, Field(ge=1)]
 MIN_SIDE, MAX_SIDE = 8, 8192
@@ -83,9 +83,12 @@ class Settings(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _no_nul(cls, value: Any) -> Any:
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError("holds a NUL character")
+    def _is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        for each in value if isinstance(value, tuple) else (value,):
+            flaw = spelling.flaw(each) if isinstance(each, str) else None
+            # Names of files need not be UTF-8.
+            if flaw and ("\0" in each or not may_name_file(str(info.field_name), each)):
+                raise ValueError(flaw)
         return value
 
 

@@ -1,6 +1,9 @@
-"""What people write who come from other programs, in our spelling: words, sizes, samplers. Imports no torch."""
+"""What people write: words, sizes and samplers of other programs in our spelling, and what is no text. Imports no torch."""
 
 import re
+
+MAX_TEXT = 20_000
+"""Characters of a prompt or a caption. Models read some hundreds; tokenizers take minutes for millions."""
 
 SAMPLERS = {
     "ddim": ("DDIM", "ddim_uniform"),
@@ -41,3 +44,17 @@ def size(text: str) -> str:
 def word(name: str) -> str:
     """The name in angle brackets, where it has none."""
     return name if not name or "<" in name or ">" in name else f"<{name}>"
+
+
+def flaw(text: str) -> str | None:
+    """What is wrong with a text that no tokenizer takes, as a clause that follows its name; None for nothing.
+
+    Arguments that are not UTF-8 reach a program as halves of characters.
+    """
+    if "\0" in text:
+        return "holds a NUL character"
+    if any("\ud800" <= each <= "\udfff" for each in text):
+        return "is not UTF-8; write it in a terminal that is"
+    if len(text) > MAX_TEXT:
+        return f"has {len(text)} characters: expected at most {MAX_TEXT}"
+    return None

@@ -1,6 +1,7 @@
 """What is there and is no regular file: never read, never replaced, never waited for; and names that no file can have."""
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import dticli
 from dticli import atomic, files
 from dticli.errors import EnvironmentProblem, InputError
 from dticli.learn import run_folder
@@ -155,6 +157,12 @@ NAMED: dict[str, tuple[list[object], int]] = {
     "photos": (["train", LONG, "--token", "<dog>", "--init", "dog", "--model", "stickers"], 3),
     "an output": (["generate", "a dog", "--model", "stickers", "--out", LONG], 5),
     "a grid": (["generate", "a dog", "--model", "stickers", "--grid", f"{LONG}.png"], 5),
+    "a run": (["report", LONG], 3),
+    "a run's word": (["report", f"{LONG}.safetensors"], 3),
+    "a state of a run": (["info", f"{LONG}.run@200"], 3),
+    "words beside each other": (["compare", f"{LONG}.run", "--model", "stickers"], 3),
+    "a word by another name": (["compare", f"<dog>={LONG}", "--model", "stickers"], 3),
+    "masks": (["train", ".", "--token", "<dog>", "--init", "dog", "--model", "stickers", "--masks", LONG], 3),
     "a home that is nobody's": (["info", "~nobody-of-that-name/dog.safetensors"], 3),
 }
 
@@ -207,3 +215,17 @@ def test_names_that_are_not_utf_8_are_names(dti: Dti, photos: Path, tmp_path: Pa
     assert len(list((here / "p").iterdir())) == 1
     outcome = dti("info", here / "cat.safetensors")
     assert (outcome.code, "cat.safetensors" in outcome.error) == (3, True)
+
+
+def test_nobody_asks_for_a_file_in_a_way_that_raises() -> None:
+    """`Path.is_file` and its kin raise for names that no file can have; `os.path` answers."""
+    asked = re.compile(r"\.(is_file|is_dir|exists|is_symlink)\(\)")
+    package = Path(dticli.__file__).parent
+    found = [
+        f"{path.relative_to(package)}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        if "bundled" not in path.parts
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if asked.search(line)
+    ]
+    assert found == []

@@ -1,5 +1,6 @@
 """`dti compare`: words, steps of a run and rescaled twins in one grid."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ import typer
 
 from dticli import console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
+from dticli.commands.options import Debug, Force, Json, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
 from dticli.settings import GenerateSettings, model_layer, resolve
 
@@ -73,8 +74,11 @@ def command(
     from dticli import atomic
     from dticli.draw import pictures, pipeline, sampler, sheets
     from dticli.words import base_model
+    from dticli.words import texts as about
 
-    texts = prompts or list(PROMPTS)
+    texts = read_prompts(prompts or [], None) or list(PROMPTS)
+    for complaint in about.complaints([], [*texts, *filter(None, [given["negative"]])]):
+        console.warn(complaint)
     for text in texts:
         if "{}" not in text:
             raise UsageError(
@@ -109,7 +113,7 @@ def _states(word: str) -> list[str]:
     from dticli import paths
 
     path = Path(word)
-    if path.suffix != paths.RUN or not path.is_dir():
+    if path.suffix != paths.RUN or not os.path.isdir(path):
         return [word]
     kept = paths.snapshots(path)
     if not kept:
@@ -138,6 +142,6 @@ def _with_twins(
 def _label(source: str) -> str:
     """A word's column: its file without folder and suffix, a state with its step, or the name it was given."""
     name, equals, _ = source.partition("=")
-    if equals and not Path(source).exists():
+    if equals and not os.path.exists(source):
         return name
     return Path(source).name.removesuffix(".safetensors")

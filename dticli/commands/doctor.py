@@ -1,6 +1,7 @@
 """`dti doctor`: is everything there? Each finding says what was looked at, what was found, and what to do."""
 
 import importlib
+import os
 import platform
 import shutil
 import sys
@@ -167,7 +168,7 @@ def bundled_model() -> Finding:
         folder = bundled.model_folder()
     except ModelError as error:
         return Finding("bundled model", "problem", str(error), "pip install --force-reinstall dticli")
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if os.path.isfile(path))
     return Finding("bundled model", "ok", f"{bundled.MODEL_NAME}, {size / 1e6:.1f} MB")
 
 
@@ -187,7 +188,7 @@ def cache() -> Iterator[Finding]:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
-    there = next(each for each in (folder, *folder.parents) if each.is_dir())
+    there = next(each for each in (folder, *folder.parents) if os.path.isdir(each))
     free = shutil.disk_usage(there).free / 2**30
     try:
         with tempfile.TemporaryFile(dir=there):

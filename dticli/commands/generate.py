@@ -84,7 +84,7 @@ def command(
     names = [each.name for each in tokens]
     spoken = [*texts, given["negative"]] if given["negative"] else texts
     about.require_used(names, texts, given["negative"])
-    for complaint in filter(None, [*about.strangers(names, spoken), about.unread(spoken)]):
+    for complaint in about.complaints(names, spoken):
         console.warn(complaint)
     opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))

@@ -153,7 +153,7 @@ def command(
         )
     texts = _prompts(prompt, prompts)
     spoken = [*texts, *filter(None, [given["negative"]])]
-    for complaint in filter(None, [*about.strangers([], spoken), about.unread(spoken)]):
+    for complaint in about.complaints([], spoken):
         console.warn(complaint)
     tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in files]
     rows = (

@@ -45,10 +45,13 @@ def read_prompts(given: Sequence[str], source: str | None) -> list[str]:
     """Prompts of the command line, then those of the file, without empty ones.
 
     Raises:
-        UsageError: the file cannot be read.
+        UsageError: the file cannot be read, or a prompt is no text.
     """
-    texts = [*given, *(_lines(source) if source else [])]
-    return [text.strip() for text in texts if text.strip()]
+    from dticli.words import texts
+
+    prompts = [text.strip() for text in [*given, *(_lines(source) if source else [])]]
+    texts.require(prompts)
+    return list(filter(None, prompts))
 
 
 def _lines(source: str) -> list[str]:

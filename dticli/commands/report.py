@@ -1,5 +1,6 @@
 """`dti report`: a word and its run on one page."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def _target(word: str, out: Path | None, *, many: bool) -> Path:
     """Where a word's page goes."""
     path = Path(word)
     if out is None:
-        return path / "report.html" if path.is_dir() else Path(f"{path.stem}.html")
+        return path / "report.html" if os.path.isdir(path) else Path(f"{path.stem}.html")
     if many:
         return out / f"{path.stem}.html"
     if out.suffix.lower() not in (".html", ".htm"):

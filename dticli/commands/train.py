@@ -192,9 +192,7 @@ def command(
         console.show(_checks(jobs, many=subjects is not None), as_json=json)
     for job in jobs:
         job.captions.require_usable()
-    if complaint := texts.unread(
-        text for job in jobs for each in job.captions.texts.values() for text in each
-    ):
+    if complaint := texts.unread(text for job in jobs for text in job.texts()):
         console.warn(complaint)
     if check:
         return

@@ -1,6 +1,7 @@
 """A plan carried out: words learned, pictures drawn and judged; each is kept, and what is there is not done again."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -175,7 +176,7 @@ def _missing(stage: _Stage, words: Mapping[str, Job | None]) -> dict[str, Job]:
     for name, job in words.items():
         if job:
             first.setdefault(job.target, (name, job))
-    return {name: job for name, job in first.values() if stage.force or not job.target.is_file()}
+    return {name: job for name, job in first.values() if stage.force or not os.path.isfile(job.target)}
 
 
 def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError]:
@@ -295,7 +296,7 @@ def _way(stage: _Stage, way: Way, ends: Sequence[Job | None]) -> _Piece:
 
 def _pictures(stage: _Stage, files: Sequence[Path], draw: Callable[[], object]) -> list[Image]:
     """What the files show, drawn first where one is not there."""
-    if stage.force or not all(file.is_file() for file in files):
+    if stage.force or not all(map(os.path.isfile, files)):
         draw()
     return [pictures.read(file) for file in files]
 

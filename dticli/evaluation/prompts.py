@@ -9,6 +9,7 @@ from pathlib import Path
 from dticli import files
 from dticli.errors import UsageError
 from dticli.evaluation.prompt import Prompt
+from dticli.words import texts
 
 SIMPLE = (
     "a photo of {}",
@@ -86,6 +87,7 @@ def _lines(path: Path) -> tuple[str, ...]:
     )
     lines = files.read_text(path, UsageError, advice).splitlines()
     prompts = tuple(line.strip() for line in lines if line.strip())
+    texts.require(prompts)
     if not prompts:
         raise UsageError(f"{path} is empty: expected one prompt per line, with {{}} where the word stands")
     return prompts

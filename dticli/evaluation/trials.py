@@ -51,7 +51,7 @@ def mark(*parts: object) -> str:
 
 def weights_mark(place: Path) -> str:
     """Hash of names, sizes and both ends of the weight files in a folder, or of one file."""
-    files = [place] if place.is_file() else _weight_files(place)
+    files = [place] if os.path.isfile(place) else _weight_files(place)
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:

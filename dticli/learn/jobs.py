@@ -1,6 +1,6 @@
 """The words asked for, by `train` or a plan: settings, photos and captions of each, read and checked before a model is loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,13 @@ class Job:
     captions: Captions
     target: Path
     program: Target | None
+
+    def texts(self) -> Iterator[str]:
+        """Everything that the model is given to read: captions, and what previews show and do not."""
+        for own in self.captions.texts.values():
+            yield from own
+        yield from self.settings.preview_prompts
+        yield self.settings.preview_negative or ""
 
     @property
     def folder(self) -> RunFolder:

@@ -5,6 +5,7 @@ keyed (see `randomness`), so that a run gives the same bytes with previews and w
 """
 
 import copy
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -122,7 +123,7 @@ class Previews:
         return (
             bool(self.shots)
             and self.timetable.due(step)
-            and not all(file.is_file() for file in self._files(step))
+            and not all(os.path.isfile(file) for file in self._files(step))
         )
 
     def draw(self, step: int, token: Token, stop: Callable[[], bool]) -> Drawn:

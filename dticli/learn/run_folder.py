@@ -65,7 +65,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints of an unfinished run, oldest first."""
-        names = [path.name for path in self.path.glob("checkpoint-*")] if self.path.is_dir() else []
+        names = [path.name for path in self.path.glob("checkpoint-*")] if os.path.isdir(self.path) else []
         steps = {int(match[1]): match[0] for name in names if (match := CHECKPOINT.fullmatch(name))}
         return [self.path / steps[step] for step in sorted(steps)]
 
@@ -88,7 +88,7 @@ class RunFolder:
         """
         finished = self.path / FINISHED
         damage = None
-        for path in [*self.checkpoints()[::-1], *([finished] if finished.is_file() else [])]:
+        for path in [*self.checkpoints()[::-1], *([finished] if os.path.isfile(finished) else [])]:
             try:
                 return checkpoint.read(path)
             except InputError as error:

@@ -4,6 +4,7 @@ Every tensor's life is followed, so that what the backward pass keeps and what i
 """
 
 import importlib
+import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def _on_meta(model: Model, dtype: torch.dtype) -> Any:
     modules = {
         name: _module(folder / name, *entry)
         for name, entry in entries.items()
-        if entry[0] in ("diffusers", "transformers") and (folder / name / "config.json").is_file()
+        if entry[0] in ("diffusers", "transformers") and os.path.isfile(folder / name / "config.json")
     }
     # A filter of pictures has no part in training.
     absent = {"safety_checker": None} if "safety_checker" in entries else {}

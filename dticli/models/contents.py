@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -217,7 +218,7 @@ def _remote_headers(model: Model, components: Mapping[str, Any]) -> Iterator[tup
 def mistaken_file(model: Model) -> str | None:
     """Which file of a local folder is not what it is called, such as a Git LFS pointer, and what to do; None if none is."""
     for path in sorted(model.folder.glob("*/*") if model.folder else ()):
-        if path.is_file() and (what := mistaken.known_file(path)):
+        if os.path.isfile(path) and (what := mistaken.known_file(path)):
             return f"{path.parent.name}/{path.name} is {what}"
     return None
 

@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dticli import spelling
 from dticli.errors import InputError
 from dticli.files import read_text
 from dticli.photos.albums import Photo, listed
@@ -171,6 +173,8 @@ def _checked(texts: Texts | _Problem, photo: Photo, word: str) -> Texts | _Probl
     texts = tuple(PLACES.sub(lambda _: word, text) for text in texts)
     if not texts:
         return _Problem(f"the caption of {photo.name} is empty")
+    if flaw := next(filter(None, map(spelling.flaw, texts)), None):
+        return _Problem(f"a caption of {photo.name} {flaw}")
     lacking = [(number, text) for number, text in enumerate(texts, 1) if word not in text]
     if not lacking:
         return texts
@@ -199,7 +203,7 @@ def _path_beside(photo: Photo, files: _Listing) -> Path | None:
 def _files(folder: Path) -> Mapping[str, Path]:
     """The regular files of a folder, by their names with the last suffix in small letters."""
     try:
-        found = sorted((path for path in folder.iterdir() if path.is_file()), reverse=True)
+        found = sorted((path for path in folder.iterdir() if os.path.isfile(path)), reverse=True)
     except OSError:
         return {}
     return {_normal(path.stem + path.suffix.lower()): path for path in found}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,13 +167,13 @@ def _run_of(source: str) -> RunFolder | None:
         return RunFolder(Path(kept["run"]))
     path = Path(source)
     folder = RunFolder(path) if path.suffix == paths.RUN else RunFolder.beside(path)
-    return folder if (folder.path / SETTINGS).is_file() else None
+    return folder if os.path.isfile(folder.path / SETTINGS) else None
 
 
 def _word_of(run: RunFolder) -> Path:
     """The word beside a run, or of a run that is not finished, the latest state it kept."""
     finished = run.path.with_suffix(".safetensors")
-    if finished.is_file():
+    if os.path.isfile(finished):
         return finished
     kept = paths.snapshots(run.path)
     if not kept:

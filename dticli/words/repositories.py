@@ -137,7 +137,7 @@ def _cached(repository: Repository, offline: bool) -> dict[str, int]:
                 repository.name, revision=repository.revision, local_files_only=True, allow_patterns=[]
             )
         )
-    return {each.name: each.stat().st_size for each in folder.iterdir() if each.is_file()}
+    return {each.name: each.stat().st_size for each in folder.iterdir() if os.path.isfile(each)}
 
 
 def _errors(repository: Repository, offline: bool) -> Any:

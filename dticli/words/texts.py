@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from dticli import spelling
 from dticli.errors import UsageError
 
 SYNTAX = re.compile(
@@ -16,11 +17,32 @@ SYNTAX = re.compile(
     | \{[^{}]+\|[^{}]*\}                # {red|blue}
     | [(\[]\s*<[\w-]+>\s*[)\]]          # (<dog>), [<dog>]
     | (?<=[\w>)])(?:\+{1,}|-{2,})(?![\w+-]) | \)[\d.]*\d    # dog++, (dog)1.2
-    | \b(?:BREAK|AND)\b
+    | (?<=[\w>)])::[\d.-]* | <[\w-]+>:[\d.]*\d | (?<!\S)--[a-z]+\s+[\d:.]+    # dog::2, <dog>:1.2, --ar 16:9
+    | \)\.(?:and|blend|swap)\(  | \.swap\( | \{[^{}]*\$\$[^{}]*\}       # ("a", "b").blend(1, 2), {2$$a|b}
+    | (?<!\S)__[\w/*-]+__ | \\[()]                                # __animal__, \(plain\)
+    | \b(?:BREAK|AND(?:_[A-Z]+)?|ADD(?:BASE|COL|COMM|ROW))\b
     """,
     re.VERBOSE,
 )
 """What programs with a web page read in a prompt, and models do not."""
+
+
+def require(texts: Iterable[str]) -> None:
+    """Raise UsageError for a text that no tokenizer takes."""
+    for text in texts:
+        if flaw := spelling.flaw(text):
+            raise UsageError(f"the text {text[:60]!a} {flaw}")
+
+
+def complaints(names: Iterable[str], texts: Sequence[str]) -> Iterator[str]:
+    """What a model will not see in these texts as it was probably meant.
+
+    Args:
+        names: words that are loaded.
+    """
+    yield from strangers(names, texts)
+    if complaint := unread(texts):
+        yield complaint
 
 
 def holds(text: str, name: str) -> bool:
@@ -63,7 +85,7 @@ def strangers(names: Iterable[str], texts: Sequence[str]) -> Iterator[str]:
 def unread(texts: Iterable[str]) -> str | None:
     """A complaint about what other programs would read in these texts, or None."""
     # A text in capitals says AND.
-    found = dict.fromkeys(part for text in texts if text != text.upper() for part in SYNTAX.findall(text))
+    found = dict.fromkeys(part for text in texts if not text.isupper() for part in SYNTAX.findall(text))
     if not found:
         return None
     shown = ", ".join([*found][:3]) + (", ..." if len(found) > 3 else "")

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import re
 import struct
 import warnings
@@ -163,7 +164,7 @@ def located(path: str | Path) -> Path:
         InputError: the run keeps no state of that step, or none was chosen.
     """
     named = SNAPSHOT.fullmatch(str(path))
-    if not named or Path(path).exists():
+    if not named or os.path.exists(path):
         return Path(path)
     run = Path(named["run"])
     kept = snapshots(run)

@@ -1,7 +1,8 @@
 """Every text a user gives: a word in it is read as a word, all of it, wherever it stands."""
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from dticli.settings import GenerateSettings
 from dticli.words import texts
 from dticli.words.placement import FreeWord, embedding_modules, place, table
 from tests import tiny
+from tests.conftest import Outcome
 from tests.models.test_families import built, family_of, frames, leaves, words
 
 NAMES = [pytest.param(case.values[0], marks=case.marks, id=case.values[0]) for case in tiny.cases()]
@@ -210,6 +212,19 @@ def test_a_word_that_no_text_has_is_said(spoken: list[str], complaint: str | Non
         "(a dog)1.3",
         "<dog>++",
         "embedding:dog in snow",
+        "a dog::2 in snow",
+        "<dog>:1.3 in snow",
+        "a dog --ar 16:9",
+        '("a dog", "a cat").blend(1, 0.5)',
+        "a cat.swap(dog)",
+        "{2$$red|blue} dog",
+        "{red$$blue} dog",
+        "a __animal__ in snow",
+        "__animals/wild*__",
+        r"a dog \(small\)",
+        "a dog ADDCOL a cat",
+        "ADDBASE a dog",
+        "a dog AND_SALT a cat",
     ],
 )
 def test_the_syntax_of_other_programs_is_named(text: str) -> None:
@@ -230,8 +245,77 @@ def test_the_syntax_of_other_programs_is_named(text: str) -> None:
         "<dog>-style",
         "ratio 16:9 (wide)",
         "bread and butter",
+        "a dog -- a small one",
+        "a dog: a photo",
+        "<dog>: a photo",
+        "snake_case and __",
+        "a dog... and 3:15",
+        "it costs $$ and {}",
+        "a dog (a cat). And more",
     ],
 )
 def test_ordinary_text_is_left_in_peace(text: str) -> None:
     """Punctuation of sentences is no syntax."""
     assert texts.unread([text]) is None
+
+
+HALF, LONG = "caf\udce9", "a dog, " * 4000
+TAKERS: dict[str, tuple[list[object], int]] = {
+    "a prompt": (["generate", "{}"], 2),
+    "one of several prompts": (["generate", "a dog", "{}"], 2),
+    "a negative": (["generate", "a dog", "--negative", "{}"], 2),
+    "a prompt of words between": (["interpolate", "WORD", "WORD", "--prompt", "{}"], 2),
+    "a prompt of a grid": (["compare", "WORD", "--prompt", "{}"], 2),
+    "a negative of a grid": (["compare", "WORD", "--negative", "{}"], 2),
+    "a preview": (["train", "PHOTOS", "--init", "dog", "--token", "<dog>", "--preview", "{}"], 2),
+    "what previews do not show": (
+        ["train", "PHOTOS", "--init", "dog", "--token", "<dog>", "--preview-negative", "{}"],
+        2,
+    ),
+    "a start": (["train", "PHOTOS", "--token", "<dog>", "--init", "{}"], 2),
+    "a start after an encoder": (["train", "PHOTOS", "--token", "<dog>", "--init", "cross:{}"], 2),
+    "a prior": (["train", "PHOTOS", "--token", "<dog>", "--init", "dog", "--prior", "{}"], 2),
+    "a name": (["train", "PHOTOS", "--init", "dog", "--token", "{}"], 2),
+    "a sampler": (["generate", "a dog", "--scheduler", "{}"], 2),
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+@pytest.mark.parametrize("text", [HALF, LONG], ids=["half a character", "long"])
+def test_what_is_no_text_is_refused_before_the_work(
+    taker: str, text: str, dti: Callable[..., Outcome], dog: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Bytes that are not UTF-8, as a shell of another encoding hands on, and more than any model reads."""
+    command, code = TAKERS[taker]
+    places = {"WORD": dog, "PHOTOS": photos, "{}": f"{{}} {text}" if "--prompt" in command else text}
+    out = () if command[0] == "train" else ("--out", tmp_path / "out.png")
+    arguments = [
+        each.replace("{}", text) if str(each).startswith("cross:") else places.get(str(each), each)
+        for each in map(str, command)
+    ]
+    outcome = dti(*arguments, "--model", "stickers", *out)
+    assert (outcome.code, outcome.error.isprintable()) == (code, True), outcome.err
+    assert len(outcome.error) < 500
+
+
+def test_a_caption_has_a_bound(photos: Path, dti: Callable[..., Outcome], tmp_path: Path) -> None:
+    """A megabyte on one line is no caption."""
+    for photo in photos.iterdir():
+        (tmp_path / photo.name).write_bytes(photo.read_bytes())
+        (tmp_path / f"{photo.stem}.txt").write_text("a <dog>" + " grass" * 4000)
+    word = ("--token", "<dog>", "--init", "dog", "--model", "stickers", "--captions", "sidecar")
+    outcome = dti("train", tmp_path, *word, "--check")
+    assert (outcome.code, "characters: expected at most" in outcome.error) == (3, True), outcome.err
+
+
+def test_syntax_of_other_programs_is_named_wherever_a_text_is_given(
+    dti: Callable[..., Outcome], dog: Path, photos: Path, tmp_path: Path
+) -> None:
+    """In previews and in the prompts of a grid as in those of generate; once."""
+    draw = ("--model", "stickers", "--size", 16, "--steps", 1, "--quiet", "--out", tmp_path / "grid.png")
+    outcome = dti("compare", dog, "--prompt", "({}:1.2)", *draw)
+    assert (outcome.code, outcome.err.count("not read")) == (0, 1), outcome.err
+    train = ("train", photos, "--token", "<dog>", "--init", "dog", "--model", "stickers", "--check")
+    for option in (("--preview", "{} BREAK grass"), ("--preview-negative", "((dark))")):
+        outcome = dti(*train, "-o", tmp_path / "dog.safetensors", *option)
+        assert (outcome.code, outcome.err.count("not read")) == (0, 1), outcome.err
