@@ -109,6 +109,16 @@ def test_several_lines_are_several_captions(end: str, photos: tuple[Photo, ...],
     assert "caption 2 of 2 of a.png lacks <dog>" in problem
 
 
+def test_a_caption_has_a_bound(photos: tuple[Photo, ...], tmp_path: Path) -> None:
+    """What no model reads takes a tokenizer minutes: beside a photo and in a list."""
+    (tmp_path / "set" / "a.txt").write_text("a <dog>" + " grass" * 4000)
+    (problem,) = captions.read(photos[:1], settings(captions="sidecar")).problems
+    assert "a.png has 24007 characters: expected at most 20000" in problem
+    (tmp_path / "list.jsonl").write_text(json.dumps({"file": "a.png", "text": "a <dog>" + " grass" * 4000}))
+    (problem,) = captions.read(photos[:1], settings(captions_file=str(tmp_path / "list.jsonl"))).problems
+    assert "24007 characters" in problem
+
+
 # One list for all
 
 NAMES = {
