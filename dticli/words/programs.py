@@ -75,7 +75,7 @@ class Program:
         writes: family to the layout to write for it. Other families it cannot use.
         reads: names under which it takes the one tensor of a file, besides those it is written under.
         stems: file names whose word can be typed.
-        flat: whether it takes 1-D tensors in every family.
+        flat: names under which it takes a 1-D tensor, the only one of its file.
         halves: whether it takes other dtypes than float32.
         pickles: names under which it takes the one tensor of a `.pt` or `.bin`; None for the same as of any file.
         containers: what it reads besides safetensors.
@@ -94,7 +94,7 @@ class Program:
     source: str
     reads: frozenset[str] = frozenset()
     stems: str = r".+"
-    flat: bool = False
+    flat: frozenset[str] = frozenset()
     halves: bool = True
     pickles: frozenset[str] | None = None
     containers: frozenset[Container] = frozenset({"pickle", "old pickle"})
@@ -116,6 +116,8 @@ _SD3 = {**_CLIPS, "t5xxl": "t5xxl"}
 _FLUX = {"clip_l": "clip_l", "t5xxl": "t5xxl"}
 
 _NEW: frozenset[Container] = frozenset({"pickle"})
+_CONCEPTS = frozenset({WORD, "emb_params"})
+"""A1111 turns a 1-D tensor into one vector, as the concepts library has them, but not in `string_to_param`."""
 _MIXIN = "the pipeline class needs diffusers' TextualInversionLoaderMixin added"
 _NO_MIXIN = frozenset(PUBLISHED) - {"sd", "sdxl", "flux"}
 
@@ -126,7 +128,7 @@ PROGRAMS: tuple[Program, ...] = (
         typed="{word}",
         writes={family: dict.fromkeys(variants[0], WORD) for family, variants in PUBLISHED.items()},
         reads=frozenset({WORD, STRING_TO_PARAM}),
-        flat=True,
+        flat=frozenset({WORD, STRING_TO_PARAM}),
         containers=_NEW,
         split=True,
         # Without the mixin, a pipeline does not call `maybe_convert_prompt` either.
@@ -140,6 +142,7 @@ PROGRAMS: tuple[Program, ...] = (
         typed="{stem}",
         writes={"sd": _PARAMS, "sdxl": _CLIPS, "sd3": _SD3},
         reads=frozenset({ANY}),
+        flat=_CONCEPTS,
         stems=r"[^<>]+",
         containers=frozenset({"pickle", "old pickle", "picture"}),
         remarks={"sd3": "it reads the two CLIP encoders' vectors only"},
@@ -152,6 +155,7 @@ PROGRAMS: tuple[Program, ...] = (
         typed="{stem}",
         writes={"sd": _PARAMS, "sdxl": _CLIPS},
         reads=frozenset({ANY}),
+        flat=_CONCEPTS,
         stems=r"[^<>]+",
         containers=frozenset({"pickle", "picture"}),
         refusals={
@@ -174,6 +178,7 @@ PROGRAMS: tuple[Program, ...] = (
             "hunyuandit": {"bert": "chinese_roberta", "mt5xl": "mt5xl"},
         },
         reads=frozenset({ANY}),
+        flat=frozenset({ANY}),
         stems=r"\S*[^\s.]",
         refusals=dict.fromkeys(
             ("sana", "lumina2", "wan", "flux2_klein", "z_image", "qwen_image"),
@@ -200,6 +205,8 @@ PROGRAMS: tuple[Program, ...] = (
         typed="<{stem}>",
         writes={"sd": _PARAMS, "sdxl": _CLIPS},
         reads=frozenset({STRING_TO_PARAM}),
+        # Its probe takes the first dimension of what it does not know for the width.
+        flat=frozenset({WORD}),
         containers=_NEW,
         stems=r"[a-zA-Z0-9., _-]+",
         source="invoke-ai/InvokeAI 8e71a8a5, invokeai/backend/textual_inversion.py and its model probe (run)",
@@ -439,7 +446,7 @@ def verdict(each: Program, word: Described, families: Collection[str] = ()) -> V
 
 def _reads(each: Program, word: Described) -> bool:
     assert word.family
-    if (word.flat and not each.flat) or (word.halves and not each.halves):
+    if word.halves and not each.halves:
         return False
     if word.container != "safetensors" and word.container not in each.containers:
         return False
@@ -452,7 +459,10 @@ def _reads(each: Program, word: Described) -> bool:
         # It goes by the name in the file, which is none.
         return False
     if several and not each.split:
-        return pickles is None and names == {each.writes[word.family][key] for key in word.names}
+        alike = names == {each.writes[word.family][key] for key in word.names}
+        return pickles is None and alike and not word.flat
+    if word.flat:
+        return ANY in each.flat or names <= each.flat
     accepted = pickles or each.reads | set(each.writes[word.family].values())
     return ANY in accepted or names <= accepted
 

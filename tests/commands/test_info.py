@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dticli.words.programs import PROGRAMS
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]
@@ -80,3 +82,67 @@ def test_missing_and_damaged_files(dti: Dti, tmp_path: Path) -> None:
     for name in ("cut.safetensors", "empty", "none.safetensors", "nothing"):
         outcome = dti("info", tmp_path / name)
         assert (outcome.code, name in outcome.error) == (3, True), outcome.err
+
+
+def rows(*widths: int, count: int = 2) -> list[torch.Tensor]:
+    return [torch.ones(count, width) for width in widths]
+
+
+SD, XL, SD3, FLUX = ((768,), (768, 1280), (768, 1280, 4096), (768, 4096))
+CLIPS = ("clip_l", "clip_g")
+OLD = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.ones(2, 768))})
+FILES: dict[str, tuple[str, Any, str]] = {
+    "ours for SD": ("toy.safetensors", {"<dog>": rows(*SD)[0]}, "diffusers:<dog> a1111 forge comfyui kohya sd.cpp swarmui "
+                    "ai-toolkit:<dog> sdnext"),
+    "ours for SDXL": ("toy.safetensors", dict(zip(CLIPS, rows(*XL), strict=True)), "a1111 forge comfyui fooocus invoke kohya "
+                      "onetrainer swarmui ai-toolkit sdnext"),
+    "ours for SD3": ("toy.safetensors", dict(zip((*CLIPS, "t5xxl"), rows(*SD3), strict=True)), "a1111 comfyui"),
+    "ours for FLUX.1": ("toy.safetensors", dict(zip(("clip_l", "t5xxl"), rows(*FLUX), strict=True)), "comfyui"),
+    "kohya's": ("toy.safetensors", {"emb_params": rows(*SD)[0]}, "a1111 forge comfyui invoke kohya sd.cpp swarmui ai-toolkit "
+                "sdnext"),
+    "kohya's pickle": ("toy.pt", {"emb_params": rows(*SD)[0]}, "a1111 forge comfyui invoke kohya sd.cpp ai-toolkit"),
+    "half precision": ("toy.safetensors", {"emb_params": rows(*SD)[0].half()}, "a1111 forge comfyui invoke kohya swarmui "
+                       "ai-toolkit sdnext"),
+    "A1111's": ("toy.pt", {"string_to_param": {"*": rows(*SD)[0]}, "name": "cat"}, "diffusers:cat a1111 forge comfyui invoke "
+                "kohya sd.cpp ai-toolkit:cat sdnext"),
+    "A1111's of old": ("toy.pt", {"string_to_param": OLD, "name": "cat"}, "a1111 comfyui kohya sd.cpp"),
+    "A1111's without a name": ("toy.pt", {"string_to_param": {"*": rows(*SD)[0]}}, "a1111 forge comfyui invoke kohya sd.cpp "
+                               "ai-toolkit sdnext"),
+    "the concepts library's": ("toy.bin", {"<cat>": torch.ones(768)}, "diffusers:<cat> a1111 forge comfyui invoke"),
+    "OneTrainer's": ("toy.safetensors", {"emp_params": rows(*SD)[0]}, "a1111 forge comfyui kohya onetrainer sd.cpp ai-toolkit "
+                     "sdnext"),
+    "OneTrainer's for SANA": ("toy.safetensors", {"gemma": rows(2304)[0]}, "onetrainer"),
+    "for SD 2": ("toy.safetensors", {"emb_params": rows(1024)[0]}, "a1111 forge comfyui invoke kohya sd.cpp swarmui ai-toolkit "
+                 "sdnext"),
+    "for SDXL, a pickle": ("toy.pt", dict(zip(CLIPS, rows(*XL), strict=True)), "a1111 forge comfyui fooocus invoke kohya "
+                           "onetrainer"),
+    "half a word": ("toy.safetensors", {"clip_g": rows(1280)[0]}, ""),
+    "of no known model": ("toy.safetensors", {"emb_params": rows(300)[0]}, ""),
+}  # fmt: skip
+"""Kind of file: its name, content, and the programs that take it as it is, with what is typed where not by the rule below."""
+TYPED = {
+    "comfyui": "embedding:toy",
+    "fooocus": "embedding:toy",
+    "swarmui": "<embed:toy>",
+    "invoke": "<toy>",
+} | dict.fromkeys(("diffusers", "onetrainer", "ai-toolkit"), "<toy>")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_what_is_true_of_a_kind_of_file(kind: str, dti: Dti, tmp_path: Path) -> None:
+    """Which programs take it as it is and what is typed there; no other is said to, and advice names a conversion."""
+    name, content, expected = FILES[kind]
+    save_file(content, tmp_path / name) if name.endswith(".safetensors") else torch.save(
+        content, tmp_path / name
+    )
+    said = dti("info", tmp_path / name, "--json").json["programs"]
+    names = {each.title: each.name for each in PROGRAMS}
+    typed = {}
+    for each in expected.split():
+        program, _, word = each.partition(":")
+        typed[program] = word or TYPED.get(program, "toy")
+    found = {names[each["program"]]: each["typed"] for each in said if each["loads"] == "as it is"}
+    assert found == typed
+    for each in said:
+        assert each["loads"] != "converted" or "after dti convert --to" in each["remark"]
+        assert each["loads"] != "not" or (each["typed"] is None and each["remark"])

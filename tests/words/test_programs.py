@@ -290,7 +290,15 @@ BOTH = {"clip_l": "clip_l", "clip_g": "clip_g"}
             "diffusers a1111 forge comfyui kohya sd.cpp swarmui ai-toolkit sdnext",
         ),
         ({"partial": True}, ""),
-        ({"flat": True}, "diffusers"),
+        # As in the concepts library; InvokeAI takes the name only of these.
+        ({"flat": True}, "diffusers a1111 forge comfyui invoke"),
+        ({"flat": True, "names": {"clip_l": "emb_params"}}, "a1111 forge comfyui"),
+        (
+            {"flat": True, "names": {"clip_l": "string_to_param.*"}, "container": "pickle", "called": "dog"},
+            "diffusers comfyui",
+        ),
+        ({**XL, "names": BOTH, "flat": True}, ""),
+        ({**XL, "names": dict.fromkeys(BOTH, "<dog>"), "split": True, "flat": True}, "diffusers"),
         ({"halves": True}, "diffusers a1111 forge comfyui kohya swarmui ai-toolkit sdnext"),
         ({"stem": "my dog"}, "diffusers a1111 forge kohya sd.cpp ai-toolkit sdnext"),
         ({"stem": "<dog>"}, "diffusers comfyui kohya sd.cpp swarmui ai-toolkit sdnext"),
