@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, Vali
 
 from dticli import files, spelling
 from dticli.errors import UsageError
-from dticli.paths import FILES, WORDS_OR_FILES, beside, may_name_file, names_token_file
+from dticli.paths import FILES, WORDS_OR_FILES, beside, may_name_file
 
 Positive = Annotated[int, Field(ge=1)]
 MIN_SIDE, MAX_SIDE = 8, 8192
@@ -520,7 +520,7 @@ def shareable(settings: Settings) -> dict[str, bool | int | float | str]:
         value = getattr(settings, name)
         if value is None or value == ():
             continue
-        if name in FILES | {"model", "base"} or (name in WORDS_OR_FILES and names_token_file(value)):
+        if may_name_file(name, value):
             value = Path(value).name if Path(value).is_absolute() else value
         shown[name] = "; ".join(value) if isinstance(value, tuple) else value
     return shown

@@ -228,7 +228,7 @@ class CsvTracker(GeneralTracker):
 
 def _kept(path: Path, step: int) -> str:
     """The table up to a step; a row that was cut off is left out."""
-    if not step or not path.exists():
+    if not step or not os.path.exists(path):
         return ""
     text = files.read_text(path, InputError, "expected the table of an earlier part of the run; move it away")
     head, *rows = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
