@@ -36,7 +36,8 @@ def snapshot(run: Path, step: int) -> Path:
 
 def snapshots(run: Path) -> dict[int, Path]:
     """Step to token file of every state that a run kept, in order."""
-    files = sorted((run / SNAPSHOTS).glob("*.safetensors"))
+    folder = run / SNAPSHOTS
+    files = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []
     return {int(file.stem): file for file in files if file.stem.isdecimal()}
 
 
