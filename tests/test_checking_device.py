@@ -18,14 +18,14 @@ from torch.utils._pytree import tree_map_only
 from dticli.draw import sampler
 from dticli.learn.trainer import Task
 from dticli.models import devices, families, footprint, memory
-from dticli.models.families.shape import FamilyCode
+from dticli.models.families import Family
 from dticli.settings import GenerateSettings
 from dticli.words import mixing, placement
 from dticli.words.placement import FreeWord
 from tests import tiny, trainings
 from tests.checking_device import DEVICE, UPLOAD, WAIT, CheckingDevice, MixedDevices, plugged_in
 from tests.conftest import Outcome
-from tests.trainings import training
+from tests.trainings import recoded, training
 
 CPU = torch.device("cpu")
 every_family = pytest.mark.parametrize("name", tiny.cases())
@@ -57,7 +57,7 @@ def learned_and_drawn(name: str, place: torch.device, device: CheckingDevice) ->
     """Two steps, and a picture of what lies halfway between the word and its start."""
     task, learner = training(name, place, torch.float32)
     losses = []
-    with outside_of_the_model(task.family.code, device) as counted:
+    with outside_of_the_model(task.family, device) as counted:
         for report in trainings.fit(task, learner):
             losses.append(report.loss)
             if report.step == 1:
@@ -71,7 +71,7 @@ def learned_and_drawn(name: str, place: torch.device, device: CheckingDevice) ->
 
 
 @contextlib.contextmanager
-def outside_of_the_model(code: FamilyCode, device: CheckingDevice) -> Iterator[Counter[str]]:
+def outside_of_the_model(family: Family, device: CheckingDevice) -> Iterator[Counter[str]]:
     """Count only what dti does itself: a pipeline's own code is not ours to hurry."""
     counted, theirs = device.counted, Counter[str]()
 
@@ -86,8 +86,7 @@ def outside_of_the_model(code: FamilyCode, device: CheckingDevice) -> Iterator[C
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for function in ("encode", "predict"):
-            patch.setattr(code, function, apart(getattr(code, function)))
+        recoded(patch, family, encode=apart(family.code.encode), predict=apart(family.code.predict))
         yield counted
 
 
@@ -144,22 +143,22 @@ def test_what_is_left_on_the_cpu_is_found(name: str, function: str, monkeypatch:
     """The device sees either of two planted faults in every family."""
     with plugged_in():
         task, learner = training(name, DEVICE, torch.float32)
-        code = task.family.code
-        monkeypatch.setattr(code, function, left_behind(getattr(code, function)))
+        recoded(monkeypatch, task.family, **{function: left_behind(getattr(task.family.code, function))})
         with pytest.raises(MixedDevices):
             next(trainings.fit(task, learner))
 
 
 def test_what_waits_too_often_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number fetched for each pixel of the latents breaks the bound."""
-    code = families.of_name("sd").code  # type: ignore[union-attr]
-    to_latents = code.to_latents
+    family = families.of_name("sd")
+    assert family is not None
+    to_latents = family.code.to_latents
 
     def slow(pipe: Any, sample: Tensor) -> Tensor:
         assert max(map(float, sample.flatten())) < 1e6
         return to_latents(pipe, sample)
 
-    monkeypatch.setattr(code, "to_latents", slow)
+    recoded(monkeypatch, family, to_latents=slow)
     with plugged_in() as device:
         seen = learned_and_drawn("sd1", DEVICE, device)
     assert seen.counted[WAIT] > most(1)[WAIT]

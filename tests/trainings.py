@@ -1,8 +1,10 @@
 """A training of two steps on a tiny pipeline, ready to go."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -10,6 +12,7 @@ from dticli import bundled
 from dticli.learn import initial_rows, trainer
 from dticli.learn.trainer import Learner, StepReport, Task
 from dticli.models import families, memory
+from dticli.models.families import Family
 from dticli.photos import albums, latents
 from dticli.settings import TrainSettings, resolve
 from dticli.words import norms, placement
@@ -59,3 +62,9 @@ def fit(task: Task, learner: Learner) -> Iterator[StepReport]:
     """The steps, with the word placed as `learn.run` places it."""
     with trainer.placed(task, learner) as placed:
         yield from trainer.fit(task, learner, placed)
+
+
+def recoded(patch: pytest.MonkeyPatch, family: Family, **functions: Callable[..., Any]) -> None:
+    """Put functions in the place of a family's own."""
+    code = dataclasses.replace(family.code, **functions)
+    patch.setattr(f"dticli.models.families.{family.module}.CODE", code)

@@ -19,6 +19,7 @@ from dticli.models.families import CLIP_L
 from dticli.words import token_reading
 from tests import tiny
 from tests.conftest import Outcome
+from tests.trainings import recoded
 
 
 def test_a_word_the_tokenizer_does_not_know_is_refused() -> None:
@@ -69,7 +70,9 @@ def test_zero_pads_are_rows_of_zeros_before_the_caption(
     """Every sample's caption begins with a number drawn for it; the word learned is another one, and remembers it."""
     tiny.build("sana").save_pretrained(tmp_path / "model")
     said: list[str] = []
-    encode = families.of_name("sana").code.encode
+    family = families.of_name("sana")
+    assert family is not None
+    encode = family.code.encode
 
     def record(pipe: Any, prompts: Sequence[str], frames: Any) -> Any:
         said.extend(prompts)
@@ -78,7 +81,7 @@ def test_zero_pads_are_rows_of_zeros_before_the_caption(
             assert not pipe.text_encoder.get_input_embeddings()(torch.tensor([ids])).any()
         return encode(pipe, prompts, frames)
 
-    monkeypatch.setattr("dticli.models.families.sana.encode", record)
+    recoded(monkeypatch, family, encode=record)
     options = ("--token", "<dog>", "--init", "dog", "--steps", 4, "--batch-size", 2, "--resolution", 32)
     photos = bundled.photos("dog")[0].parent
     (tmp_path / "one.toml").write_text('templates = ["a photo of {}"]')

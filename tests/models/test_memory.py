@@ -32,6 +32,7 @@ from dticli.words.placement import FreeWord, place
 from tests import tiny
 from tests.conftest import Outcome
 from tests.hub_server import Hub, Repository
+from tests.trainings import recoded
 
 Dti = Callable[..., Outcome]
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
@@ -235,7 +236,7 @@ def test_pictures_that_do_not_fit_are_encoded_in_tiles(monkeypatch: pytest.Monke
             raise torch.OutOfMemoryError("out of memory")
         return posterior(pipe, pixels)
 
-    monkeypatch.setattr(family.code, "posterior", short)
+    recoded(monkeypatch, family, posterior=short)
     encoded = latents.encode_low_memory(pipe, family, crops, CPU)
     tiled = encoded.mean[0]
     assert encoded.tiled

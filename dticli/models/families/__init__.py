@@ -1,7 +1,7 @@
 """The model families: what differs between them is data in one table row and a few functions in one file.
 
 The table is readable without torch, so that `dti train --help` can show defaults. The functions of a family live in the
-module its row names; `shape.FamilyCode` says which functions and what they take.
+module its row names, as one value `CODE`; `shape.FamilyCode` says which functions and what they take.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ class Family:
         name: how messages and token files call it.
         pipelines: names of diffusers pipeline classes that belong to it.
         encoders: every encoder the word is learned in; those a model was saved without are left out.
-        module: file under `dticli/models/families/` with its functions.
+        module: file under `dticli/models/families/` with its `CODE`.
         defaults: training settings.
         source: where these come from.
         multiple: picture sides must be multiples of this many pixels.
@@ -111,7 +111,7 @@ class Family:
     @property
     def code(self) -> "FamilyCode":
         """The family's functions; imports torch."""
-        return cast("FamilyCode", importlib.import_module(f"dticli.models.families.{self.module}"))
+        return cast("FamilyCode", importlib.import_module(f"dticli.models.families.{self.module}").CODE)
 
 
 CLIP_L = Encoder("clip_l", "text_encoder", "tokenizer", ADDED_POSITIONS)

@@ -6,21 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dticli.models.families.kl import posterior, to_latents
-from dticli.models.families.shape import Conditioning, Frame, call_defaults, denoiser, encode_prompt
-from dticli.models.families.shape import height_width as call_options
-from dticli.models.families.shape import rectified_flow as process
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
+from dticli.models.families.shape import (
+    Conditioning,
+    FamilyCode,
+    Frame,
+    call_defaults,
+    encode_prompt,
+    rectified_flow,
+)
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -53,3 +46,6 @@ def _guidance(pipe: Any, level: Tensor) -> Tensor | None:
     if not pipe.transformer.config.guidance_embeds:
         return None
     return torch.full_like(level, call_defaults(pipe)["guidance_scale"], dtype=torch.float32)
+
+
+CODE = FamilyCode(encode=encode, predict=predict, process=rectified_flow, architecture=architecture)

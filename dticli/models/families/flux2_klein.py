@@ -5,22 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dticli.models.families.kl import posterior
-from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
-from dticli.models.families.shape import height_width as call_options
-from dticli.models.families.shape import no_architecture as architecture
-from dticli.models.families.shape import rectified_flow as process
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
+from dticli.models.families.shape import Conditioning, FamilyCode, Frame, encode_prompt, rectified_flow
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -44,3 +29,6 @@ def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning)
     )[0]
     # Tokens are in reading order, as packed.
     return output.transpose(1, 2).reshape(noisy.shape)
+
+
+CODE = FamilyCode(encode=encode, predict=predict, process=rectified_flow, to_latents=to_latents)

@@ -8,23 +8,14 @@ from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 from torch import Tensor
 
-from dticli.models.families.kl import posterior, to_latents
-from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
-from dticli.models.families.shape import diffusion as process
-from dticli.models.families.shape import no_architecture as architecture
-from dticli.models.families.shape import size_and_crop as call_options
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
-
+from dticli.models.families.shape import (
+    Conditioning,
+    FamilyCode,
+    Frame,
+    diffusion,
+    encode_prompt,
+    size_and_crop,
+)
 
 BERT_LENGTH, T5_LENGTH = 77, 256
 # Side of the picture, in pixels, whose rotary positions all others are measured in.
@@ -69,3 +60,6 @@ def _positions(pipe: Any, noisy: Tensor) -> tuple[Tensor, Tensor]:
     window = get_resize_crop_region_for_grid(grid, BASE_SIDE // scale // patch)
     width = network.inner_dim // network.num_heads
     return get_2d_rotary_pos_embed(width, window, grid, device=noisy.device, output_type="pt")
+
+
+CODE = FamilyCode(encode=encode, predict=predict, process=diffusion, call_options=size_and_crop)

@@ -5,22 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dticli.models.families.kl import posterior, to_latents
-from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
-from dticli.models.families.shape import diffusion as process
-from dticli.models.families.shape import height_width as call_options
-from dticli.models.families.shape import no_architecture as architecture
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
+from dticli.models.families.shape import Conditioning, FamilyCode, Frame, diffusion, encode_prompt
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -32,3 +17,6 @@ def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Condit
 def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
     output = pipe.transformer(noisy, timestep=level, **conditioning, return_dict=False)[0]
     return output[:, : noisy.shape[1]]
+
+
+CODE = FamilyCode(encode=encode, predict=predict, process=diffusion)

@@ -5,22 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
-from dticli.models.families.shape import height_width as call_options
-from dticli.models.families.shape import no_architecture as architecture
-from dticli.models.families.shape import rectified_flow as process
-from dticli.models.families.video import posterior, to_latents
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
+from dticli.models.families import video
+from dticli.models.families.shape import Conditioning, FamilyCode, Frame, encode_prompt, rectified_flow
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -39,3 +25,12 @@ def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning)
     )[0]
     scale = pipe.vae_scale_factor
     return pipe._unpack_latents(output, height * scale, width * scale, scale)
+
+
+CODE = FamilyCode(
+    encode=encode,
+    predict=predict,
+    process=rectified_flow,
+    posterior=video.posterior,
+    to_latents=video.to_latents,
+)

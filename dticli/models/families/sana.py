@@ -6,21 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dticli.models.families.shape import TIMESTEPS, Conditioning, Frame, denoiser, encode_prompt
-from dticli.models.families.shape import even_flow as process
-from dticli.models.families.shape import height_width as call_options
-from dticli.models.families.shape import no_architecture as architecture
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
+from dticli.models.families.shape import TIMESTEPS, Conditioning, FamilyCode, Frame, encode_prompt, even_flow
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -41,3 +27,8 @@ def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning)
     timestep = level * TIMESTEPS * pipe.transformer.config.timestep_scale
     output = pipe.transformer(noisy, timestep=timestep, **conditioning, return_dict=False)[0]
     return output[:, : noisy.shape[1]]
+
+
+CODE = FamilyCode(
+    encode=encode, predict=predict, process=even_flow, posterior=posterior, to_latents=to_latents
+)

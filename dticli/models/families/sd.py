@@ -5,21 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dticli.models.families.kl import posterior, to_latents
-from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
-from dticli.models.families.shape import diffusion as process
-from dticli.models.families.shape import height_width as call_options
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
+from dticli.models.families.shape import Conditioning, FamilyCode, Frame, diffusion, encode_prompt
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -38,3 +24,6 @@ def architecture(pipe: Any) -> str | None:
         1024: "stable-diffusion-v2-768-v" if v_prediction else "stable-diffusion-v2-512",
     }
     return names.get(pipe.text_encoder.config.hidden_size)
+
+
+CODE = FamilyCode(encode=encode, predict=predict, process=diffusion, architecture=architecture)

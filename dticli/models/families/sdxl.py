@@ -6,22 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dticli.models.families.kl import posterior
-from dticli.models.families.kl import to_latents as scaled
-from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
-from dticli.models.families.shape import diffusion as process
-from dticli.models.families.shape import size_and_crop as call_options
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
+from dticli.models.families import kl
+from dticli.models.families.shape import (
+    Conditioning,
+    FamilyCode,
+    Frame,
+    diffusion,
+    encode_prompt,
+    size_and_crop,
+)
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -37,7 +30,7 @@ def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Condit
 def to_latents(pipe: Any, sample: Tensor) -> Tensor:
     config = pipe.vae.config
     if config.get("latents_mean") is None or config.get("latents_std") is None:
-        return scaled(pipe, sample)
+        return kl.to_latents(pipe, sample)
     # As the pipeline undoes it before it decodes; Playground v2.5's autoencoder has these.
     mean, std = (
         torch.tensor(each).to(sample).view(1, -1, 1, 1) for each in (config.latents_mean, config.latents_std)
@@ -52,3 +45,13 @@ def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning)
 def architecture(pipe: Any) -> str | None:
     widths = (pipe.text_encoder.config.hidden_size, pipe.text_encoder_2.config.hidden_size)
     return "stable-diffusion-xl-v1-base" if widths == (768, 1280) else None
+
+
+CODE = FamilyCode(
+    encode=encode,
+    predict=predict,
+    process=diffusion,
+    to_latents=to_latents,
+    architecture=architecture,
+    call_options=size_and_crop,
+)

@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from dticli.errors import ModelError
+from dticli.models.families import kl
 
 Conditioning = dict[str, Any]
 
@@ -46,46 +47,6 @@ class Process(Protocol):
 
     def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """What a perfect denoiser returns, same shape as `latents`."""
-        ...
-
-
-class FamilyCode(Protocol):
-    """The functions of a family file."""
-
-    def encode(self, pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
-        """Prompts to what `predict` conditions on, through the pipeline's own `encode_prompt`, with gradients."""
-        ...
-
-    def posterior(self, pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (batch, 3, height, width) in [-1, 1] to mean and std of the autoencoder's output."""
-        ...
-
-    def to_latents(self, pipe: Any, sample: Tensor) -> Tensor:
-        """The autoencoder's output, scaled and shifted to what the denoiser works on."""
-        ...
-
-    def process(self, scheduler: Any) -> Process:
-        """The noise process of a model that samples with that scheduler of diffusers'.
-
-        Raises:
-            ModelError: it is another than the family is trained with.
-        """
-        ...
-
-    def predict(self, pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's prediction, to compare with `Process.target`."""
-        ...
-
-    def denoiser(self, pipe: Any) -> torch.nn.Module:
-        """The network `predict` runs."""
-        ...
-
-    def architecture(self, pipe: Any) -> str | None:
-        """The model's `modelspec.architecture`, or None where no program has a name for it."""
-        ...
-
-    def call_options(self, frame: Frame) -> dict[str, Any]:
-        """Keywords that make `pipe(...)` draw a picture framed like `frame`."""
         ...
 
 
@@ -264,3 +225,31 @@ def pipe_device(pipe: Any) -> torch.device:
     """Where the first text encoder computes; the autoencoder may rest elsewhere, and an offloaded encoder waits elsewhere."""
     hook = getattr(pipe.text_encoder, "_hf_hook", None)
     return torch.device(hook.execution_device) if hook else next(pipe.text_encoder.parameters()).device
+
+
+@dataclass(frozen=True)
+class FamilyCode:
+    """What differs between families in code; the defaults are what most of them share.
+
+    Attributes:
+        encode: pipeline, prompts and as many frames to what `predict` conditions on, through the pipeline's own
+            `encode_prompt`, with gradients.
+        predict: pipeline, noisy latents, level (batch,) and conditioning to the denoiser's prediction, shaped like the
+            latents, to compare with `Process.target`.
+        process: the noise process of a model that samples with that scheduler of diffusers'; raises ModelError where it is
+            another than the family is trained with.
+        posterior: pipeline and pixels (batch, 3, height, width) in [-1, 1] to mean and std of the autoencoder's output.
+        to_latents: pipeline and the autoencoder's output to what the denoiser works on: scaled and shifted.
+        denoiser: the network `predict` runs.
+        architecture: the model's `modelspec.architecture`, or None where no program has a name for it.
+        call_options: keywords that make `pipe(...)` draw a picture framed like that.
+    """
+
+    encode: Callable[[Any, Sequence[str], Sequence[Frame]], Conditioning]
+    predict: Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
+    process: Callable[[Any], Process]
+    posterior: Callable[[Any, Tensor], tuple[Tensor, Tensor]] = kl.posterior
+    to_latents: Callable[[Any, Tensor], Tensor] = kl.to_latents
+    denoiser: Callable[[Any], torch.nn.Module] = denoiser
+    architecture: Callable[[Any], str | None] = no_architecture
+    call_options: Callable[[Frame], dict[str, Any]] = height_width

@@ -5,22 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dticli.models.families.shape import TIMESTEPS, Conditioning, Frame, denoiser, encode_prompt
-from dticli.models.families.shape import even_flow as process
-from dticli.models.families.shape import height_width as call_options
-from dticli.models.families.shape import no_architecture as architecture
-from dticli.models.families.video import posterior, to_latents
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
+from dticli.models.families import video
+from dticli.models.families.shape import TIMESTEPS, Conditioning, FamilyCode, Frame, encode_prompt, even_flow
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -30,3 +16,8 @@ def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Condit
 
 def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
     return pipe.transformer(noisy, timestep=level * TIMESTEPS, **conditioning, return_dict=False)[0]
+
+
+CODE = FamilyCode(
+    encode=encode, predict=predict, process=even_flow, posterior=video.posterior, to_latents=video.to_latents
+)

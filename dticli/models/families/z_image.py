@@ -6,22 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dticli.models.families.kl import posterior, to_latents
-from dticli.models.families.shape import Conditioning, Frame, denoiser, encode_prompt
-from dticli.models.families.shape import height_width as call_options
-from dticli.models.families.shape import no_architecture as architecture
-from dticli.models.families.shape import rectified_flow as process
-
-__all__ = [
-    "architecture",
-    "call_options",
-    "denoiser",
-    "encode",
-    "posterior",
-    "predict",
-    "process",
-    "to_latents",
-]
+from dticli.models.families.shape import Conditioning, FamilyCode, Frame, encode_prompt, rectified_flow
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -33,3 +18,6 @@ def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning)
     # It takes a list of one-frame videos, and time that runs from noise to picture.
     output = pipe.transformer(list(noisy.unsqueeze(2)), 1 - level, **conditioning, return_dict=False)[0]
     return -torch.stack(output).squeeze(2)
+
+
+CODE = FamilyCode(encode=encode, predict=predict, process=rectified_flow)
