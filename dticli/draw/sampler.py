@@ -115,7 +115,11 @@ def _options(pipe: Any, settings: GenerateSettings, count: int) -> dict[str, Any
         if "use_resolution_binning" in known:
             # It would draw the nearest of the model's own sizes, and resize.
             options["use_resolution_binning"] = False
-    return {name: value for name, value in options.items() if value is not None}
+    said = {name: value for name, value in options.items() if value is not None}
+    if settings.steps not in (None, 2) and "intermediate_timesteps" in known:
+        # SANA-Sprint's level between two steps; it refuses one for another number.
+        said["intermediate_timesteps"] = None
+    return said
 
 
 def _guidance(known: Mapping[str, Any], settings: GenerateSettings, count: int) -> dict[str, Any]:

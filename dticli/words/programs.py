@@ -33,21 +33,13 @@ TARGETS: tuple[str, ...] = get_args(Target)
 Layout = Mapping[str, str]
 
 PUBLISHED: Mapping[str, tuple[Mapping[str, int], ...]] = {
-    "sd": ({"clip_l": 768}, {"clip_l": 1024}),
-    "sdxl": ({"clip_l": 768, "clip_g": 1280},),
-    "sd3": ({"clip_l": 768, "clip_g": 1280, "t5xxl": 4096},),
-    "flux": ({"clip_l": 768, "t5xxl": 4096},),
-    "sana": ({"gemma2_2b": 2304},),
-    "lumina2": ({"gemma2_2b": 2304},),
-    "wan": ({"umt5xxl": 4096},),
-    "pixart_sigma": ({"t5xxl": 4096},),
-    "flux2_klein": ({"qwen3_4b": 2560}, {"qwen3_4b": 4096}),
-    "z_image": ({"qwen3_4b": 2560},),
-    "qwen_image": ({"qwen25_7b": 3584},),
-    "hunyuandit": ({"bert": 1024, "mt5xl": 2048},),
+    family.name: tuple(
+        {encoder.key: width for encoder, width in zip(family.encoders, widths, strict=True)}
+        for widths in family.published
+    )
+    for family in families.TABLE
 }
-"""Family to the embedding widths of its public models, encoders in the pipeline's order. Words of other widths belong to
-a model that no other program runs."""
+"""Family to the embedding widths of its public models, encoders in the pipeline's order."""
 
 OPTIONAL = frozenset({("sd3", "t5xxl")})
 """Family and encoder that its models are used without."""
@@ -119,7 +111,7 @@ _NEW: frozenset[Container] = frozenset({"pickle"})
 _CONCEPTS = frozenset({WORD, "emb_params"})
 """A1111 turns a 1-D tensor into one vector, as the concepts library has them, but not in `string_to_param`."""
 _MIXIN = "the pipeline class needs diffusers' TextualInversionLoaderMixin added"
-_NO_MIXIN = frozenset(PUBLISHED) - {"sd", "sdxl", "flux"}
+_NO_MIXIN = frozenset(PUBLISHED) - {"sd", "sdxl", "flux", "chroma"}
 
 PROGRAMS: tuple[Program, ...] = (
     Program(
@@ -175,13 +167,14 @@ PROGRAMS: tuple[Program, ...] = (
             "sd3": _SD3,
             "flux": _FLUX,
             "pixart_sigma": {"t5xxl": "t5xxl"},
+            "chroma": {"t5xxl": "t5xxl"},
             "hunyuandit": {"bert": "chinese_roberta", "mt5xl": "mt5xl"},
         },
         reads=frozenset({ANY}),
         flat=frozenset({ANY}),
         stems=r"\S*[^\s.]",
         refusals=dict.fromkeys(
-            ("sana", "lumina2", "wan", "flux2_klein", "z_image", "qwen_image"),
+            ("sana", "sana_sprint", "lumina2", "wan", "flux2_klein", "z_image", "qwen_image"),
             "ComfyUI's tokenizers of Gemma, UMT5 and Qwen know no embeddings",
         ),
         source=(
@@ -230,10 +223,11 @@ PROGRAMS: tuple[Program, ...] = (
             "flux": {"clip_l": "clip_l", "t5xxl": "t5"},
             "sana": {"gemma2_2b": "gemma"},
             "pixart_sigma": {"t5xxl": "t5"},
+            "chroma": {"t5xxl": "t5"},
         },
         containers=_NEW,
         remarks=dict.fromkeys(
-            ("sd", "sdxl", "sd3", "flux", "sana", "pixart_sigma"),
+            ("sd", "sdxl", "sd3", "flux", "sana", "pixart_sigma", "chroma"),
             "the placeholder of its configuration decides",
         ),
         source="Nerogar/OneTrainer 23df3832, modules/modelSaver and modelLoader (read)",

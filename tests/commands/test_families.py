@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 from dticli import bundled
 from dticli.cli import run
+from dticli.draw import sampler
 from dticli.models import families
 from dticli.models.families import Family
+from dticli.settings import GenerateSettings
 from tests import tiny
 from tests.conftest import Outcome
 
@@ -216,3 +218,14 @@ def test_a_strange_pipeline_is_refused(dti: Dti, tmp_path: Path) -> None:
         True,
         True,
     )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, None])
+def test_sana_sprint_draws_in_any_number_of_steps(steps: int | None) -> None:
+    """Its pipeline has a level of its own between two steps, and refuses that with another number of them."""
+    pipe = tiny.build("sana_sprint")
+    shots, seen = sampler.shots(["a photo of dog"], 0, 1), []
+    pipe.transformer.register_forward_pre_hook(lambda *_: seen.append(1))
+    settings = GenerateSettings(steps=steps, size="32")
+    assert len(list(sampler.sample(pipe, family_of("sana_sprint"), [], shots, settings))) == 1
+    assert len(seen) == (steps or 2)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SCMScheduler
 from scipy.stats import norm as gaussian
 from tokenizers import AddedToken
 from torch import Tensor
@@ -171,13 +171,12 @@ def layout(pipe: Any, like_latents: Tensor, conditioning: Conditioning) -> Layou
 def unguided(pipe: Any) -> dict[str, Any]:
     """Call options without which the denoiser would run on a negative prompt too.
 
-    Where there is a scale for that alone, it is at rest without a negative prompt, and `guidance_scale` is an input.
+    Where there is a scale for that alone, it is at rest without a negative prompt, and `guidance_scale` is an input; so it
+    is where there is no negative prompt at all.
     """
-    return (
-        {}
-        if "true_cfg_scale" in inspect.signature(type(pipe).__call__).parameters
-        else {"guidance_scale": 0.0}
-    )
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    apart = "true_cfg_scale" in parameters or "negative_prompt" not in parameters
+    return {} if apart else {"guidance_scale": 0.0}
 
 
 def test_every_family_has_a_tiny_pipeline() -> None:
@@ -274,20 +273,31 @@ def test_the_denoiser_receives_in_training_what_the_pipeline_gives_it(pipe: Any)
         pipe(prompt=prompts, **options)
         stock = seen.pop(0)
         seen.clear()
-        level = pipe.scheduler.timesteps[:1].expand(2)
-        if isinstance(code.process(pipe.scheduler), Flow):
-            level = level / 1000
+        level = first_level(pipe).expand(2)
         code.predict(pipe, found.read(next(iter(stock.values()))), level, conditioning)
         handle.remove()
     ours, theirs = dict(leaves(seen.pop(0))), dict(leaves(stock))
     assert ours.keys() == theirs.keys()
     for path, value in theirs.items():
-        if path in ("/timestep", "/t"):  # whole numbers there, 1000 sigma here
+        if path in ("/timestep", "/timesteps", "/t"):  # whole numbers there, 1000 sigma here
             torch.testing.assert_close(
                 ours[path].float(), value.float().expand_as(ours[path]), rtol=1e-6, atol=1e-6
             )
         else:
             assert torch.equal(ours[path], value.expand_as(ours[path])), path
+
+
+def first_level(pipe: Any) -> Tensor:
+    """The noise level that the pipeline has just begun to draw from, (1,), as the family's process counts it."""
+    time = pipe.scheduler.timesteps[:1]
+    if not isinstance(family_of(pipe).code.process(pipe.scheduler), Flow):
+        return time
+    return part_of_noise(time) if isinstance(pipe.scheduler, SCMScheduler) else time / 1000
+
+
+def part_of_noise(angle: Tensor) -> Tensor:
+    """How much of cos(angle) x0 + sin(angle) n is noise."""
+    return angle.sin() / (angle.cos() + angle.sin())
 
 
 def bound(module: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -301,6 +311,28 @@ def test_an_oracle_of_the_training_target_makes_the_pipeline_draw_the_image(
 ) -> None:
     """A denoiser for which training loss is zero leads the stock sampler to the very latent that was trained on."""
     require_oracle_draws(pipe, monkeypatch)
+
+
+@pytest.mark.parametrize("dynamic", [True, False], ids=["for the size", "fixed"])
+@pytest.mark.parametrize("name", tiny.cases("cogview4"))
+def test_the_time_told_is_the_one_before_the_shift(name: str, dynamic: bool) -> None:
+    """CogView4's schedule moves noise levels and not the times it tells: at each of its steps, time and level belong together."""
+    pipe = built(name, None)
+    pipe.scheduler.register_to_config(use_dynamic_shifting=dynamic, shift=2.0)
+    pipe.scheduler.set_shift(2.0)
+    code, told = family_of(pipe).code, []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: told.append(kwargs["timestep"][0].item()), with_kwargs=True
+    )
+    steps = 4
+    pipe(prompt=["a photo of dog"], **tiny.call(name, steps=steps) | unguided(pipe))
+    drawn, levels = told[:], pipe.scheduler.sigmas[:steps]
+    told.clear()
+    conditioning = code.encode(pipe, ["a photo of dog"], frames(pipe, 1))
+    for level in levels:
+        code.predict(pipe, clean_latents(pipe, 1)[1], level.expand(1), conditioning)
+    assert told == pytest.approx(drawn, rel=1e-5)
+    assert drawn[1] != pytest.approx(1000 * levels[1].item(), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", tiny.cases("sdxl"))
@@ -347,7 +379,10 @@ def sampled_level(pipe: Any, process: Any, arguments: dict[str, Any]) -> Tensor:
     """The noise level the sampler is at; some diffusion samplers pass whole steps as floats."""
     if isinstance(process, Diffusion):
         return arguments["timestep"].long().expand(1)
-    return pipe.scheduler.sigmas[pipe.scheduler.step_index or 0].expand(1)
+    step = pipe.scheduler.step_index or 0
+    if isinstance(pipe.scheduler, SCMScheduler):
+        return part_of_noise(pipe.scheduler.timesteps[step]).expand(1)
+    return pipe.scheduler.sigmas[step].expand(1)
 
 
 def test_the_norm_of_the_vocabulary_ignores_spare_rows(own_pipe: Any) -> None:

@@ -16,12 +16,14 @@ import torch
 from _pytest.mark import ParameterSet
 from diffusers import DiffusionPipeline
 
-from .flux import FLUX1_DEV, FLUX1_SCHNELL, FLUX2_KLEIN
-from .gemma import LUMINA2, SANA
+from .cogview4 import COGVIEW4
+from .flux import CHROMA, FLUX1_DEV, FLUX1_SCHNELL, FLUX2_KLEIN
+from .gemma import LUMINA2, SANA, SANA_SPRINT
+from .krea2 import KREA2
 from .parts import TinyFamily
 from .stable_diffusion import SD1, SD2, SDXL
 from .stable_diffusion_3 import SD3, SD3_NO_T5
-from .t5 import HUNYUANDIT, PIXART_SIGMA
+from .t5 import AURAFLOW, HUNYUANDIT, PIXART_SIGMA
 from .tokenizers import CLIP_EOS, WORDS
 from .wan import QWEN_IMAGE, WAN
 from .z_image import ZIMAGE
@@ -44,6 +46,11 @@ FAMILIES: dict[str, TinyFamily] = {
     "zimage": ZIMAGE,
     "pixart_sigma": PIXART_SIGMA,
     "hunyuandit": HUNYUANDIT,
+    "chroma": CHROMA,
+    "auraflow": AURAFLOW,
+    "cogview4": COGVIEW4,
+    "sana_sprint": SANA_SPRINT,
+    "krea2": KREA2,
 }
 TINY: dict[str, Callable[..., DiffusionPipeline]] = {name: family.make for name, family in FAMILIES.items()}
 
@@ -101,4 +108,5 @@ def call(name: str, output_type: str = "latent", *, steps: int = 2, seed: int = 
         "output_type": output_type,
         "generator": torch.Generator("cpu").manual_seed(seed),
         **family.arguments,
+        **(family.but_two if steps != 2 else {}),
     }

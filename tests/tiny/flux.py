@@ -1,7 +1,11 @@
-"""FLUX.1, which reads CLIP's pooled output and T5's states, and FLUX.2 klein, three layers of Qwen3."""
+"""FLUX.1, which reads CLIP's pooled output and T5's states, Chroma, T5's alone, and FLUX.2 klein, three layers of Qwen3."""
+
+import warnings
 
 from diffusers import (
     AutoencoderKLFlux2,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
@@ -14,6 +18,8 @@ from .parts import TinyFamily, clip_text, flux_autoencoder, qwen3_config, t5_tex
 from .tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
 
 CLIP_WIDTH, T5_WIDTH, QWEN_WIDTH = 32, 24, 16
+MOVED_CLASS = "`FluxPosEmbed` is deprecated"
+"""What Chroma's transformer causes, which imports a class from where it was."""
 KLEIN_LAYERS = 28
 """The pipeline reads states 9, 18 and 27 by default, so there must be as many."""
 
@@ -55,6 +61,32 @@ def flux1_schnell(*, eos_token_id: int = 2) -> FluxPipeline:
     return _flux1(False, FlowMatchEulerDiscreteScheduler(shift=1.0), eos_token_id)
 
 
+def chroma() -> ChromaPipeline:
+    """Neither pooled state nor guidance: a network makes every modulation from the time; padding is masked."""
+    tokenizer = t5_tokenizer()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", MOVED_CLASS, FutureWarning)
+        transformer = ChromaTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=T5_WIDTH,
+            axes_dims_rope=(4, 6, 6),
+            approximator_num_channels=16,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+        )
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=flux_autoencoder(),
+        text_encoder=t5_text(tokenizer, width=T5_WIDTH),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
 def flux2_klein() -> Flux2KleinPipeline:
     """The distilled one, which never guides; its autoencoder's statistics are those of a batch norm."""
     tokenizer = qwen_tokenizer()
@@ -90,6 +122,9 @@ def flux2_klein() -> Flux2KleinPipeline:
 _FLUX1 = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 FLUX1_DEV = TinyFamily(flux1_dev, _FLUX1, size=16)
 FLUX1_SCHNELL = TinyFamily(flux1_schnell, _FLUX1, size=16)
+CHROMA = TinyFamily(
+    chroma, {"text_encoder": "tokenizer"}, size=16, warnings=(f"ignore:{MOVED_CLASS}:FutureWarning",)
+)
 FLUX2_KLEIN = TinyFamily(
     flux2_klein,
     {"text_encoder": "tokenizer"},

@@ -1,4 +1,6 @@
-"""SANA and Lumina-Image 2, whose encoder is Gemma 2."""
+"""SANA, SANA-Sprint and Lumina-Image 2, whose encoder is Gemma 2."""
+
+from typing import Any
 
 from diffusers import (
     AutoencoderDC,
@@ -7,7 +9,9 @@ from diffusers import (
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     SanaPipeline,
+    SanaSprintPipeline,
     SanaTransformer2DModel,
+    SCMScheduler,
 )
 
 from .parts import TinyFamily, array_copy_warning, flux_autoencoder, gemma_text
@@ -20,14 +24,28 @@ DEPTH = 6
 
 def sana() -> SanaPipeline:
     """Deep-compression autoencoder; the multistep solver in its flow form, as shipped."""
+    solver = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return SanaPipeline(**_parts(), scheduler=solver)
+
+
+def sana_sprint() -> SanaSprintPipeline:
+    """Distilled to two steps: the time is an angle, and guidance an input of the transformer."""
+    return SanaSprintPipeline(
+        **_parts(guidance_embeds=True, qk_norm="rms_norm_across_heads"), scheduler=SCMScheduler()
+    )
+
+
+def _parts(**transformer: Any) -> dict[str, Any]:
     tokenizer = gemma_tokenizer()
     blocks = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
     scales = ((),) * 3 + ((5,),) * 3
     widths = (8, 8, 8, 16, 16, 32)
-    return SanaPipeline(
-        tokenizer=tokenizer,
-        text_encoder=gemma_text(tokenizer, width=WIDTH),
-        vae=AutoencoderDC(
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": gemma_text(tokenizer, width=WIDTH),
+        "vae": AutoencoderDC(
             latent_channels=32,
             attention_head_dim=8,
             encoder_block_types=blocks,
@@ -42,7 +60,7 @@ def sana() -> SanaPipeline:
             upsample_block_type="interpolate",
             scaling_factor=0.41407,
         ),
-        transformer=SanaTransformer2DModel(
+        "transformer": SanaTransformer2DModel(
             in_channels=32,
             out_channels=32,
             num_attention_heads=2,
@@ -53,11 +71,9 @@ def sana() -> SanaPipeline:
             cross_attention_dim=32,
             caption_channels=WIDTH,
             sample_size=32,
+            **transformer,
         ),
-        scheduler=DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-    )
+    }
 
 
 def lumina2() -> Lumina2Pipeline:
@@ -93,3 +109,11 @@ SANA = TinyFamily(
     warnings=(array_copy_warning("scheduling_dpmsolver_multistep"),),
 )
 LUMINA2 = TinyFamily(lumina2, {"text_encoder": "tokenizer"}, size=16)
+SANA_SPRINT = TinyFamily(
+    sana_sprint,
+    {"text_encoder": "tokenizer"},
+    size=32,
+    arguments={"use_resolution_binning": False},
+    # a level between the two, refused with another number of them
+    but_two={"intermediate_timesteps": None},
+)

@@ -14,6 +14,7 @@ from transformers import (
     GemmaTokenizer,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3VLConfig,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -41,6 +42,7 @@ class TinyFamily:
         encoders: the pipeline's attributes of each text encoder in which a word has a row, and its tokenizer.
         size: smallest side, in pixels, that no stage has to round; every multiple of it is fine too.
         arguments: what `pipe(...)` needs besides prompt, size, steps and output type.
+        but_two: what it needs besides, where the number of steps is another than two.
         absent: required components that are None; `from_pretrained` wants them named, as None, again.
         warnings: pytest filters for what the libraries themselves warn of when this pipeline runs.
     """
@@ -49,6 +51,7 @@ class TinyFamily:
     encoders: Mapping[str, str]
     size: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    but_two: Mapping[str, Any] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -127,7 +130,7 @@ def gemma_text(tokenizer: GemmaTokenizer, *, width: int) -> Gemma2Model:
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            **_attention(width),
+            **attention(width),
         )
     )
 
@@ -139,11 +142,42 @@ def qwen3_config(tokenizer: Qwen2Tokenizer, *, width: int, layers: int) -> Qwen3
         num_hidden_layers=layers,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        **_attention(width),
+        **attention(width),
     )
 
 
-def _attention(width: int) -> dict[str, Any]:
+def qwen3_vl_config(tokenizer: Qwen2Tokenizer, *, width: int) -> Qwen3VLConfig:
+    """The config of a Qwen3-VL whose eyes, which no prompt uses, are as small as can be."""
+    text = {
+        "vocab_size": len(tokenizer) + QWEN3_SPARE_ROWS,
+        "num_hidden_layers": 3,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5000000.0,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+        **attention(width),
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "num_position_embeddings": 4,
+        "deepstack_visual_indexes": [0],
+    }
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
+
+
+VIDEO_AUTOENCODER = {"base_dim": 4, "z_dim": 16, "num_res_blocks": 1}
+"""Of the autoencoder of Wan, Qwen-Image and Krea 2, made for videos."""
+
+
+def attention(width: int) -> dict[str, Any]:
+    """What the configs of language models call alike: eight numbers a head, two heads to a key."""
     # the usual 0.02 leaves so narrow an encoder almost blind to the other words
     return {
         "hidden_size": width,

@@ -1,8 +1,11 @@
-"""PixArt-Sigma, which reads T5, and HunyuanDiT, which reads BERT and T5: diffusion transformers."""
+"""PixArt-Sigma, which reads T5, HunyuanDiT, BERT and T5, and AuraFlow, the Pile's T5: diffusion transformers."""
 
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HunyuanDiT2DModel,
     HunyuanDiTPipeline,
     PixArtSigmaPipeline,
@@ -10,7 +13,7 @@ from diffusers import (
 )
 from transformers import BertConfig, BertModel
 
-from .parts import TinyFamily, array_copy_warning, image_autoencoder, t5_text
+from .parts import TinyFamily, array_copy_warning, image_autoencoder, t5_text, umt5_text
 from .tokenizers import bert_tokenizer, t5_tokenizer
 
 T5_WIDTH, BERT_WIDTH = 24, 32
@@ -84,6 +87,31 @@ def hunyuandit() -> HunyuanDiTPipeline:
     )
 
 
+def auraflow() -> AuraFlowPipeline:
+    """Its encoder is a UMT5 in form; the transformer gets no mask, but states that were zeroed."""
+    tokenizer = t5_tokenizer()
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=8,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=32,
+        pos_embed_max_size=64,
+    )
+    # one word among 256 states would hardly be seen
+    transformer.joint_transformer_blocks[0].attn.add_v_proj.weight.data *= 64
+    return AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=umt5_text(tokenizer, width=T5_WIDTH),
+        vae=image_autoencoder(scaling_factor=0.13025),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )
+
+
+AURAFLOW = TinyFamily(auraflow, {"text_encoder": "tokenizer"}, size=16)
 PIXART_SIGMA = TinyFamily(
     pixart_sigma,
     {"text_encoder": "tokenizer"},

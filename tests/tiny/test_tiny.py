@@ -105,6 +105,7 @@ def test_rows_beyond_the_tokenizer(name):
         "t5": 32128 - 32100,
         "umt5": 256384 - 256300,
         "qwen3": 151936 - 151669,
+        "qwen3_vl": 151936 - 151669,
         "qwen2_5_vl": 152064 - 151665,
     }
     pipe = build(name)

@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the five kinds text-to-image models use, built from a word list alone.
+"""Tiny tokenizers of the kinds text-to-image models use, built from a word list alone.
 
 Every printable character is in each vocabulary, so any prompt tokenises; every word of `WORDS` is one piece.
 Special tokens stand where the public vocabularies have them: CLIP's end of text is the highest id and its
@@ -9,7 +9,15 @@ import string
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
-from transformers import BertTokenizer, CLIPTokenizer, GemmaTokenizer, Qwen2Tokenizer, T5Tokenizer
+from tokenizers import processors
+from transformers import (
+    BertTokenizer,
+    CLIPTokenizer,
+    GemmaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+    T5Tokenizer,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _WORDS = """
@@ -101,6 +109,20 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
+def glm_tokenizer() -> PreTrainedTokenizerFast:
+    """GLM-4's byte-level pairs, with two marks before every text and padding before these."""
+    merges, start, pad = _spaced_merges("Ġ"), ("[gMASK]", "<sop>"), "<|endoftext|>"
+    vocab = _numbered([*_byte_letters(), *_joined(merges), pad, *start])
+    backend = Qwen2Tokenizer(vocab=vocab, merges=merges).backend_tokenizer
+    backend.add_special_tokens([pad, *start])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{' '.join(start)} $A", special_tokens=[(mark, vocab[mark]) for mark in start]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=pad, pad_token=pad, padding_side="left", model_max_length=131072
+    )
+
+
 def bert_tokenizer() -> BertTokenizer:
     """BERT's word pieces, lower case only."""
     letters = sorted({letter.lower() for letter in CHARACTERS})
@@ -115,6 +137,7 @@ TOKENIZERS: dict[str, Callable] = {
     "t5": t5_tokenizer,
     "gemma": gemma_tokenizer,
     "qwen": qwen_tokenizer,
+    "glm": glm_tokenizer,
     "bert": bert_tokenizer,
 }
 

@@ -12,11 +12,10 @@ from diffusers import (
 )
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from .parts import TinyFamily, umt5_text
+from .parts import VIDEO_AUTOENCODER, TinyFamily, umt5_text
 from .tokenizers import QWEN25_SPARE_ROWS, qwen_tokenizer, t5_tokenizer
 
 UMT5_WIDTH, QWEN_WIDTH = 24, 32
-AUTOENCODER = {"base_dim": 4, "z_dim": 16, "num_res_blocks": 1}
 
 
 def wan() -> WanPipeline:
@@ -25,7 +24,7 @@ def wan() -> WanPipeline:
     return WanPipeline(
         tokenizer=tokenizer,
         text_encoder=umt5_text(tokenizer, width=UMT5_WIDTH),
-        vae=AutoencoderKLWan(**AUTOENCODER),
+        vae=AutoencoderKLWan(**VIDEO_AUTOENCODER),
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
@@ -80,7 +79,7 @@ def qwen_image() -> QwenImagePipeline:
             max_image_seq_len=8192,
             shift_terminal=0.02,
         ),
-        vae=AutoencoderKLQwenImage(**AUTOENCODER),
+        vae=AutoencoderKLQwenImage(**VIDEO_AUTOENCODER),
         text_encoder=Qwen2_5_VLForConditionalGeneration(config),
         tokenizer=tokenizer,
         transformer=QwenImageTransformer2DModel(

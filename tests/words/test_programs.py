@@ -33,6 +33,7 @@ EXPECTED: dict[str, dict[str, list[str]]] = {
         "sd3": ["clip_g", "clip_l", "t5xxl"],
         "flux": ["clip_l", "t5xxl"],
         "pixart_sigma": ["t5xxl"],
+        "chroma": ["t5xxl"],
         "hunyuandit": ["chinese_roberta", "mt5xl"],
     },
     "kohya": {"sd": ["emb_params"], "sdxl": ["clip_g", "clip_l"]},
@@ -44,6 +45,7 @@ EXPECTED: dict[str, dict[str, list[str]]] = {
         "flux": ["clip_l", "t5"],
         "sana": ["gemma"],
         "pixart_sigma": ["t5"],
+        "chroma": ["t5"],
     },
 }
 
@@ -200,7 +202,7 @@ def test_families_are_known_by_their_encoders(family: str) -> None:
     [
         ({SOLE: 768}, None, ("sd",)),
         ({"clip_h": 1024}, None, ("sd",)),
-        ({SOLE: 2304}, None, ("sana", "lumina2")),
+        ({SOLE: 2304}, None, ("sana", "lumina2", "sana_sprint")),
         ({SOLE: 4096}, "wan", ("wan",)),
         ({SOLE: 256}, None, ()),
         ({"clip_l": 256}, "sd", ("sd",)),
@@ -232,10 +234,10 @@ def test_words_of_unknown_models_are_refused() -> None:
 
 
 def test_families_a_program_stores_differently_must_be_told_apart() -> None:
-    """Gemma's 2304 may be Sana's or Lumina's: the same for diffusers, not for OneTrainer."""
+    """Gemma's 2304 may be a word of SANA, Lumina or SANA-Sprint: the same for diffusers, not for OneTrainer."""
     token = Token("<dog>", {"gemma2_2b": torch.ones(1, 2304)}, {})
     assert list(conversion.export(token, "diffusers")) == ["dog/learned_embeds.safetensors"]
-    with pytest.raises(UsageError, match=r"sana or lumina2.*--model"):
+    with pytest.raises(UsageError, match=r"sana or lumina2 or sana_sprint.*--model"):
         conversion.export(token, "onetrainer")
     assert "gemma" in safetensors.torch.load(
         next(iter(conversion.export(conversion.of_family(token, "sana"), "onetrainer").values()))
@@ -435,7 +437,7 @@ def test_a_part_of_a_word_loads_nowhere_as_it_is(family: str, metadata: bool, tm
 
 def test_onetrainers_gemma_is_sanas(tmp_path: Path) -> None:
     """The program trains words in Gemma for SANA only; under any other name they may be Lumina's."""
-    for name, expected in (("gemma", ("sana",)), ("gemma2_2b", ("sana", "lumina2"))):
+    for name, expected in (("gemma", ("sana",)), ("gemma2_2b", ("sana", "lumina2", "sana_sprint"))):
         safetensors.torch.save_file({name: torch.ones(2, 2304)}, tmp_path / "dog.safetensors")
         source = conversion.read(tmp_path / "dog.safetensors")
         assert source.families == expected
@@ -443,7 +445,7 @@ def test_onetrainers_gemma_is_sanas(tmp_path: Path) -> None:
         assert (told["onetrainer"].loads == "as it is") is (name == "gemma")
         # The same for both, so that it need not be known.
         assert told["diffusers"].typed == "<dog> <dog>_1"
-    assert "sana or lumina2" in str(told["onetrainer"].remark)
+    assert "sana or lumina2 or sana_sprint" in str(told["onetrainer"].remark)
 
 
 def test_every_fact_has_a_source() -> None:

@@ -91,6 +91,8 @@ class Family:
         pipelines: names of diffusers pipeline classes that belong to it.
         encoders: every encoder the word is learned in; those a model was saved without are left out.
         module: file under `dticli/models/families/` with its `CODE`.
+        published: of each of its public models, the width of every encoder's rows. Words of other widths belong to a model
+            that no other program runs.
         defaults: training settings.
         source: where these come from.
         multiple: picture sides must be multiples of this many pixels.
@@ -102,6 +104,7 @@ class Family:
     pipelines: tuple[str, ...]
     encoders: tuple[Encoder, ...]
     module: str
+    published: tuple[tuple[int, ...], ...]
     defaults: Defaults
     source: str = "those of SDXL in the paper; not measured"
     multiple: int = 16
@@ -123,6 +126,9 @@ UMT5 = Encoder("umt5xxl", "text_encoder", "tokenizer", RELATIVE_POSITIONS)
 GEMMA_2 = Encoder("gemma2_2b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
 QWEN_3 = Encoder("qwen3_4b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
 QWEN_25 = Encoder("qwen25_7b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
+QWEN_3_VL = Encoder("qwen3vl_4b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
+GLM_4 = Encoder("glm4_9b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
+PILE_T5 = Encoder("pile_t5xl", "text_encoder", "tokenizer", RELATIVE_POSITIONS)
 BERT = Encoder("bert", "text_encoder", "tokenizer", POST_NORM)
 MT5 = Encoder("mt5xl", "text_encoder_2", "tokenizer_2", RELATIVE_POSITIONS)
 
@@ -136,6 +142,7 @@ TABLE: tuple[Family, ...] = (
         ("StableDiffusionPipeline",),
         (CLIP_L,),
         "sd",
+        ((768,), (1024,)),
         Defaults(resolution=512),
         multiple=8,
         verified=(TINY, "the bundled model on the CPU"),
@@ -145,6 +152,7 @@ TABLE: tuple[Family, ...] = (
         ("StableDiffusionXLPipeline",),
         (CLIP_L, CLIP_G),
         "sdxl",
+        ((768, 1280),),
         Defaults(resolution=768),
         source=PAPER,
         multiple=8,
@@ -154,6 +162,7 @@ TABLE: tuple[Family, ...] = (
         ("SanaPipeline",),
         (GEMMA_2,),
         "sana",
+        ((2304,),),
         Defaults(resolution=1024, steps=1000, lr=0.08, kappa=5e-5),
         source=PAPER,
         multiple=32,
@@ -163,14 +172,23 @@ TABLE: tuple[Family, ...] = (
         ("StableDiffusion3Pipeline",),
         (CLIP_L, CLIP_G, T5_THIRD),
         "sd3",
+        ((768, 1280, 4096),),
         Defaults(resolution=1024, **ONE_BY_ONE),
     ),
-    Family("flux", ("FluxPipeline",), (CLIP_L, T5_SECOND), "flux", Defaults(resolution=512, **ONE_BY_ONE)),
+    Family(
+        "flux",
+        ("FluxPipeline",),
+        (CLIP_L, T5_SECOND),
+        "flux",
+        ((768, 4096),),
+        Defaults(resolution=512, **ONE_BY_ONE),
+    ),
     Family(
         "wan",
         ("WanPipeline",),
         (UMT5,),
         "wan",
+        ((4096,),),
         Defaults(resolution=512, lr=0.04, kappa=5e-5, **ONE_BY_ONE),
         source=f"the code of {PAPER}",
         # Wan 2.2: two denoisers by noise level, or a noise level for each token.
@@ -181,20 +199,90 @@ TABLE: tuple[Family, ...] = (
         ("Flux2KleinPipeline",),
         (QWEN_3,),
         "flux2_klein",
+        ((2560,), (4096,)),
         Defaults(resolution=512, **ONE_BY_ONE),
     ),
-    Family("z_image", ("ZImagePipeline",), (QWEN_3,), "z_image", Defaults(resolution=512, **ONE_BY_ONE)),
     Family(
-        "qwen_image", ("QwenImagePipeline",), (QWEN_25,), "qwen_image", Defaults(resolution=512, **ONE_BY_ONE)
+        "z_image",
+        ("ZImagePipeline",),
+        (QWEN_3,),
+        "z_image",
+        ((2560,),),
+        Defaults(resolution=512, **ONE_BY_ONE),
     ),
-    Family("pixart_sigma", ("PixArtSigmaPipeline",), (T5_FIRST,), "pixart_sigma", Defaults(resolution=1024)),
-    Family("lumina2", ("Lumina2Pipeline",), (GEMMA_2,), "lumina2", Defaults(resolution=1024, **ONE_BY_ONE)),
+    Family(
+        "qwen_image",
+        ("QwenImagePipeline",),
+        (QWEN_25,),
+        "qwen_image",
+        ((3584,),),
+        Defaults(resolution=512, **ONE_BY_ONE),
+    ),
+    Family(
+        "pixart_sigma",
+        ("PixArtSigmaPipeline",),
+        (T5_FIRST,),
+        "pixart_sigma",
+        ((4096,),),
+        Defaults(resolution=1024),
+    ),
+    Family(
+        "lumina2",
+        ("Lumina2Pipeline",),
+        (GEMMA_2,),
+        "lumina2",
+        ((2304,),),
+        Defaults(resolution=1024, **ONE_BY_ONE),
+    ),
     Family(
         "hunyuandit",
         ("HunyuanDiTPipeline",),
         (BERT, MT5),
         "hunyuandit",
+        ((1024, 2048),),
         Defaults(resolution=1024, **ONE_BY_ONE),
+    ),
+    Family(
+        "chroma",
+        ("ChromaPipeline",),
+        (T5_FIRST,),
+        "chroma",
+        ((4096,),),
+        Defaults(resolution=512, **ONE_BY_ONE),
+    ),
+    Family(
+        "auraflow",
+        ("AuraFlowPipeline",),
+        (PILE_T5,),
+        "auraflow",
+        ((2048,),),
+        Defaults(resolution=1024, **ONE_BY_ONE),
+    ),
+    Family(
+        "cogview4",
+        ("CogView4Pipeline",),
+        (GLM_4,),
+        "cogview4",
+        ((4096,),),
+        Defaults(resolution=1024, **ONE_BY_ONE),
+    ),
+    Family(
+        "sana_sprint",
+        ("SanaSprintPipeline",),
+        (GEMMA_2,),
+        "sana_sprint",
+        ((2304,),),
+        Defaults(resolution=1024, steps=1000, lr=0.08, kappa=5e-5),
+        source="those of SANA in the paper; not measured",
+        multiple=32,
+    ),
+    Family(
+        "krea2",
+        ("Krea2Pipeline",),
+        (QWEN_3_VL,),
+        "krea2",
+        ((2560,),),
+        Defaults(resolution=512, **ONE_BY_ONE),
     ),
 )
 

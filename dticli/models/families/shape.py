@@ -59,7 +59,7 @@ def is_flow(scheduler: Any) -> bool:
     return (
         type(scheduler).__name__.startswith("FlowMatch")
         or bool(scheduler.config.get("use_flow_sigmas"))
-        or scheduler.config.get("prediction_type") == "flow_prediction"
+        or scheduler.config.get("prediction_type") in ("flow_prediction", "trigflow")
     )
 
 
