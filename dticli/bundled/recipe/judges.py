@@ -2,6 +2,8 @@
 
 B names elements and has never seen a caption. A is the image side of the text encoder's pretraining, trained on against the
 encoder that is frozen by then. Half of what they see went through the autoencoder, because all they will be asked to judge did.
+Taught by 19,000 renderings as they are, both knew 98 % of their nouns and 75 % of others': so they see the denoiser's pictures
+too, and half of all batches in other colours, turned and mirrored.
 """
 
 import hashlib
@@ -30,8 +32,9 @@ Eyes = TypeVar("Eyes", DualEncoder, Observer)
 BATCH = 64
 PEAK_RATE = 1.5e-3
 SHIFT = 3  # px
+TURN, ZOOM = 0.14, 0.08  # radians, and the logarithm of a scale, at most
 WATCHED = 1_000
-REBUILT = 10_000
+REBUILT, PORTION = 30_000, 10_000
 
 
 def file_a() -> Path:
@@ -48,8 +51,8 @@ def file_b() -> Path:
 class Shown:
     """What judges learn from: drawn pictures first, then as they look after the autoencoder, and what they show.
 
-    `labels` (pictures, elements), the pooled states of a caption each, (pictures, WIDTH), and what that caption says,
-    `told` (pictures, elements), are those of the drawn ones.
+    `labels` (pictures, elements), the pooled state of one caption per picture, (pictures, WIDTH), and what that caption
+    says, `told` (pictures, elements), are those of the drawn ones.
     """
 
     drawn: np.ndarray
@@ -61,18 +64,22 @@ class Shown:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures (BATCH, 3, 64, 64) in [-1, 1] with their labels, captions' pooled states and what captions say."""
+    """Pictures (BATCH, 3, 64, 64) in [-1, 1] with their labels, captions' pooled states and what captions say.
+
+    `varied`: they do not look as they were drawn, and captions may be wrong about them; labels are not.
+    """
 
     pictures: Tensor
     labels: Tensor
     pooled: Tensor
     told: Tensor
+    varied: bool
 
 
 def run(minutes: float, seed: int, log: Log) -> None:
     """Train each judge for `minutes` on its own pictures, held-out combinations included, and report their accuracy."""
     torch.manual_seed(seed)
-    pictures = shards.read("judging")
+    pictures = _pictures()
     labels = torch.tensor([elements.labels(scene).indices for scene in pictures.scenes])
     seen = pictures.pixels[WATCHED:]
     told = torch.tensor([elements.caption_labels(scene, True).indices for scene in pictures.scenes])
@@ -83,6 +90,16 @@ def run(minutes: float, seed: int, log: Log) -> None:
     for name, file, eyes, loss in (("b", file_b(), b, _naming), ("a", file_a(), a, _matching)):
         _train(name, file, eyes, loss, shown, minutes, seed, log)
         _report(name, eyes.eval(), watched, labels[:WATCHED], log)
+
+
+def _pictures() -> shards.Pictures:
+    """Their own renderings, the first WATCHED of which they never learn from, and the denoiser's."""
+    own, others = shards.read("judging"), shards.read("pictures")
+    return shards.Pictures(
+        np.concatenate([own.pixels, others.pixels]),
+        np.concatenate([own.masks, others.masks]),
+        own.scenes + others.scenes,
+    )
 
 
 def _begun(eyes: Eyes, name: Literal["a", "b"]) -> Eyes:
@@ -128,28 +145,62 @@ def _train(
 
 
 def _batch(shown: Shown, seed: int, index: int) -> Batch:
-    """The batch of one step, drawn and rebuilt pictures in turn; a pure function of (seed, index)."""
+    """The batch of one step, drawn and rebuilt pictures in turn, varied every other time; a pure function of (seed, index)."""
     random = np.random.default_rng((seed, index))
     source = (shown.drawn, shown.rebuilt)[index % 2]
     picks = random.integers(len(source), size=BATCH)
-    return Batch(
-        _shifted(autoencoder.to_tensor(source[picks]), random),
-        shown.labels[picks],
-        shown.pooled[picks],
-        shown.told[picks],
+    pictures, labels = autoencoder.to_tensor(source[picks]), shown.labels[picks]
+    varied = index % 4 > 1
+    if varied:
+        pictures, labels = _varied(pictures, labels, random)
+    else:
+        pictures = _shifted(pictures, random)
+    return Batch(pictures, labels, shown.pooled[picks], shown.told[picks], varied)
+
+
+ELEMENTS = list(CLASSES)
+COLOURED = [ELEMENTS.index(name) for name in ELEMENTS if name.endswith("hue") or name in ("setting", "style")]
+"""What a picture's colours decide."""
+
+
+def _varied(pictures: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Turned, scaled and moved a little; mirrored where that swaps no two things; in other colours, which are then not named."""
+    alone = labels[:, ELEMENTS.index("second noun")] == elements.NOUNS.index("")
+    mirrored = torch.from_numpy(random.random(len(pictures)) < 0.5) & alone
+    turn = torch.from_numpy(random.uniform(-TURN, TURN, len(pictures))).float()
+    zoom = torch.from_numpy(random.uniform(-ZOOM, ZOOM, len(pictures))).float().exp()
+    moved = torch.from_numpy(random.uniform(-SHIFT, SHIFT, (len(pictures), 2))).float() * 2 / shards.SIDE
+    side = torch.where(mirrored, -1.0, 1.0)
+    first = torch.stack([side * turn.cos() * zoom, -turn.sin() * zoom, moved[:, 0]], dim=1)
+    second = torch.stack([side * turn.sin() * zoom, turn.cos() * zoom, moved[:, 1]], dim=1)
+    grid = functional.affine_grid(
+        torch.stack([first, second], dim=1), list(pictures.shape), align_corners=False
     )
+    pictures = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    labels = labels.clone()
+    labels[:, COLOURED] = UNKNOWN
+    channels = random.permutation(3)
+    inverted = -1.0 if random.random() < 0.25 else 1.0
+    return (pictures[:, channels] * inverted).contiguous(memory_format=torch.channels_last), labels
 
 
 def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
-    """The first pictures after the autoencoder; made once."""
-    drawn = hashlib.sha256(pixels[:REBUILT].tobytes()).hexdigest()[:8]
+    """The first REBUILT pictures after the autoencoder, made once, a PORTION at a time."""
+    return np.concatenate(
+        [
+            _portion(pixels[start : start + PORTION], log)
+            for start in range(0, min(REBUILT, len(pixels)), PORTION)
+        ]
+    )
+
+
+def _portion(pixels: np.ndarray, log: Log) -> np.ndarray:
+    drawn = hashlib.sha256(pixels.tobytes()).hexdigest()[:8]
     file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(decoder.weights())}-{drawn}.npz"
     if not file.is_file():
         log("judges: passing pictures through the autoencoder")
         with fast():
-            decoded = autoencoder.rebuild(
-                accelerate(decoder.load()), autoencoder.to_tensor(pixels[:REBUILT])
-            ).float()
+            decoded = autoencoder.rebuild(accelerate(decoder.load()), autoencoder.to_tensor(pixels)).float()
         packed = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         cache.write(file, lambda out: np.savez(out, pixels=packed))
     with np.load(file) as packed:
@@ -191,6 +242,8 @@ def _matching(network: DualEncoder, batch: Batch) -> Tensor:
     with fast():
         seen = network.image(batch.pictures)
     seen = seen.float()
+    if batch.varied:
+        return text_encoder.naming(network.image_namer(seen), batch.labels)
     logits = network.similarity(functional.normalize(network.image_out(seen), dim=-1), batch.pooled)
     targets = torch.arange(BATCH)
     contrast = functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)
