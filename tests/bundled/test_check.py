@@ -9,6 +9,7 @@ from dticli.bundled import judge, subjects
 from dticli.bundled.recipe import check, gate, package
 from dticli.bundled.world import elements
 from dticli.bundled.world.elements import CLASSES
+from dticli.bundled.world.looks import Look
 from dticli.bundled.world.scenes import Background, Scene, Thing
 
 
@@ -105,3 +106,25 @@ def test_judges_name_every_element(kind):
     named = judge.names(kind().eval(), torch.zeros(3, 3, 64, 64))
     assert list(named) == list(CLASSES)
     assert all(len(names) == 3 and set(names) <= set(CLASSES[element]) for element, names in named.items())
+
+
+def test_the_gate_counts_what_words_say_of_a_look() -> None:
+    """Colour, pattern and build are asked for beside the elements that judges name, each by its own scenes."""
+    told = Look(hue=142.0, light=0.7, pattern="striped", second=350.0, build=1.0, hand="flat")
+    scenes = [
+        Scene((Thing("dog", told, told=("colour", "pattern")),), Background(place="snow")),
+        Scene((Thing("dog", told, told=("colour",)),), Background(place="beach")),
+        Scene((Thing("cat"),), Background(place="snow")),
+    ]
+    seen = {name: [""] * 3 for name in CLASSES} | {
+        "noun": ["dog", "cat", "cat"],
+        "hue": ["135", "0", "0"],
+        "pattern": ["plain", "plain", "plain"],
+        "setting": ["snow", "snow", "snow"],
+    }
+    assert gate._tally(scenes, seen) == {
+        "noun": gate.Tally(2, 3),
+        "colour": gate.Tally(1, 2),
+        "pattern": gate.Tally(0, 1),
+        "setting": gate.Tally(2, 3),
+    }

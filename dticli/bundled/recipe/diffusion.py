@@ -129,7 +129,7 @@ class NewRows:
 
     def __init__(self, encoder: CLIPTextModel, ids: list[int]):
         self.table = encoder.requires_grad_(False).get_input_embeddings().weight.requires_grad_(True)
-        self.ids = torch.tensor(ids)
+        self.ids = torch.tensor(ids, dtype=torch.long)
         self.lengths = self.table.detach()[self.ids].norm(dim=1, keepdim=True)
         self.free = torch.zeros(len(self.table), 1).index_fill_(0, self.ids, 1.0)
 

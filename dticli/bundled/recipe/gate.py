@@ -205,10 +205,10 @@ class _alone:
 
 
 def _tally(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Tally]:
-    right, asked = dict.fromkeys(CLASSES, 0), dict.fromkeys(CLASSES, 0)
+    """Of each element that any scene asks for, also what its words say of a look."""
+    tallies: dict[str, Tally] = {}
     for place, scene in enumerate(scenes):
-        found = elements.answers(scene, {name: seen[name][place] for name in CLASSES})
-        for element, answer in found.items():
-            asked[element] += 1
-            right[element] += answer
-    return {element: Tally(right[element], asked[element]) for element in CLASSES if asked[element]}
+        for element, answer in elements.answers(scene, {name: seen[name][place] for name in CLASSES}).items():
+            before = tallies.get(element, Tally(0, 0))
+            tallies[element] = Tally(before.right + answer, before.asked + 1)
+    return tallies
