@@ -15,8 +15,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-import dticli
-from dticli import bundled
+from dticli import api, bundled
 from dticli.evaluation import measure
 from dticli.evaluation.measure import Mean
 from dticli.evaluation.trials import weights_mark
@@ -93,7 +92,7 @@ def _ways(
     for said, vectors in VECTORS.items():
         file = _learned(subject, vectors, model, log)
         for steps, source in ((EARLY, f"{file.with_suffix('.run')}@{EARLY}"), (STEPS, str(file))):
-            with dticli.place(pipeline, dticli.load_word(source)) as there:
+            with api.place(pipeline, api.load_word(source)) as there:
                 ways[f"{said}, {steps} steps"] = _states(
                     pipeline, there.expand(PROMPT.format(f"<{subject.name}>"))
                 )
