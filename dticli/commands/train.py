@@ -1,9 +1,9 @@
 """`dti train`: photos in, token file out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -167,6 +167,14 @@ def command(
             rich_help_panel=Group.OUTPUT,
         ),
     ] = None,
+    preset: Annotated[
+        Literal["8gb", "12gb", "24gb"] | None,
+        typer.Option(
+            help="Choose smaller batches, --low-memory, --precision and --quantize so that the estimate fits a card of this "
+            "memory.",
+            rich_help_panel=Group.MODEL,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run, or begin it.")
     ] = False,
@@ -188,6 +196,8 @@ def command(
     if given["token"] and given["token"] != jobs[0].settings.token:
         console.notice(f"the word is {jobs[0].settings.token}")
     _require_known(jobs)
+    if preset:
+        jobs = (_fitted(jobs, preset, given, many=subjects is not None),)
     if check:
         console.show(_checks(jobs, many=subjects is not None), as_json=json)
     for job in jobs:
@@ -260,6 +270,21 @@ def _require_known(jobs: "Sequence[Job]") -> None:
             [text for job in jobs for text in (job.settings.init, job.settings.prior)],
             [job.settings.token for job in jobs],
         )
+
+
+def _fitted(jobs: "Sequence[Job]", preset: str, given: Mapping[str, Any], *, many: bool) -> "Job":
+    """The job with what the preset changes, which is told."""
+    from dticli.models import footprint
+
+    if many:
+        raise UsageError(
+            f"--preset {preset} beside --subjects: expected one word; give the options it names for one of them"
+        )
+    (job,) = jobs
+    said = [name for name, value in given.items() if value is not None]
+    found = footprint.fitted(job.opened.model, job.opened.family, job.settings, preset, said)
+    console.notice(f"preset {preset}: {found}")
+    return replace(job, settings=found.settings)
 
 
 # ----------------------------------------------------------------------- looking only

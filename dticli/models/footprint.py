@@ -1,22 +1,23 @@
 """What a model's weights take, and which options would make them fit."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import psutil
 import torch
 
+from dticli.errors import EnvironmentProblem
 from dticli.models import contents, devices, quantization
 from dticli.models.activations import Activations, of_training
 from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.models.quantization import KEPT, TABLES
 from dticli.models.single_file import Shapes
-from dticli.settings import ModelSettings
+from dticli.settings import ModelSettings, TrainSettings
 
+S = TypeVar("S", bound=ModelSettings)
 BITS = {"none": 16, "8bit": 8, "4bit": 4}
 """Of a number in a large matrix, at least, by the setting `quantize`."""
 OWN_MEMORY = frozenset({"cuda"})
@@ -122,6 +123,70 @@ class Memory:
             yield f"on the host, {_shown(self.host_needed)} needed, {_shown(self.host_free)} free{short}"
 
 
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What the trainings of a model on a device take.
+
+    Attributes:
+        shapes: of its weights.
+        size: (height, width) of the pictures; None leaves out activations.
+    """
+
+    model: Model
+    family: Family
+    index: Mapping[str, Any]
+    shapes: Mapping[str, Shapes]
+    device: torch.device
+    size: tuple[int, int] | None
+    known: dict[tuple[torch.dtype, bool, int], Activations | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, model: Model, family: Family, settings: ModelSettings, size: tuple[int, int] | None
+    ) -> "_Training | None":
+        """None where weights are not safetensors."""
+        device = devices.pick_device(settings.device)
+        if settings.quantize != "none":
+            quantization.backend(settings.quantize, device)
+        shapes = contents.shapes(model)
+        if not _complete(shapes, family):
+            return None
+        shapes.pop("safety_checker", None)  # training does without
+        return cls(model, family, contents.index(model), shapes, device, size)
+
+    @property
+    def own_memory(self) -> bool:
+        return self.device.type in OWN_MEMORY
+
+    def weights(self, settings: ModelSettings) -> Weights:
+        precision = devices.pick_precision(settings.precision, self.device)
+        return _weigh(self.shapes, self.index, self.family, precision, settings.quantize)
+
+    def activations(self, settings: ModelSettings, batch_size: int) -> Activations | None:
+        if self.size is None:
+            return None
+        dtype = devices.pick_dtype(settings.precision, self.device)
+        key = (dtype, settings.low_memory, batch_size)
+        if key not in self.known:
+            self.known[key] = of_training(
+                self.model, self.family, dtype, self.size, batch_size, low_memory=settings.low_memory
+            )
+        return self.known[key]
+
+    def taken(self, settings: ModelSettings, batch_size: int) -> tuple[float, float | None]:
+        """What is needed, and how much of it are activations."""
+        weights, found = self.weights(settings), self.activations(settings, batch_size)
+        if found is None:
+            return (weights.low_memory if settings.low_memory and self.own_memory else weights.at_once), None
+        encoding, step = weights.stages(
+            self.family, low_memory=settings.low_memory, own_memory=self.own_memory
+        )
+        return max(
+            (encoding + found.encoding / 1e9, found.encoding / 1e9),
+            (step + found.step / 1e9, found.step / 1e9),
+        )
+
+
 def estimate(
     model: Model,
     family: Family,
@@ -138,49 +203,104 @@ def estimate(
     Raises:
         ModelError, EnvironmentProblem: as `contents.shapes`, or the device is not there, or nothing can quantise as asked.
     """
-    device = devices.pick_device(settings.device)
-    if settings.quantize != "none":
-        quantization.backend(settings.quantize, device)
-    index, shapes = contents.index(model), contents.shapes(model)
-    if not _complete(shapes, family):
+    training = _Training.of(model, family, settings, size)
+    if training is None:
         return None
-    shapes.pop("safety_checker", None)  # training does without
-
-    own = device.type in OWN_MEMORY
-
-    @cache
-    def activations(dtype: torch.dtype, low_memory: bool) -> Activations | None:
-        if size is None:
-            return None
-        return of_training(model, family, dtype, size, batch_size, low_memory=low_memory)
-
-    def taken(settings: ModelSettings) -> tuple[float, float | None]:
-        """What is needed, and how much of it are activations."""
-        weights = _as_set(shapes, index, family, settings, device)
-        found = activations(devices.pick_dtype(settings.precision, device), settings.low_memory)
-        if found is None:
-            return (weights.low_memory if settings.low_memory and own else weights.at_once), None
-        encoding, step = weights.stages(family, low_memory=settings.low_memory, own_memory=own)
-        return max(
-            (encoding + found.encoding / 1e9, found.encoding / 1e9),
-            (step + found.step / 1e9, found.step / 1e9),
-        )
-
-    def needed(settings: ModelSettings) -> float:
-        return taken(settings)[0]
-
-    weights, room = _as_set(shapes, index, family, settings, device), free(device) / 1e9
+    device, weights = training.device, training.weights(settings)
+    room = free(device) / 1e9
+    needed, activations = training.taken(settings, batch_size)
     waiting = weights.total if settings.low_memory or model.file else weights.autoencoder
     return Memory(
         device=device.type,
         weights=weights,
-        activations=taken(settings)[1],
-        needed=needed(settings),
+        activations=activations,
+        needed=needed,
         free=room,
-        options=_options(settings, model, device, needed, room),
-        host_needed=waiting if own else None,
+        options=_options(settings, model, device, lambda each: training.taken(each, batch_size)[0], room),
+        host_needed=waiting if training.own_memory else None,
         host_free=psutil.virtual_memory().available / 1e9,
     )
+
+
+PRESETS = {"8gb": 8.0, "12gb": 12.0, "24gb": 24.0}
+"""What a training may take, in gigabytes, by the name of a preset. A card sold with 8 GB has 8.6, and CUDA itself takes some."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Settings under which a training is estimated to fit.
+
+    Attributes:
+        changed: the options that differ from what was asked for.
+        needed: gigabytes.
+    """
+
+    settings: TrainSettings
+    changed: tuple[str, ...]
+    needed: float
+    activations: float | None
+
+    def __str__(self) -> str:
+        options = " ".join(self.changed) or "nothing to change"
+        of = "" if self.activations is not None else " of weights alone"
+        return f"{options}; {_shown(self.needed)}{of} by the estimate, which no card has confirmed yet"
+
+
+def fitted(
+    model: Model, family: Family, settings: TrainSettings, preset: str, said: Collection[str] = ()
+) -> Fitted:
+    """The mildest changes that bring a training under a preset: batches in parts that give the same steps, then `savings`.
+
+    Args:
+        said: names of settings that stay as they are.
+
+    Raises:
+        EnvironmentProblem: it would not fit, or weights are not safetensors and nothing is known of it.
+        ModelError: as `estimate`.
+    """
+    size = (settings.resolution, settings.resolution)
+    training = _Training.of(model, family, settings, size)
+    if training is None:
+        raise EnvironmentProblem(
+            f"--preset {preset}: the weights of {model.name} are not all safetensors, so that nothing is known of their size; "
+            "choose --low-memory, --batch-size and --quantize yourself"
+        )
+    asked = settings
+    while (taken := training.taken(settings, settings.batch_size))[0] > PRESETS[preset]:
+        ways = [_halved(settings), *(each for _, each in savings(settings, model, training.device))]
+        smaller = next(
+            (
+                each
+                for each in ways
+                if training.taken(each, each.batch_size)[0] < taken[0]
+                and not _changed(settings, each) & {*said}
+            ),
+            None,
+        )
+        if smaller is None:
+            raise EnvironmentProblem(
+                f"--preset {preset}: {model.name} is estimated to take {_shown(taken[0])}, and no option makes it less; "
+                "choose a lower --resolution or a smaller --model"
+            )
+        settings = smaller
+    options = [_option(name, getattr(settings, name)) for name in sorted(_changed(asked, settings))]
+    return Fitted(settings, tuple(options), *taken)
+
+
+def _halved(settings: TrainSettings) -> TrainSettings:
+    """The same steps from smaller batches, of which more are gathered."""
+    whole = settings.batch_size
+    size = max((each for each in range(1, whole) if whole % each == 0), default=1)
+    return settings.model_copy(update={"batch_size": size, "accumulate": settings.accumulate * whole // size})
+
+
+def _changed(one: TrainSettings, other: TrainSettings) -> set[str]:
+    return {name for name in type(one).model_fields if getattr(one, name) != getattr(other, name)}
+
+
+def _option(name: str, value: object) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} {value}"
 
 
 def table(model: Model, family: Family, shapes: Mapping[str, Shapes]) -> tuple[Weights, ...]:
@@ -210,17 +330,6 @@ def free(device: torch.device) -> int:
 def _complete(shapes: Mapping[str, Shapes], family: Family) -> bool:
     wanted = {"vae", *(each.component for each in family.encoders)}
     return wanted <= shapes.keys() and bool(shapes.keys() & set(contents.DENOISERS))
-
-
-def _as_set(
-    shapes: Mapping[str, Shapes],
-    index: Mapping[str, Any],
-    family: Family,
-    settings: ModelSettings,
-    device: torch.device,
-) -> Weights:
-    precision = devices.pick_precision(settings.precision, device)
-    return _weigh(shapes, index, family, precision, settings.quantize)
 
 
 def _weigh(
@@ -275,9 +384,7 @@ def _rounded_bytes(shape: tuple[int, ...], quantize: str) -> float:
     return rows * width / 2 + 4 * math.ceil(rows * width / 64)
 
 
-def savings(
-    settings: ModelSettings, model: Model, device: torch.device
-) -> Iterator[tuple[str, ModelSettings]]:
+def savings(settings: S, model: Model, device: torch.device) -> Iterator[tuple[str, S]]:
     """Options that take less memory and work here, mildest first, each with the settings changed by it alone."""
     large = devices.pick_dtype(settings.precision, device).itemsize > devices.DTYPES["bf16"].itemsize
     ways: list[tuple[str, dict[str, Any], bool]] = [

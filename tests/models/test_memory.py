@@ -21,6 +21,8 @@ from dticli import bundled, randomness
 from dticli.draw.sampler import sample, shots
 from dticli.errors import EnvironmentProblem
 from dticli.models import choice, contents, devices, families, footprint, loading, memory, quantization
+from dticli.models.activations import Activations
+from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.models.families.shape import Frame, pipe_device
 from dticli.models.footprint import Weights
@@ -39,6 +41,7 @@ CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
 every_family = pytest.mark.parametrize("name", tiny.cases())
 PROMPTS = ["a photo of <dog> on grass", "<dog> in the snow"]
 DROPOUT = 0.3
+SAID = {"token": "<dog>", "init": "dog", "steps": 1, "lr": 0.1, "kappa": 0.0, "resolution": 64}
 
 
 def family_of(pipe: Any) -> Family:
@@ -584,6 +587,108 @@ def test_the_cpu_saves_nothing_by_offloading_to_itself(
     found = estimate(monkeypatch, tmp_path, half.at_once * 1e9, CPU)
     assert found.options == ("--precision bf16",)
     assert estimate(monkeypatch, tmp_path, 0, CPU, low_memory=True).needed == found.needed
+
+
+@pytest.fixture
+def steep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A model of 4.3 GB in float32 on a card, with 3 GB of activations for every picture, or 1 GB when computed twice."""
+    tiny.build("pixart_sigma").save_pretrained(tmp_path)
+    shapes = {"vae": {"conv.weight": (8, 8, 3, 3)}, "text_encoder": {"q.weight": (1024, 512)}}
+    monkeypatch.setattr(
+        contents, "shapes", lambda model: shapes | {"transformer": {"q.weight": (2**15, 2**15)}}
+    )
+    monkeypatch.setattr(devices, "pick_device", lambda wanted: CUDA)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+
+    def activations(
+        model: Any, family: Any, dtype: Any, size: Any, batch: int, *, low_memory: bool
+    ) -> Activations:
+        return Activations(0, round(batch * (1e9 if low_memory else 3e9)))
+
+    monkeypatch.setattr(footprint, "of_training", activations)
+    return choice.choose(str(tmp_path), device="cpu")
+
+
+BATCHES = "--accumulate {} --batch-size {}"
+
+
+@pytest.mark.parametrize(
+    ("batch", "precision", "preset", "expected"),
+    [
+        (1, "bf16", "8gb", ""),
+        (4, "bf16", "24gb", ""),
+        (4, "bf16", "12gb", BATCHES.format(2, 2)),
+        (4, "bf16", "8gb", BATCHES.format(4, 1)),
+        (9, "bf16", "12gb", BATCHES.format(3, 3)),
+        (4, "fp32", "8gb", BATCHES.format(4, 1)),
+        (4, "fp32", "24gb", ""),
+    ],
+)
+def test_a_preset_changes_what_it_must(
+    batch: int, precision: str, preset: str, expected: str, steep: Model
+) -> None:
+    """The same steps from smaller batches come first; what is estimated stays under the card's memory."""
+    settings = resolve(TrainSettings, SAID, {"batch_size": batch, "precision": precision})
+    found = footprint.fitted(steep, contents.family(steep), settings, preset)
+    assert " ".join(found.changed) == expected
+    weights = 2**30 * (2 if precision == "bf16" else 4) / 1e9
+    assert found.needed == pytest.approx(weights + 3 * found.settings.batch_size, rel=0.01)
+    assert found.needed <= footprint.PRESETS[preset]
+    assert found.settings.batch_size * found.settings.accumulate == batch
+    assert "by the estimate" in str(found)
+
+
+def test_a_preset_goes_on_to_what_is_less_exact_and_leaves_what_was_said(
+    steep: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where batches are as small as can be: low memory, bf16, fewer bits; said settings stay; and it may not be enough."""
+    settings, family = (
+        resolve(TrainSettings, SAID, {"batch_size": 2, "precision": "fp32"}),
+        contents.family(steep),
+    )
+    for room, expected in (
+        (6.0, "--accumulate 2 --batch-size 1 --low-memory"),
+        (4.0, "--accumulate 2 --batch-size 1 --low-memory --precision bf16"),
+        (2.5, "--accumulate 2 --batch-size 1 --low-memory --precision bf16 --quantize 8bit"),
+        (1.8, "--accumulate 2 --batch-size 1 --low-memory --precision bf16 --quantize 4bit"),
+    ):
+        monkeypatch.setitem(footprint.PRESETS, "8gb", room)
+        assert " ".join(footprint.fitted(steep, family, settings, "8gb").changed) == expected
+    monkeypatch.setitem(footprint.PRESETS, "8gb", 4.5)
+    kept = footprint.fitted(steep, family, settings, "8gb", ["batch_size", "steps"])
+    assert " ".join(kept.changed) == "--low-memory --precision bf16"
+    for said in (["precision"], ["low_memory", "quantize", "precision"]):
+        monkeypatch.setitem(footprint.PRESETS, "8gb", 1.0)
+        with pytest.raises(EnvironmentProblem, match="no option makes it less"):
+            footprint.fitted(steep, family, settings, "8gb", said)
+
+
+def test_a_preset_is_told_and_used(
+    dti: Dti, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has the batches that the notice names; several words are refused."""
+    heavy = 4 * 10**9
+    monkeypatch.setattr(footprint, "of_training", lambda *given, **options: Activations(0, given[4] * heavy))
+    base = (
+        "train",
+        photos,
+        "--token",
+        "<dog>",
+        "--init",
+        "dog",
+        "--model",
+        "stickers",
+        "--preset",
+        "8gb",
+        "--check",
+    )
+    outcome = dti(*base, "--json")
+    assert "preset 8gb: --accumulate 4 --batch-size 1; " in outcome.err
+    assert outcome.json["memory"]["activations"] == 4
+    assert "preset 8gb: nothing to change" in dti(*base, "--batch-size", 1).err
+    (tmp_path / "words.toml").write_text(f'[rex]\nphotos = "{photos}"\ninit = "dog"\n')
+    outcome = dti("train", "--subjects", tmp_path / "words.toml", "--model", "stickers", "--preset", "8gb")
+    assert (outcome.code, "beside --subjects" in outcome.error) == (2, True), outcome.err
 
 
 def test_check_and_models_say_the_same(dti: Dti, train: Dti) -> None:
