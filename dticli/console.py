@@ -185,15 +185,19 @@ class Progress:
 
     def __init__(self, total: int, every: int, first: int = 0) -> None:
         self.total, self.every, self.first = total, every, first
-        self.done, self.parts = first, ["starting"]
+        self.done: float = first
+        self.parts = ["starting"]
         self.started = self.updated = time.monotonic()
         self.live = terminal()
 
-    def update(self, done: int, *parts: str) -> None:
-        """Say how many pieces are done, and what else there is to say, the most important first."""
+    def update(self, done: float, *parts: str) -> None:
+        """Say how many pieces are done, and what else there is to say, the most important first.
+
+        Parts of a piece move the live line alone.
+        """
         self.done, self.parts = done, [printable(part) for part in parts]
         self.updated = time.monotonic()
-        if not self.live and (done % self.every == 0 or done == self.total):
+        if not self.live and isinstance(done, int) and (done % self.every == 0 or done == self.total):
             notice("  ".join([*parts, *self._left()]))
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
@@ -203,7 +207,7 @@ class Progress:
 
         # The last column stays free: a terminal may wrap as soon as it is written to.
         room = options.max_width - 1
-        percent = f"{100 * self.done // self.total:3d}%"
+        percent = f"{int(100 * self.done / self.total):3d}%"
         texts = [percent, *self._left()]
         needed = SHORTEST + sum(2 + cell_len(text) for text in texts)
         for part in self.parts:
@@ -260,6 +264,19 @@ def _drawn(line: "RenderableType") -> Iterator[None]:
     from rich.live import Live
 
     with Live(line, console=_err(), transient=True, refresh_per_second=8):
+        yield
+
+
+@contextmanager
+def busy(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """Say at once what is under way while nothing else can be said: a live line on a terminal, elsewhere a plain one."""
+    if quiet or not _speaker:
+        yield
+    elif terminal():
+        with _err().status(printable(what)):
+            yield
+    else:
+        notice(f"{what} ...")
         yield
 
 

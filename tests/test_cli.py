@@ -163,6 +163,7 @@ def test_shells_offer_what_would_be_typed(
         "compare dog.run@": {"dog.run@200", "dog.run@best"},
         "report dog.r": {"dog.run"},
         "best d": {"dog.run"},
+        "inspect-norms d": {"dog.safetensors", "dog.run"},
         "generate <dog> -t dog.run@b": {"dog.run@best"},
         "example --subject d": {name for name in bundled_subjects() if name.startswith("d")},
         "evaluate --plan st": {"stickers", "stickers-ablations", "stickers-tuning"},

@@ -17,6 +17,8 @@ from pathlib import Path
 import pyte
 import pytest
 
+from dticli.durations import Countdown
+
 ROOT = Path(__file__).parents[1]
 PARTS = ("loss 0.1234", "<dog> step 100/400", "angle 12.3 deg", "norm 0.412 0.533", "9.3 steps/s")
 LINE = f"""
@@ -121,6 +123,40 @@ def test_where_no_line_can_be_redrawn_plain_ones_are_printed(environment: dict[s
         lines = opened.until("loss")
         assert all(part in lines[-1] for part in PARTS[:1]), lines
         assert b"\x1b[" not in opened.received
+
+
+BUSY = """
+import sys
+from dticli import console
+with console.busy("loading stickers"):
+    sys.stdin.readline()
+print("drawing")
+"""
+
+
+@pytest.mark.parametrize("environment", [{}, {"TERM": "dumb"}])
+def test_what_takes_its_time_is_said_at_once(environment: dict[str, str]) -> None:
+    """A live line that is gone afterwards; on a dumb terminal a plain one, which stays."""
+    with terminal(BUSY, 60, **environment) as opened:
+        opened.until("loading stickers")
+        opened.type("\n")
+        lines = opened.until("drawing")
+        assert any("loading" in line for line in lines) == bool(environment), lines
+
+
+def test_a_command_says_that_it_loads_before_it_imports_torch(tmp_path: Path) -> None:
+    """With a torch that takes for ever to import."""
+    (tmp_path / "torch.py").write_text("import time; time.sleep(1000)")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from dticli.cli import run; run(['generate', 'a dog'])"
+    with terminal(code, 60) as opened:
+        opened.until("loading")
+
+
+def test_pieces_are_numbered_with_the_time_that_is_left() -> None:
+    """At the mean pace of those that are done: none is, then one in 60 s, then two in 100 s."""
+    now = iter([0.0, 60.0, 100.0])
+    countdown = Countdown(4, lambda: next(now))
+    assert [countdown.next() for _ in range(3)] == ["1 of 4", "2 of 4, 3:00 left", "3 of 4, 1:40 left"]
 
 
 def test_being_stopped_is_no_error() -> None:

@@ -106,12 +106,13 @@ def command(
 
     Example: dti best dog.run && dti generate "<dog> in the snow" -t dog.run@best
     """
-    from dticli.draw import pipeline
-    from dticli.evaluation import best, drawing, judges, measure, prompts, stickers
-    from dticli.learn.run_folder import SETTINGS
-    from dticli.models import devices
-    from dticli.photos import albums
-    from dticli.words import base_model, token_reading
+    with console.busy("loading", quiet=quiet):
+        from dticli.draw import pipeline
+        from dticli.evaluation import best, drawing, judges, measure, prompts, stickers
+        from dticli.learn.run_folder import SETTINGS
+        from dticli.models import devices
+        from dticli.photos import albums
+        from dticli.words import base_model, token_reading
 
     kept = best.require_states(run)
     learned = read_config(TrainSettings, run / SETTINGS)
@@ -133,7 +134,8 @@ def command(
     reader = judges.alignment(text_judge, device, offline=settings.offline)
     reader.require(asked, noun)
     wanted = eyes.features([albums.whole(photo) for photo in album.photos])
-    pipe = pipeline.without_words(opened, settings, safety_checker=False)
+    with console.busy(f"loading {opened.model.label}", quiet=quiet):
+        pipe = pipeline.without_words(opened, settings, safety_checker=False)
     scores = {}
     for step, token in tokens.items():
         # The same noise for every state: what differs is the word.

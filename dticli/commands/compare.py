@@ -71,26 +71,28 @@ def command(
 
     Example: dti compare dog.run@100 dog.run@400 ti-dog.safetensors --prompt "{} in the snow" --out grid.png
     """
-    from dticli import atomic
-    from dticli.draw import pictures, pipeline, sampler, sheets
-    from dticli.words import base_model
-    from dticli.words import texts as about
-
     texts = read_prompts(prompts or [], None) or list(PROMPTS)
-    for complaint in about.complaints([], [*texts, *filter(None, [given["negative"]])]):
-        console.warn(complaint)
     for text in texts:
         if "{}" not in text:
             raise UsageError(
                 f"the prompt {text!r} has no {{}}: expected it where the word goes; write 'a photo of {{}}'"
             )
+    with console.busy("loading", quiet=quiet):
+        from dticli import atomic
+        from dticli.draw import pictures, pipeline, sampler, sheets
+        from dticli.words import base_model
+        from dticli.words import texts as about
+
+    for complaint in about.complaints([], [*texts, *filter(None, [given["negative"]])]):
+        console.warn(complaint)
     named = [source for word in words for source in _states(word)]
     tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in named]
     pictures.require_image(out)
     atomic.require_writable([out], force=force)
     opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
-    pipe = pipeline.without_words(opened, settings)
+    with console.busy(f"loading {opened.model.label}", quiet=quiet):
+        pipe = pipeline.without_words(opened, settings)
     shown = partial(console.progress, quiet=quiet)
     columns = [*_with_twins(pipe, opened.family, list(zip(named, tokens, strict=True)), rescale or [])]
     drawn = []

@@ -31,6 +31,11 @@ def words(incomplete: str) -> list[str]:
     return [*runs(incomplete), *token_files(incomplete)]
 
 
+def measured(incomplete: str) -> list[str]:
+    """Models, runs and words, each once."""
+    return list(dict.fromkeys([*models(incomplete), *words(incomplete)]))
+
+
 def subjects(incomplete: str) -> list[str]:
     """Subjects there are example photos of."""
     return _fitting(incomplete, (each.name for each in bundled.subjects()))

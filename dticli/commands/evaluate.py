@@ -198,12 +198,13 @@ def _words(
     out: Path | None,
     force: bool,
 ) -> Evaluation:
-    from dticli import atomic
-    from dticli.draw import pipeline
-    from dticli.evaluation import drawing, judges, measure, prompts, stickers
-    from dticli.models import devices
-    from dticli.photos import albums
-    from dticli.words import base_model
+    with console.busy("loading", quiet=how.quiet):
+        from dticli import atomic
+        from dticli.draw import pipeline
+        from dticli.evaluation import drawing, judges, measure, prompts, stickers
+        from dticli.models import devices
+        from dticli.photos import albums
+        from dticli.words import base_model
 
     known = bundled.subject_of(folder)
     asked = stickers.asking(prompts.read(how.prompt_set), known.look if known else None)
@@ -222,7 +223,8 @@ def _words(
     for each in nouns:
         reader.require(asked, each)
     wanted = eyes.features([albums.whole(photo) for photo in album.photos])
-    pipe = pipeline.without_words(opened, settings, safety_checker=False)
+    with console.busy(f"loading {opened.model.label}", quiet=how.quiet):
+        pipe = pipeline.without_words(opened, settings, safety_checker=False)
     results = []
     for index, token in enumerate(tokens):
         drawn = drawing.draw(
@@ -259,8 +261,9 @@ def _evaluated(
 
 
 def _planned(given: Mapping[str, Any], name: str, out: Path | None, force: bool, quiet: bool) -> "PlanResult":
-    from dticli.evaluation import execution
-    from dticli.evaluation import plan as plans
+    with console.busy("loading", quiet=quiet):
+        from dticli.evaluation import execution
+        from dticli.evaluation import plan as plans
 
     plan = plans.read(name)
     return execution.carry_out(

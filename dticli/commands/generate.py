@@ -75,10 +75,11 @@ def command(
     Example: dti generate "a photo of <dog> in the snow" -t dog.safetensors --count 4 --grid grid.png
     """
     texts = _prompts(prompt or [], prompts)
-    from dticli import atomic
-    from dticli.draw import pictures, pipeline, sampler
-    from dticli.words import base_model
-    from dticli.words import texts as about
+    with console.busy("loading", quiet=quiet):
+        from dticli import atomic
+        from dticli.draw import pictures, pipeline, sampler
+        from dticli.words import base_model
+        from dticli.words import texts as about
 
     tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in token or []]
     names = [each.name for each in tokens]
@@ -95,7 +96,8 @@ def command(
         pictures.require_image(grid)
     targets = _targets(out, shots, force=force)
     atomic.require_writable([*targets, *([grid] if grid else [])], force=force)
-    loaded = pipeline.load(opened, settings, tokens)
+    with console.busy(f"loading {opened.model.label}", quiet=quiet):
+        loaded = pipeline.load(opened, settings, tokens)
     drawn = pipeline.draw(
         loaded, opened, shots, settings, files=targets, progress=partial(console.progress, quiet=quiet)
     )

@@ -175,7 +175,7 @@ def command(
         list[str] | None,
         typer.Argument(
             help="Models (hub id, folder, file, 'stickers'), token files of any tool, hub ids of such, and .run folders.",
-            autocompletion=completion.models,
+            autocompletion=completion.measured,
         ),
     ] = None,
     model: Annotated[

@@ -139,12 +139,6 @@ def command(
 
     Example: dti interpolate dog.safetensors cat.safetensors --out morph.gif
     """
-    from dticli import atomic
-    from dticli.draw import pictures, pipeline
-    from dticli.models import devices
-    from dticli.words import base_model, mixing
-    from dticli.words import texts as about
-
     if len(files) < 2:
         raise UsageError("one token file: expected two or more to go between; name another")
     if grid and (image_judge or ping_pong):
@@ -152,6 +146,13 @@ def command(
             f"--grid beside {'--image-judge' if image_judge else '--ping-pong'}: expected a path for that; leave one out"
         )
     texts = _prompts(prompt, prompts)
+    with console.busy("loading", quiet=quiet):
+        from dticli import atomic
+        from dticli.draw import pictures, pipeline
+        from dticli.models import devices
+        from dticli.words import base_model, mixing
+        from dticli.words import texts as about
+
     spoken = [*texts, *filter(None, [given["negative"]])]
     for complaint in about.complaints([], spoken):
         console.warn(complaint)
@@ -173,7 +174,8 @@ def command(
         from dticli.evaluation import judges
 
         eyes = judges.likeness(image_judge, devices.pick_device(settings.device), offline=settings.offline)
-    loaded = pipeline.load(opened, settings, tokens)
+    with console.busy(f"loading {opened.model.label}", quiet=quiet):
+        loaded = pipeline.load(opened, settings, tokens)
 
     def draw(way: "Sequence[Weights]") -> "list[list[Image]]":
         """Pictures of each mix, one per prompt."""

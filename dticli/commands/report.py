@@ -50,8 +50,9 @@ def command(
 
     Example: dti report dog.run --out report.html
     """
-    from dticli import atomic
-    from dticli.report import gathering, page
+    with console.busy("loading"):
+        from dticli import atomic
+        from dticli.report import gathering, page
 
     targets = [_target(word, out, many=len(words) > 1) for word in words]
     twice = next((target for target in targets if targets.count(target) > 1), None)

@@ -10,6 +10,7 @@ import typer
 from dticli import console
 from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
+from dticli.durations import Countdown
 from dticli.errors import DtiError, Stopped, UsageError
 from dticli.learn import live
 from dticli.learn.live import How, Trained
@@ -234,8 +235,9 @@ def _jobs(
     quiet: bool,
 ) -> "tuple[Job, ...]":
     """Every word asked for, on one model."""
-    from dticli.learn import jobs
-    from dticli.words import base_model
+    with console.busy("loading", quiet=quiet):
+        from dticli.learn import jobs
+        from dticli.words import base_model
 
     file_layer = read_config(TrainSettings, config) if config else {}
     if subjects is None:
@@ -357,7 +359,10 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How, json: bool) -> None:
 
     load = live.loader(jobs[0], Ranks(local=team.local))
     trained, failed = [], []
-    for job in jobs[team.rank :: team.size]:
+    own = jobs[team.rank :: team.size]
+    countdown = Countdown(len(own))
+    for job in own:
+        console.notice(f"word {countdown.next()}: {job.settings.token}")
         try:
             trained.append(_learned(job, load, how))
         except Stopped:

@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 class Line(Protocol):
     """A live line."""
 
-    def update(self, done: int, *parts: str) -> None: ...
+    def update(self, done: float, *parts: str) -> None: ...
 
 
 class Progress(Protocol):
@@ -130,7 +130,14 @@ def draw(
     """
     drawn: list[Picture] = []
     with progress(len(shots), every=every) as line:
-        for picture in sampler.sample(loaded.pipe, opened.family, loaded.words, shots, settings):
+
+        def stepped(done: int, total: int) -> None:
+            if line:
+                at_once = min(settings.batch_size, len(shots) - len(drawn))
+                now = f"{what} {len(drawn) + 1}/{len(shots)}"
+                line.update(len(drawn) + at_once * done / total, now, f"step {done}/{total}")
+
+        for picture in sampler.sample(loaded.pipe, opened.family, loaded.words, shots, settings, stepped):
             if files:
                 pictures.save(files[len(drawn)], picture, loaded.description)
             drawn.append(picture)

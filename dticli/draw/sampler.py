@@ -1,8 +1,9 @@
 """From a loaded pipeline and words to pictures, through the pipeline's own `__call__`."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -39,8 +40,17 @@ def shots(prompts: Sequence[str], seed: int, count: int) -> tuple[Shot, ...]:
     return tuple(Shot(prompt, seed + index) for prompt in prompts for index in range(count))
 
 
+Stepped = Callable[[int, int], None]
+"""Hears how many denoising steps of the present pictures are done, of how many, after each but the last."""
+
+
 def sample(
-    pipe: Any, family: Family, words: Sequence[Word], shots: Sequence[Shot], settings: GenerateSettings
+    pipe: Any,
+    family: Family,
+    words: Sequence[Word],
+    shots: Sequence[Shot],
+    settings: GenerateSettings,
+    stepped: Stepped = lambda done, total: None,
 ) -> Iterator[Picture]:
     """Draw every shot, `settings.batch_size` at a time, and hand each picture over as soon as it is there.
 
@@ -53,24 +63,35 @@ def sample(
         if settings.negative is not None:
             texts.append(settings.negative)
         placement.require_read(family, texts)
-        yield from drawn(pipe, shots, settings)
+        yield from drawn(pipe, shots, settings, stepped)
 
 
-def drawn(pipe: Any, shots: Sequence[Shot], settings: GenerateSettings) -> Iterator[Picture]:
+def drawn(
+    pipe: Any,
+    shots: Sequence[Shot],
+    settings: GenerateSettings,
+    stepped: Stepped = lambda done, total: None,
+) -> Iterator[Picture]:
     """As `sample`, where the words are placed already, and known to be read."""
     with scheduler_of(pipe, settings.scheduler):
         for start in range(0, len(shots), settings.batch_size):
             batch = shots[start : start + settings.batch_size]
             prompts = [shot.prompt for shot in batch]
-            images = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch])
+            images = _call(pipe, settings, prompts, [_generator(shot.seed) for shot in batch], stepped)
             yield from (Picture(shot, *each) for shot, each in zip(batch, images, strict=True))
 
 
 def _call(
-    pipe: Any, settings: GenerateSettings, prompts: list[str], generators: list[torch.Generator]
+    pipe: Any,
+    settings: GenerateSettings,
+    prompts: list[str],
+    generators: list[torch.Generator],
+    stepped: Stepped,
 ) -> list[tuple[Image, bool]]:
     """Images, and whether each was filtered."""
     options = _options(pipe, settings, len(prompts))
+    if "callback_on_step_end" in call_defaults(pipe):
+        options["callback_on_step_end"] = partial(_pass_on, stepped)
     try:
         with boundary(_undrawable):
             output = pipe(prompt=prompts, generator=generators, **options)
@@ -84,6 +105,14 @@ def _call(
     images = output.images if "images" in output else [frames[0] for frames in output.frames]
     filtered = output.get("nsfw_content_detected") or [False] * len(images)
     return list(zip(images, filtered, strict=True))
+
+
+def _pass_on(stepped: Stepped, pipe: Any, index: int, level: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline's callback after a step, which goes on with the state it returns."""
+    total = getattr(pipe, "num_timesteps", 0)
+    if index + 1 < total:
+        stepped(index + 1, total)
+    return state
 
 
 def _undrawable(reason: str) -> ModelError:

@@ -15,6 +15,7 @@ from dticli.dataclass_json import to_json
 from dticli.draw import pictures, pipeline
 from dticli.draw.pipeline import Progress
 from dticli.draw.sampler import Shot
+from dticli.durations import Countdown
 from dticli.errors import DtiError, InputError, NumericalError, Stopped, UsageError
 from dticli.evaluation import drawing, judges, passages, records, summary, trials
 from dticli.evaluation.measure import Eyes, Reader
@@ -184,8 +185,9 @@ def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError
     failed: dict[Path, DtiError] = {}
     load = None
     how = live.How(resume=not stage.force, force=True, quiet=stage.quiet)
-    for place, (name, job) in enumerate(missing.items()):
-        LOG.info(f"word {place + 1} of {len(missing)}: {name}")
+    countdown = Countdown(len(missing))
+    for name, job in missing.items():
+        LOG.info(f"word {countdown.next()}: {name}")
         load = load or live.loader(job, ALONE)
         try:
             live.learn(job, load, how)
@@ -248,14 +250,15 @@ def _judged(
         return summary.summarise(plan, stage.opened.model.label, outcomes, reasons, passages)
 
     yield known()
-    for piece in pieces:
-        if piece.name not in found:
-            LOG.info(f"judging {piece.name}")
-            try:
-                found[piece.name] = piece.judge()
-            except (UsageError, InputError, NumericalError) as error:
-                problems[piece.name] = _told(piece.name, error)
-            yield known()
+    missing = [piece for piece in pieces if piece.name not in found]
+    countdown = Countdown(len(missing))
+    for piece in missing:
+        LOG.info(f"judging {countdown.next()}: {piece.name}")
+        try:
+            found[piece.name] = piece.judge()
+        except (UsageError, InputError, NumericalError) as error:
+            problems[piece.name] = _told(piece.name, error)
+        yield known()
 
 
 def _trial(stage: _Stage, trial: Trial, job: Job | None) -> _Piece:

@@ -154,7 +154,8 @@ def prepare(job: "Job", load: "Load", *, quiet: bool = True) -> "Run":
     """Everything loaded and encoded, for the steps to begin."""
     from dticli.learn import run
 
-    loaded = load()
+    with console.busy(f"loading {job.opened.model.label}", quiet=quiet):
+        loaded = load()
     with console.counting("photos encoded", quiet=quiet) as told:
         return run.prepare(loaded, job.settings, job.album, job.captions.texts, told)
 

@@ -4,6 +4,7 @@ import io
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BatchFeature
 
-from dticli import bundled
+from dticli import bundled, console
 from dticli.draw import pipeline
 from dticli.models import memory
 from dticli.words import base_model, token_reading, token_writing
@@ -56,6 +57,28 @@ def test_pictures_are_those_of_a_stock_pipeline(dti: Dti, dog: Path, tmp_path: P
     theirs = stock(dog, [prompt] * 2, scheduler=True, negative_prompt=[negative] * 2)
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert not np.array_equal(ours[0], ours[1])
+
+
+def test_the_line_follows_the_steps_of_each_picture(
+    dti: Dti, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With three pictures of two steps, two at once: after each first step, and after each picture; never backwards."""
+    told: list[tuple[float, tuple[str, ...]]] = []
+
+    class Line:
+        def update(self, done: float, *parts: str) -> None:
+            told.append((done, parts))
+
+    monkeypatch.setattr(console, "progress", lambda total, **options: nullcontext(Line()))
+    how = ("--model", "stickers", "--steps", 2, "--size", 16, "--batch-size", 2)
+    assert dti("generate", "a dog", "--count", 3, "-o", tmp_path, *how).code == 0
+    assert told == [
+        (1.0, ("picture 1/3", "step 1/2")),
+        (1, ("picture 1/3",)),
+        (2, ("picture 2/3",)),
+        (2.5, ("picture 3/3", "step 1/2")),
+        (3, ("picture 3/3",)),
+    ]
 
 
 def test_batch_size_does_not_change_pictures(dti: Dti, dog: Path, tmp_path: Path) -> None:
