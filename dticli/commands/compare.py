@@ -11,7 +11,7 @@ import typer
 
 from dticli import console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Force, Json, Quiet, read_prompts, with_settings
+from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
 from dticli.settings import GenerateSettings, model_layer, resolve
 
@@ -50,10 +50,13 @@ def command(
             autocompletion=completion.words,
         ),
     ],
-    prompts: Annotated[
+    prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="Sentence with {} where the word goes; repeatable. Default: a few."),
+        typer.Option(
+            metavar="<text>", help="Sentence with {} where the word goes; repeatable. Default: a few."
+        ),
     ] = None,
+    prompts: Prompts = None,
     rescale: Annotated[
         list[str] | None,
         typer.Option(help="Beside each word, its twin of another norm: mean, 2x, a number; repeatable."),
@@ -71,7 +74,7 @@ def command(
 
     Example: dti compare dog.run@100 dog.run@400 ti-dog.safetensors --prompt "{} in the snow" --out grid.png
     """
-    texts = read_prompts(prompts or [], None) or list(PROMPTS)
+    texts = read_prompts(prompt or [], prompts) or list(PROMPTS)
     for text in texts:
         if "{}" not in text:
             raise UsageError(

@@ -28,7 +28,8 @@ def test_a_row_shows_one_prompt_and_noise_by_every_word(
     shutil.copy(dog, tmp_path / "other.safetensors")
     out = tmp_path / "grid.png"
     prompts = ("a photo of {}", "{} in the snow")
-    asked = [part for prompt in prompts for part in ("--prompt", prompt)]
+    (tmp_path / "prompts.txt").write_text(f"{prompts[1]}\n")
+    asked = ("--prompt", prompts[0], "--prompts", tmp_path / "prompts.txt")
     words = (dog, f"<kitty>={cat}")
     outcome = dti("compare", *words, "--rescale", "3x", *asked, "--out", out, "--json", *HOW)
     assert outcome.code == 0, outcome.err
