@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dticli.learn import jobs, live
-from dticli.learn.run import Progress, advance, agree
+from dticli.learn.run import Advanced, Attempt, Ended, Progress, advance, agree
 from dticli.models import contents, families
 from dticli.models.embeddings import by_key
 from dticli.ranks import ALONE
@@ -107,8 +107,11 @@ def train(
     with job.folder.locked():
         live.require_free(job, live.How(resume=False, force=False, quiet=True))
         run = live.prepare(job, live.loader(job, ALONE), quiet=True)
-        steps = advance(run, job.folder, agree(run, 0), float("nan"))
-        yield from (each for each in steps if isinstance(each, Progress))
+        for event in advance([Attempt(run, job.folder, agree(run, 0))]):
+            if isinstance(event, Ended) and event.error:
+                raise event.error
+            if isinstance(event, Advanced):
+                yield from event.words.values()
         token_writing.write(job.target, run.token(job.settings.steps))
         job.folder.finish()
 

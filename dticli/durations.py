@@ -17,8 +17,9 @@ class Countdown:
     def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
         self.total, self.now, self.begun, self.started = total, now, 0, now()
 
-    def next(self) -> str:
-        """The piece that begins now: `3 of 12, 10:20 left`."""
-        done, self.begun = self.begun, self.begun + 1
+    def next(self, count: int = 1) -> str:
+        """The pieces that begin now: `3 of 12, 10:20 left`, or of two `3 to 4 of 12, 10:20 left`."""
+        done, self.begun = self.begun, self.begun + count
+        which = str(self.begun) if count == 1 else f"{done + 1} to {self.begun}"
         left = f", {clock((self.now() - self.started) / done * (self.total - done))} left" if done else ""
-        return f"{self.begun} of {self.total}{left}"
+        return f"{which} of {self.total}{left}"

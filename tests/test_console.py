@@ -157,6 +157,8 @@ def test_pieces_are_numbered_with_the_time_that_is_left() -> None:
     now = iter([0.0, 60.0, 100.0])
     countdown = Countdown(4, lambda: next(now))
     assert [countdown.next() for _ in range(3)] == ["1 of 4", "2 of 4, 3:00 left", "3 of 4, 1:40 left"]
+    together = Countdown(4, lambda: 0.0)
+    assert [together.next(3), together.next()] == ["1 to 3 of 4", "4 of 4, 0:00 left"]
 
 
 def test_being_stopped_is_no_error() -> None:

@@ -24,8 +24,8 @@ from dticli.models.families.shape import Frame
 from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks, joined, launched
 from dticli.settings import TrainSettings, resolve
-from dticli.words.placement import place, table
-from tests import tiny
+from dticli.words.placement import table
+from tests import tiny, trainings
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]
@@ -56,9 +56,8 @@ def learned(ranks: Ranks, batch: int) -> Tensor:
     rows = {"clip_l": table(pipe, family.encoders[0])[initial_rows.pieces(pipe, family.encoders[0], "dog")]}
     lengths = {"clip_l": torch.ones(1, 1, dtype=torch.float64)}
     learner = trainer.learner(settings, rows, lengths, None)
-    with place(pipe, family.encoders, [learner.word]) as placed:
-        for _ in trainer.fit(Task(pipe, family, latents, captions, settings, ranks), learner, placed):
-            pass
+    reports = list(trainings.fit(Task(pipe, family, latents, captions, settings, ranks), learner))
+    assert len(reports) == STEPS
     return learner.word.rows["clip_l"].detach()
 
 

@@ -1,7 +1,7 @@
 """A training of two steps on a tiny pipeline, ready to go."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from dticli import bundled
+from dticli.errors import DtiError
 from dticli.learn import initial_rows, trainer
-from dticli.learn.trainer import Learner, StepReport, Task
+from dticli.learn.trainer import Lane, Learner, Outcomes, StepReport, Task
 from dticli.models import families, memory
 from dticli.models.families import Family
 from dticli.photos import albums, latents
@@ -59,9 +60,17 @@ def training(
 
 
 def fit(task: Task, learner: Learner) -> Iterator[StepReport]:
-    """The steps, with the word placed as `learn.run` places it."""
-    with trainer.placed(task, learner) as placed:
-        yield from trainer.fit(task, learner, placed)
+    """The steps of one word, placed as `learn.run` places it."""
+    for ((_, outcome),) in fit_together([Lane(task, learner)]):
+        if isinstance(outcome, DtiError):
+            raise outcome
+        yield outcome
+
+
+def fit_together(lanes: Sequence[Lane]) -> Iterator[Outcomes]:
+    """The steps of words that learn together."""
+    with trainer.placed(lanes) as placed:
+        yield from trainer.fit(lanes, placed)
 
 
 def recoded(patch: pytest.MonkeyPatch, family: Family, **functions: Callable[..., Any]) -> None:

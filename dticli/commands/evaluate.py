@@ -10,7 +10,7 @@ import typer
 
 from dticli import bundled, console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
+from dticli.commands.options import Debug, Force, Json, Quiet, Together, with_settings
 from dticli.errors import UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE
 from dticli.settings import GenerateSettings, Group, model_layer, resolve
@@ -145,6 +145,7 @@ def command(
         Path | None,
         typer.Option("--out", "-o", help="Folder to keep pictures in, or all of a plan."),
     ] = None,
+    together: Together = None,
     force: Force = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -155,6 +156,10 @@ def command(
     Example: dti evaluate dog.safetensors --photos ./more-photos
     """
     if plan is None:
+        if together:
+            raise UsageError(
+                f"--together {together} without --plan: nothing is learned here; expected a plan, leave it out"
+            )
         if not files or not photos:
             raise UsageError("nothing to judge: expected token files and --photos, or --plan; add them")
         how = _How(
@@ -174,7 +179,7 @@ def command(
         raise UsageError(
             f"--plan beside {', '.join(misplaced)}: expected these in the plan's file; leave it out"
         )
-    console.show(_planned(given, plan, out, force, quiet), as_json=json)
+    console.show(_planned(given, plan, out, together or 1, force, quiet), as_json=json)
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,9 @@ def _evaluated(
     )
 
 
-def _planned(given: Mapping[str, Any], name: str, out: Path | None, force: bool, quiet: bool) -> "PlanResult":
+def _planned(
+    given: Mapping[str, Any], name: str, out: Path | None, together: int, force: bool, quiet: bool
+) -> "PlanResult":
     with console.busy("loading", quiet=quiet):
         from dticli.evaluation import execution
         from dticli.evaluation import plan as plans
@@ -270,6 +277,7 @@ def _planned(given: Mapping[str, Any], name: str, out: Path | None, force: bool,
         plan,
         given,
         out or Path(f"{plan.name}-results"),
+        together=together,
         force=force,
         quiet=quiet,
         progress=partial(console.progress, quiet=quiet),

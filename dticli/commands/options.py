@@ -32,6 +32,15 @@ Force = Annotated[
 ]
 Base = Annotated[str | None, typer.Option(help=str(ModelSettings.model_fields["base"].description))]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=Group.OUTPUT)]
+Together = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="<int>",
+        help="Words that learn side by side, where there are several: more words per hour, more memory. Default: 1.",
+        rich_help_panel=Group.OUTPUT,
+    ),
+]
 Prompts = Annotated[
     str | None,
     typer.Option(help="File with one prompt per line; - reads stdin.", rich_help_panel=Group.DRAWING),

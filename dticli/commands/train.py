@@ -9,9 +9,9 @@ import typer
 
 from dticli import console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Force, Json, Quiet, with_settings
+from dticli.commands.options import Debug, Force, Json, Quiet, Together, with_settings
 from dticli.durations import Countdown
-from dticli.errors import DtiError, Stopped, UsageError
+from dticli.errors import DtiError, UsageError
 from dticli.learn import live
 from dticli.learn.live import How, Trained
 from dticli.models import families
@@ -160,6 +160,7 @@ def command(
             rich_help_panel=Group.OUTPUT,
         ),
     ] = None,
+    together: Together = None,
     format: Annotated[
         Target | None,
         typer.Option(
@@ -190,6 +191,10 @@ def command(
     """
     from dticli import ranks
 
+    if together and not subjects:
+        raise UsageError(
+            f"--together {together} without --subjects: expected several words; name a file with a table for each"
+        )
     team = ranks.launched()
     if not team.first and (check or not subjects):
         console.only_errors()
@@ -214,8 +219,8 @@ def command(
             live.require_free(job, how)
     with ranks.joined(team):
         if subjects:
-            _each(jobs, team, how, json)
-        elif result := _together(jobs[0], team, how):
+            _each(jobs, together or 1, team, how, json)
+        elif result := _one(jobs[0], team, how):
             console.show(result, as_json=json)
 
 
@@ -349,29 +354,32 @@ def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Ch
 # ---------------------------------------------------------------------------- learning
 
 
-def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How, json: bool) -> None:
+def _each(jobs: "tuple[Job, ...]", together: int, team: "Ranks", how: How, json: bool) -> None:
     """Learn and show this process's share of the words; a word that fails does not stop the others.
+
+    Args:
+        together: how many learn side by side.
 
     Raises:
         DtiError: of the class of the first failure, after all words were tried.
     """
     from dticli.ranks import Ranks
 
-    load = live.loader(jobs[0], Ranks(local=team.local))
+    alone, own = Ranks(local=team.local), jobs[team.rank :: team.size]
     trained, failed = [], []
-    own = jobs[team.rank :: team.size]
     countdown = Countdown(len(own))
-    for job in own:
-        console.notice(f"word {countdown.next()}: {job.settings.token}")
-        try:
-            trained.append(_learned(job, load, how))
-        except Stopped:
-            raise
-        except DtiError as error:
-            console.error(f"{job.settings.token}: {error}")
-            failed.append((job.settings.token, type(error)))
-            # What was tried to make it fit would stay with the next word.
-            load = live.loader(job, Ranks(local=team.local))
+
+    def begin(next_ones: "Sequence[Job]") -> None:
+        tokens = ", ".join(job.settings.token for job in next_ones)
+        console.notice(f"word{'s' * (len(next_ones) > 1)} {countdown.next(len(next_ones))}: {tokens}")
+
+    for job, result in live.several(own, together, alone, how, begin):
+        if isinstance(result, DtiError):
+            console.error(f"{job.settings.token}: {result}")
+            failed.append((job.settings.token, type(result)))
+        else:
+            _report(job)
+            trained.append(result)
     if trained:
         console.show(TrainedWords(tuple(trained)), as_json=json)
     # A launcher ends all processes when one fails: those that still learn are waited for.
@@ -385,9 +393,8 @@ def _each(jobs: "tuple[Job, ...]", team: "Ranks", how: How, json: bool) -> None:
         )
 
 
-def _learned(job: "Job", load: "live.Load", how: How) -> Trained:
-    """Learn a word; where pictures were drawn of it, write the page that shows them."""
-    trained = live.learn(job, load, how)
+def _report(job: "Job") -> None:
+    """Where pictures were drawn of a word that is learned, write the page that shows them."""
     if job.settings.preview:
         from dticli import atomic
         from dticli.report import gathering, page
@@ -401,16 +408,17 @@ def _learned(job: "Job", load: "live.Load", how: How) -> Trained:
             console.warn(f"no report: {error}")
         else:
             console.notice(f"report: {target}")
-    return trained
 
 
-def _together(job: "Job", team: "Ranks", how: How) -> Trained | None:
+def _one(job: "Job", team: "Ranks", how: How) -> Trained | None:
     """Learn one word with all processes; the result is the first one's."""
     from dticli.learn import run
 
     load = live.loader(job, team)
     if team.first:
-        return _learned(job, load, how)
+        trained = live.learn(job, load, how)
+        _report(job)
+        return trained
     prepared = live.prepare(job, load, quiet=how.quiet)
     run.assist(prepared, job.folder, run.agree(prepared, 0))
     return None

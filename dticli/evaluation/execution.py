@@ -37,12 +37,20 @@ FORCED = "without --force what is there is kept, with it all is done again"
 
 
 def carry_out(
-    plan: Plan, given: Mapping[str, Any], folder: Path, *, force: bool, quiet: bool, progress: Progress
+    plan: Plan,
+    given: Mapping[str, Any],
+    folder: Path,
+    *,
+    together: int,
+    force: bool,
+    quiet: bool,
+    progress: Progress,
 ) -> PlanResult:
     """Learn, draw and judge what is not in the folder yet; results.json, results.md and results.svg are written as it comes.
 
     Args:
         given: settings of model and machine that go before the plan's.
+        together: words that learn side by side.
         force: do again what is there.
         quiet: no line while a word is learned.
         progress: the line while pictures are drawn.
@@ -56,7 +64,9 @@ def carry_out(
     results = [folder / "results.json", folder / "results.md"]
     atomic.require_writable(results, force=force or records.read(results[0], _Written, {}) is not None)
     # Before anything is learned: what the judging needs must not be found missing after it.
-    stage = _stage(plan, opened, settings, folder, force=force, quiet=quiet, progress=progress)
+    stage = _stage(
+        plan, opened, settings, folder, together=together, force=force, quiet=quiet, progress=progress
+    )
     for place in ("words", "pictures", "trials"):
         atomic.make_folder(folder / place)
     words = {trial.name: _job(stage, trial, given) for trial in plan.trials}
@@ -93,6 +103,7 @@ class _Stage:
     Attributes:
         pipe: loads the pipeline to draw with when it is first called.
         weights: mark of the model's.
+        together: words that learn side by side.
         force: nothing kept is good enough.
     """
 
@@ -105,6 +116,7 @@ class _Stage:
     vocabulary: Mapping[str, Summary]
     pipe: Callable[[], Any]
     weights: str
+    together: int
     force: bool
     quiet: bool
     progress: Progress
@@ -116,6 +128,7 @@ def _stage(
     settings: GenerateSettings,
     folder: Path,
     *,
+    together: int,
     force: bool,
     quiet: bool,
     progress: Progress,
@@ -142,6 +155,7 @@ def _stage(
         vocabulary=vocabulary,
         pipe=cache(lambda: pipeline.without_words(opened, settings, safety_checker=False)),
         weights=trials.model_mark(opened.model),
+        together=together,
         force=force,
         quiet=quiet,
         progress=progress,
@@ -183,20 +197,21 @@ def _missing(stage: _Stage, words: Mapping[str, Job | None]) -> dict[str, Job]:
 def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError]:
     """Learn words on one loaded model; returns why some could not be."""
     failed: dict[Path, DtiError] = {}
-    load = None
+    names = {job.target: name for name, job in missing.items()}
     how = live.How(resume=not stage.force, force=True, quiet=stage.quiet)
     countdown = Countdown(len(missing))
-    for name, job in missing.items():
-        LOG.info(f"word {countdown.next()}: {name}")
-        load = load or live.loader(job, ALONE)
-        try:
-            live.learn(job, load, how)
-        except Stopped as stopped:
-            advice = FORCED if stage.force else "give the same command to continue"
-            raise Stopped(f"stopped; {advice}", stopped.exit_code - 128) from None
-        except DtiError as error:
-            failed[job.target] = _told(name, error)
-            load = None  # what was tried to make it fit would stay with the next word
+
+    def begin(jobs: Sequence[Job]) -> None:
+        named = "; ".join(names[job.target] for job in jobs)
+        LOG.info(f"word{'s' * (len(jobs) > 1)} {countdown.next(len(jobs))}: {named}")
+
+    try:
+        for job, result in live.several(tuple(missing.values()), stage.together, ALONE, how, begin):
+            if isinstance(result, DtiError):
+                failed[job.target] = _told(names[job.target], result)
+    except Stopped as stopped:
+        advice = FORCED if stage.force else "give the same command to continue"
+        raise Stopped(f"stopped; {advice}", stopped.exit_code - 128) from None
     return failed
 
 

@@ -1,23 +1,24 @@
-"""A word learned from its first step to its file, under a live line: what `train` and plans share."""
+"""Words learned from their first step to their files, under a live line: what `train` and plans share."""
 
 import math
 import shlex
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dticli import console
-from dticli.errors import UsageError
+from dticli.errors import DtiError, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
     from dticli.learn.checkpoint import Checkpoint
     from dticli.learn.jobs import Job
     from dticli.learn.previews import Drawn
-    from dticli.learn.run import FrozenModel, Progress, Run
-    from dticli.learn.run_folder import RunFolder
+    from dticli.learn.run import Attempt, FrozenModel, Progress, Run
     from dticli.models.choice import Model
     from dticli.ranks import Ranks
     from dticli.words.norms import Neighbour
@@ -84,15 +85,88 @@ class How:
 
 
 def learn(job: "Job", load: "Load", how: How) -> Trained:
-    """Learn a word as the process that writes.
-
-    Args:
-        load: loads the job's model; words of one model may share it.
+    """Learn one word as the process that writes, and alone.
 
     Raises:
-        DtiError: it cannot be learned or written; what was learned so far is kept beside it.
+        DtiError: as `together` returns it.
     """
-    from dticli import atomic
+    ((_, result),) = together([job], load, how)
+    if isinstance(result, DtiError):
+        raise result
+    return result
+
+
+def together(jobs: "Sequence[Job]", load: "Load", how: How) -> "Iterator[tuple[Job, Trained | DtiError]]":
+    """Learn words of one model as the process that writes, their samples going through it side by side.
+
+    Args:
+        load: loads the jobs' model; other words of that model may share it.
+
+    Yields:
+        each job with its result as soon as that is known: its files are written, or why it cannot be learned or written;
+        what was learned so far is kept beside it then.
+
+    Raises:
+        Stopped: a signal came; the states are saved.
+    """
+    with ExitStack() as locks:
+        begun: dict[Attempt, Job] = {}
+        for job in jobs:
+            _tell(job)
+            try:
+                locks.enter_context(job.folder.locked())
+                begun[_begin(job, load, how)] = job
+            except DtiError as error:
+                yield job, error
+        started = time.monotonic()
+        for attempt, problem in _follow(list(begun), how.quiet) if begun else ():
+            yield begun[attempt], problem or _finished(begun[attempt], attempt, time.monotonic() - started)
+
+
+def several(
+    jobs: "Sequence[Job]",
+    count: int,
+    ranks: "Ranks",
+    how: How,
+    begin: "Callable[[Sequence[Job]], None]" = lambda jobs: None,
+) -> "Iterator[tuple[Job, Trained | DtiError]]":
+    """Learn words of one model, so many together at a time; yields and raises as `together`.
+
+    Args:
+        begin: hears which words are next.
+
+    Raises:
+        UsageError: their tracker follows one word at a time.
+    """
+    if count > 1 and any(job.settings.tracker == "wandb" for job in jobs):
+        raise UsageError(
+            f"--together {count} with --tracker wandb: it follows one run at a time; choose csv or tensorboard, or learn the "
+            "words one by one"
+        )
+    load = None
+    for start in range(0, len(jobs), count):
+        next_ones = jobs[start : start + count]
+        begin(next_ones)
+        load = load or loader(next_ones[0], ranks)
+        for job, result in together(next_ones, load, how):
+            if isinstance(result, EnvironmentProblem):
+                load = None  # what was tried to make it fit would stay with the next words
+            # No more of an error than this: its frames hold the model.
+            yield job, type(result)(str(result)) if isinstance(result, DtiError) else result
+            del result
+
+
+def _finished(job: "Job", attempt: "Attempt", seconds: float) -> "Trained | DtiError":
+    """The word that was learned, once its files are written, or why they are not."""
+    try:
+        exports = _write(job, attempt.run)
+        return _result(job, attempt, seconds, exports)
+    except DtiError as error:
+        return error
+
+
+def _tell(job: "Job") -> None:
+    """Say what is odd about the photos and captions of a word."""
     from dticli.photos import albums
 
     for complaint in albums.complaints(job.album.skipped):
@@ -101,17 +175,6 @@ def learn(job: "Job", load: "Load", how: How) -> Trained:
         console.notice(folders)
     if job.captions.remark:
         console.warn(job.captions.remark)
-    with job.folder.locked():
-        before = _before(job, how)
-        # Before the first step: a program that cannot use the word, or a file in the way, must not cost a training.
-        prepared = prepare(job, load, quiet=how.quiet)
-        overwrite = how.force or before is not None
-        atomic.require_writable(_exports(job, prepared), force=overwrite)
-        step, loss = _begin(job, prepared, before)
-        started = time.monotonic()
-        loss = _follow(prepared, job.folder, step, loss, how.quiet)
-        exports = _write(job, prepared)
-        return _result(job, prepared, loss, time.monotonic() - started, exports)
 
 
 def require_free(job: "Job", how: How) -> None:
@@ -166,18 +229,28 @@ def _exports(job: "Job", prepared: "Run") -> "dict[Path, bytes]":
     return conversion.files(prepared.token(job.settings.steps), job.program, job.target.parent)
 
 
-def _begin(job: "Job", prepared: "Run", before: "Checkpoint | None") -> tuple[int, float]:
-    """Bring all processes to the state before; returns its step and smoothed loss."""
+def _begin(job: "Job", load: "Load", how: How) -> "Attempt":
+    """Load and encode everything, and bring all processes to the state to continue from.
+
+    Raises:
+        DtiError: something is wrong with the word, its photos or the files to write.
+    """
+    from dticli import atomic
     from dticli.learn import run
 
+    before = _before(job, how)
+    # Before the first step: a program that cannot use the word, or a file in the way, must not cost a training.
+    prepared = prepare(job, load, quiet=how.quiet)
+    overwrite = how.force or before is not None
+    atomic.require_writable(_exports(job, prepared), force=overwrite)
     if before is None:
         console.notice(f"the run is kept in {job.folder.path}")
-        return run.agree(prepared, 0), math.nan
+        return run.Attempt(prepared, job.folder, run.agree(prepared, 0))
     changes = run.resume(prepared, before)
     console.notice(f"continuing after step {before.step} of {job.settings.steps}, from {job.folder.path}")
     if changes:
         console.warn(f"{'; '.join(changes)}: the result may differ in its last bits")
-    return run.agree(prepared, before.step), before.loss
+    return run.Attempt(prepared, job.folder, run.agree(prepared, before.step), before.loss)
 
 
 def _write(job: "Job", prepared: "Run") -> tuple[Path, ...]:
@@ -193,9 +266,10 @@ def _write(job: "Job", prepared: "Run") -> tuple[Path, ...]:
     return tuple(exports)
 
 
-def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: tuple[Path, ...]) -> Trained:
+def _result(job: "Job", attempt: "Attempt", seconds: float, exports: tuple[Path, ...]) -> Trained:
     from dticli.words import norms
 
+    prepared = attempt.run
     learner, vectors = prepared.learner, prepared.token(job.settings.steps).vectors
     return Trained(
         file=job.target,
@@ -206,7 +280,7 @@ def _result(job: "Job", prepared: "Run", loss: float, seconds: float, exports: t
         model_options=_model_options(job.opened.model),
         steps=job.settings.steps,
         seconds=round(seconds, 1),
-        loss=loss,
+        loss=attempt.loss,
         angle=math.degrees(learner.angle()),
         norm=learner.norm(),
         vocabulary_norm={key: each.mean for key, each in prepared.loaded.vocabulary.items()},
@@ -228,27 +302,37 @@ def _model_options(model: "Model") -> tuple[str, ...]:
     return tuple(f"--{name} {shlex.quote(value)}" for name, value in options.items())
 
 
-def _follow(prepared: "Run", folder: "RunFolder", first: int, loss: float, quiet: bool) -> float:
-    """Run the training to its end under a live line; returns the smoothed loss."""
-    from dticli.learn.outcome import concerns
+def _follow(attempts: "Sequence[Attempt]", quiet: bool) -> "Iterator[tuple[Attempt, DtiError | None]]":
+    """Run trainings to their ends under a live line; each is given back when it is over, with what ended it."""
     from dticli.learn.previews import Drawn
-    from dticli.learn.run import advance
+    from dticli.learn.run import Ended, advance
 
-    steps = prepared.settings.steps
+    longest = max(attempts, key=lambda each: each.run.settings.steps - each.step)
+    done = first = longest.step
+    steps = longest.run.settings.steps
     started = time.monotonic()
     with console.progress(steps, first=first, every=max(1, steps // 10), quiet=quiet) as line:
-        for progress in advance(prepared, folder, first, loss):
-            if isinstance(progress, Drawn):
-                _show(progress, quiet)
-                continue
-            loss = progress.loss
-            if line:
-                done = progress.report.step
-                rate = (done - first) / (time.monotonic() - started)
-                line.update(done, *_status(prepared, progress, rate))
-    for concern in concerns(folder, prepared.settings):
-        console.warn(concern)
-    return loss
+        for event in advance(attempts):
+            if isinstance(event, Ended):
+                if not event.error:
+                    _worry(event.attempt, several=len(attempts) > 1)
+                yield event.attempt, event.error
+            elif isinstance(event, Drawn):
+                _show(event, quiet)
+            else:
+                done += 1
+                if line:
+                    rate = (done - first) / (time.monotonic() - started)
+                    line.update(done, *_status(event.words, f"{done}/{steps}", rate))
+
+
+def _worry(attempt: "Attempt", *, several: bool) -> None:
+    """Warn of signs that nothing was learned."""
+    from dticli.learn.outcome import concerns
+
+    settings = attempt.run.settings
+    for concern in concerns(attempt.folder, settings):
+        console.warn(f"{settings.token}: {concern}" if several else concern)
 
 
 def _show(drawn: "Drawn", quiet: bool) -> None:
@@ -266,17 +350,19 @@ def _show(drawn: "Drawn", quiet: bool) -> None:
             console.raw(terminal.shown(sheet, min(console.width(), terminal.COLUMNS * len(images))))
 
 
-def _status(prepared: "Run", progress: "Progress", rate: float) -> Iterator[str]:
-    """What there is to say about a step, the most important first."""
-    report, steps = progress.report, prepared.settings.steps
-    if progress.drawing:
+def _status(words: "Mapping[Attempt, Progress]", step: str, rate: float) -> Iterator[str]:
+    """What there is to say about a step, the most important first; of several words, on average."""
+    reports = [each.report for each in words.values()]
+    run = next(iter(words)).run
+    norms = [statistics.fmean(report.norm[key] for report in reports) for key in reports[0].norm]
+    if any(each.drawing for each in words.values()):
         yield "drawing previews"
-    yield f"loss {progress.loss:.4f}"
-    yield f"{prepared.settings.token} step {report.step}/{steps}"
-    yield f"angle {math.degrees(report.angle):.1f} deg"
-    yield f"norm {' '.join(f'{norm:.3f}' for norm in report.norm.values())}"
+    yield f"loss {statistics.fmean(each.loss for each in words.values()):.4f}"
+    yield f"{run.settings.token if len(words) == 1 else f'{len(words)} words'} step {step}"
+    yield f"angle {math.degrees(statistics.fmean(report.angle for report in reports)):.1f} deg"
+    yield f"norm {' '.join(f'{norm:.3f}' for norm in norms)}"
     yield f"{rate:.1f} steps/s"
-    if prepared.device.type == "cuda":
+    if run.device.type == "cuda":
         import torch
 
-        yield f"{torch.cuda.max_memory_allocated(prepared.device) / 2**30:.1f} GiB"
+        yield f"{torch.cuda.max_memory_allocated(run.device) / 2**30:.1f} GiB"

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,16 @@ class Previews:
             and not all(os.path.isfile(file) for file in self._files(step))
         )
 
-    def draw(self, step: int, token: Token, stop: Callable[[], bool]) -> Drawn:
+    def draw(
+        self, step: int, token: Token, addressed: Callable[[str], str], stop: Callable[[], bool]
+    ) -> Drawn:
         """Draw the word as it is now; it is placed in the pipeline.
 
         A lack of memory that shows only after the first step ends the previews instead of the run.
 
         Args:
             token: the word, for what the pictures say about themselves.
+            addressed: a text as the pipeline reads the word in it.
             stop: asked after each picture; the rest is left out then.
 
         Raises:
@@ -140,22 +143,27 @@ class Previews:
             UsageError: the model takes no negative prompt.
         """
         try:
-            return Drawn(step, self._drawn(step, token, stop))
+            return Drawn(step, self._drawn(step, token, addressed, stop))
         except EnvironmentProblem as error:
             if step == 0:
                 raise
             self.shots = ()
             return Drawn(step, (), str(error))
 
-    def _drawn(self, step: int, token: Token, stop: Callable[[], bool]) -> tuple[Path, ...]:
+    def _drawn(
+        self, step: int, token: Token, addressed: Callable[[str], str], stop: Callable[[], bool]
+    ) -> tuple[Path, ...]:
         task, files = self.task, self._files(step)
         opened = Opened(self.model, task.family)
         said = pipeline.description(opened, self.how, [token]) | {"step": str(step)}
+        shots = [replace(shot, prompt=addressed(shot.prompt)) for shot in self.shots]
+        negative = self.how.negative and addressed(self.how.negative)
+        how = self.how.model_copy(update={"negative": negative})
         drawn: list[Path] = []
         with self.timetable.timed(), self._ready():
             pooling.choose(task.pipe, task.family.encoders, pooling.recorded([(token.name, token.metadata)]))
-            for picture in sampler.drawn(task.pipe, self.shots, self.how):
-                pictures.save(files[len(drawn)], picture, said)
+            for picture, shot in zip(sampler.drawn(task.pipe, shots, how), self.shots, strict=True):
+                pictures.save(files[len(drawn)], replace(picture, shot=shot), said)
                 drawn.append(files[len(drawn)])
                 if stop():
                     break

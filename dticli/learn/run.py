@@ -1,10 +1,11 @@
-"""One training: from settings and checked photos to a word, recorded in its folder and continued exactly."""
+"""Trainings: from settings and checked photos to words, each recorded in its folder and continued exactly."""
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from safetensors.torch import load as load_state
 from safetensors.torch import save as save_state
 
 from dticli import atomic, signals
-from dticli.errors import EnvironmentProblem, NumericalError, Stopped, is_out_of_memory
+from dticli.errors import DtiError, EnvironmentProblem, NumericalError, Stopped, is_out_of_memory
 from dticli.learn import checkpoint, initial_rows, run_identity, tracking, trainer
 from dticli.learn.checkpoint import Checkpoint, Identity
 from dticli.learn.previews import Drawn, Previews
 from dticli.learn.run_folder import Log, RunFolder
-from dticli.learn.trainer import Captions, Learner, StepReport, Task
+from dticli.learn.tracking import Tracking
+from dticli.learn.trainer import Captions, Lane, Learner, Outcomes, StepReport, Task
 from dticli.models import contents, devices, memory
 from dticli.models.choice import Model
 from dticli.models.embeddings import Table
@@ -70,6 +72,21 @@ class Run:
         return Token(self.settings.token, rows, metadata)
 
 
+@dataclass(eq=False)
+class Attempt:
+    """A run on its way to its end, from where it was left.
+
+    Attributes:
+        step: steps done.
+        loss: the smoothed one after them, NaN for none.
+    """
+
+    run: Run
+    folder: RunFolder
+    step: int = 0
+    loss: float = math.nan
+
+
 @dataclass(frozen=True)
 class Progress:
     """A step that was done.
@@ -82,6 +99,21 @@ class Progress:
     report: StepReport
     loss: float
     drawing: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Advanced:
+    """A step of every word that still learns."""
+
+    words: Mapping[Attempt, Progress]
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """A word that is learned, its last state saved, or the error that ended it."""
+
+    attempt: Attempt
+    error: DtiError | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,78 +246,152 @@ def assist(run: Run, folder: RunFolder, step: int) -> None:
 
     Raises:
         Stopped: a signal came, to whichever rank.
-        NumericalError: NaN or inf.
+        DtiError: as the first rank's run ends.
     """
-    with signals.postponed() as request, trainer.placed(run.task, run.learner) as placed:
-        for report in _explained(run, folder, placed, step):
-            _stop_if(run, folder, report.step, run.task.ranks.largest(request.number or 0))
+    attempt = Attempt(run, folder, step)
+    lane = Lane(run.task, run.learner, step)
+    with signals.postponed() as request, trainer.placed([lane]) as placed:
+        for outcomes in _explained({lane: attempt}, placed):
+            for _, outcome in outcomes:
+                if isinstance(outcome, DtiError):
+                    raise outcome
+            attempt.step = lane.step
+            _stop_if([attempt], run.task.ranks.largest(request.number or 0))
 
 
-def advance(run: Run, folder: RunFolder, step: int, loss: float) -> Iterator[Progress | Drawn]:
-    """Train to the end; every step is logged, and the state is saved, kept and drawn when it is time.
+def advance(attempts: Sequence[Attempt]) -> Iterator[Advanced | Drawn | Ended]:
+    """Train words together to their ends; every step is logged, and states are saved, kept and drawn when it is time.
 
-    Args:
-        step: steps done before.
-        loss: the smoothed loss after them, NaN for none.
+    What goes wrong with one word ends that word alone.
 
     Raises:
-        Stopped: a signal came; the state is saved.
-        NumericalError: NaN or inf; the last good checkpoint stays.
+        Stopped: a signal came; the states are saved.
     """
-    settings = run.settings
-    previews = Previews.of(run.task, run.loaded.model, folder)
-    folder.start(to_toml(anchored(run_identity.as_alone(run.task))), run.machine, step)
-    kept = _kept(settings)
-    started = saved = time.monotonic()
-    with (
-        folder.appending() as log,
-        signals.postponed() as request,
-        tracking.opened(settings, folder, step) as tracked,
-        trainer.placed(run.task, run.learner) as placed,
-    ):
+    lanes = {Lane(each.run.task, each.run.learner, each.step): each for each in attempts}
+    ranks = attempts[0].run.task.ranks
+    ends: list[Ended] = []
 
-        def drawn(step: int) -> Drawn:
+    @contextmanager
+    def ending(lane: Lane, steps: int | None = None) -> Iterator[None]:
+        """End a lane after so many steps, or with the error that is raised inside."""
+        try:
+            yield
+        except DtiError as error:
+            lane.over = True
+            ends.append(Ended(lanes[lane], error))
+        else:
+            if lane.step == steps:
+                lane.over = True
+                ends.append(Ended(lanes[lane]))
+
+    with ExitStack() as opened, signals.postponed() as request, trainer.placed(list(lanes)) as placed:
+
+        def drawn(lane: Lane) -> Iterator[Drawn | Ended]:
+            with ending(lane, lanes[lane].run.settings.steps):
+                yield from books[lane].drawn(lambda: bool(request.number))
+
+        books: dict[Lane, _Books] = {}
+        for lane, attempt in lanes.items():
+            with ending(lane):
+                books[lane] = opened.enter_context(_Books.opened(attempt, placed))
+        for lane in books:
+            yield from drawn(lane)
+        for outcomes in _explained(lanes, placed):
+            done: dict[Lane, Progress] = {}
+            for lane, outcome in outcomes:
+                with ending(lane):
+                    done[lane] = books[lane].enter(outcome)
+            # Not after an error: other ranks have ended with it too, and would not answer.
+            asked = ranks.largest(request.number or 0) if done else 0
+            for lane in list(done):
+                with ending(lane):
+                    books[lane].save(asked=bool(asked))
+            yield from _taken(ends)
+            _stop_if([lanes[lane] for lane in done if not lane.over] or attempts, asked)
+            if done:
+                yield Advanced({lanes[lane]: each for lane, each in done.items()})
+            for lane in done:
+                if not lane.over:
+                    yield from drawn(lane)
+            yield from _taken(ends)
+        yield from _taken(ends)
+
+
+def _taken(ends: list[Ended]) -> list[Ended]:
+    """What is in the list, which is empty afterwards."""
+    taken, ends[:] = ends[:], []
+    return taken
+
+
+@dataclass(eq=False)
+class _Books:
+    """What is written about a run on its way.
+
+    Attributes:
+        kept: steps after which the state is kept: evenly spread, the last one among them.
+        started, saved: when the attempt began, and when its state was saved last.
+    """
+
+    attempt: Attempt
+    placed: Placement
+    log: Log
+    tracked: Tracking
+    previews: Previews
+    kept: frozenset[int]
+    started: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    @contextmanager
+    def opened(cls, attempt: Attempt, placed: Placement) -> "Iterator[_Books]":
+        run, folder, settings = attempt.run, attempt.folder, attempt.run.settings
+        previews = Previews.of(run.task, run.loaded.model, folder)
+        folder.start(to_toml(anchored(run_identity.as_alone(run.task))), run.machine, attempt.step)
+        kept = (-(-settings.steps * index // settings.keep) for index in range(1, settings.keep + 1))
+        with folder.appending() as log, tracking.opened(settings, folder, attempt.step) as tracked:
+            yield cls(attempt, placed, log, tracked, previews, frozenset(kept))
+
+    def enter(self, outcome: StepReport | DtiError) -> Progress:
+        """Log a step, or raise what it ended with."""
+        if isinstance(outcome, DtiError):
+            raise outcome
+        attempt = self.attempt
+        attempt.step, attempt.loss = outcome.step, _smoothed(attempt.loss, outcome)
+        seconds = time.monotonic() - self.started
+        entry = _entry(outcome, attempt.loss, attempt.run.learner, seconds)
+        self.log.append(entry)
+        self.tracked.step(entry)
+        return Progress(outcome, attempt.loss, self.previews.due(outcome.step))
+
+    def save(self, *, asked: bool) -> None:
+        """Keep and save the state, if it is time or asked for."""
+        run, folder, step = self.attempt.run, self.attempt.folder, self.attempt.step
+        settings = run.settings
+        # Before the checkpoint: a run that continues from it must not lack the state.
+        if step in self.kept:
+            target = folder.snapshot(step)
+            atomic.make_folder(target.parent)
+            token_writing.write(target, run.token(step), force=True)
+        if (
+            asked
+            or step == settings.steps
+            or step % settings.checkpoint_steps == 0
+            or time.monotonic() - self.saved >= settings.checkpoint_seconds
+        ):
+            self.log.sync()
+            state, rows = run.learner.state(), dict(run.learner.learned.rows)
+            folder.save(Checkpoint(step, self.attempt.loss, state, rows, run.identity, run.machine))
+            self.saved = time.monotonic()
+
+    def drawn(self, stop: Callable[[], bool]) -> Iterator[Drawn]:
+        """Previews, if they are due."""
+        run, step = self.attempt.run, self.attempt.step
+        if self.previews.due(step):
+            addressed = partial(self.placed.addressed, word=run.learner.word)
             with run.learner.as_written():
-                new = previews.draw(step, run.token(step), lambda: bool(request.number))
-            tracked.previews(step, new.files)
-            return new
-
-        if previews.due(step):
-            yield drawn(step)
-        for report in _explained(run, folder, placed, step):
-            loss = _smoothed(loss, report)
-            entry = _entry(report, loss, run.learner, time.monotonic() - started)
-            log.append(entry)
-            tracked.step(entry)
-            asked = run.task.ranks.largest(request.number or 0)
-            # Before the checkpoint: a run that continues from it must not lack the state.
-            if report.step in kept:
-                _keep(run, folder, report.step)
-            if (
-                asked
-                or report.step == settings.steps
-                or report.step % settings.checkpoint_steps == 0
-                or time.monotonic() - saved >= settings.checkpoint_seconds
-            ):
-                _save(run, folder, log, report.step, loss)
-                saved = time.monotonic()
-            _stop_if(run, folder, report.step, asked)
-            due = previews.due(report.step)
-            yield Progress(report, loss, due)
-            if due:
-                yield drawn(report.step)
-
-
-def _kept(settings: TrainSettings) -> frozenset[int]:
-    """Steps after which the state is kept: evenly spread, the last one among them."""
-    return frozenset(-(-settings.steps * index // settings.keep) for index in range(1, settings.keep + 1))
-
-
-def _keep(run: Run, folder: RunFolder, step: int) -> None:
-    """Write the word as it is now to the folder, for good."""
-    target = folder.snapshot(step)
-    atomic.make_folder(target.parent)
-    token_writing.write(target, run.token(step), force=True)
+                new = self.previews.draw(step, run.token(step), addressed, stop)
+            self.tracked.previews(step, new.files)
+            yield new
 
 
 def _smoothed(before: float, report: StepReport) -> float:
@@ -295,37 +401,45 @@ def _smoothed(before: float, report: StepReport) -> float:
     return before + (report.loss - before) * max(1 - SMOOTHING, 1 / report.step)
 
 
-def _stop_if(run: Run, folder: RunFolder, step: int, asked: int) -> None:
+def _stop_if(attempts: Sequence[Attempt], asked: int) -> None:
     """Raise Stopped if a signal of that number, not 0, has asked for it."""
-    if asked:
-        raise Stopped(
-            f"stopped at step {step} of {run.settings.steps}; its state is in {folder.path}: "
-            "give the same command with --resume to continue",
-            asked,
-        )
-
-
-def _save(run: Run, folder: RunFolder, log: Log, step: int, loss: float) -> None:
-    log.sync()
-    learner = run.learner
-    folder.save(
-        Checkpoint(step, loss, learner.state(), dict(learner.learned.rows), run.identity, run.machine)
+    if not asked:
+        return
+    first, *others = attempts
+    state = f"its state is in {first.folder.path}"
+    if others:
+        state = f"the states of the words are in {', '.join(str(each.folder.path) for each in attempts)}"
+    raise Stopped(
+        f"stopped at step {first.step} of {first.run.settings.steps}; {state}: "
+        "give the same command with --resume to continue",
+        asked,
     )
 
 
-def _explained(run: Run, folder: RunFolder, placed: Placement, step: int) -> Iterator[StepReport]:
+def _explained(lanes: Mapping[Lane, Attempt], placed: Placement) -> Iterator[Outcomes]:
     """The steps; errors also say what is left of the run."""
     try:
-        yield from trainer.fit(run.task, run.learner, placed, step)
-    except NumericalError as error:
-        raise type(error)(f"{error}; {_left(folder)}") from None
+        for outcomes in trainer.fit(list(lanes), placed):
+            yield [(lane, _with_left(each, lanes[lane].folder)) for lane, each in outcomes]
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     else:
         return
     # Outside of the clause above, the failed step, held by the error, has let go of its memory.
-    raise EnvironmentProblem(f"out of memory on {run.device.type}: {_smaller(run)}; {_left(folder)}")
+    going = [lane for lane in lanes if not lane.over]
+    advice = _smaller(going, lanes[going[0]].run, placed)
+    device = lanes[going[0]].run.device.type
+    yield [
+        (lane, EnvironmentProblem(f"out of memory on {device}: {advice}; {_left(lanes[lane].folder)}"))
+        for lane in going
+    ]
+
+
+def _with_left(outcome: StepReport | DtiError, folder: RunFolder) -> StepReport | DtiError:
+    if isinstance(outcome, NumericalError):
+        return type(outcome)(f"{outcome}; {_left(folder)}")
+    return outcome
 
 
 def _left(folder: RunFolder) -> str:
@@ -333,18 +447,20 @@ def _left(folder: RunFolder) -> str:
     return f"{kept[-1]} is the last good state" if kept else "no checkpoint was due yet"
 
 
-def _smaller(run: Run) -> str:
-    """Which option makes the run fit, found by trying."""
+def _smaller(lanes: Sequence[Lane], run: Run, placed: Placement) -> str:
+    """Which option makes the runs fit, found by trying; `run` is that of the first one."""
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-    task, learner, settings = run.task, run.learner, run.settings
-    option, size = "", trainer.largest_batch(task, learner)
+    if count := trainer.most_together(lanes, placed):
+        return f"--together {count} would fit, and learn the same; add it, and --resume to continue"
+    task, settings, lane = run.task, run.settings, lanes[0]
+    option, size = "", trainer.largest_batch(lane, placed)
     if not settings.low_memory:
         memory.economize(task.pipe, task.family, run.device)
-        if trainer.fits(task, learner, settings.batch_size):
+        if trainer.fits([lane], placed):
             return "--low-memory would fit, and learn the same; add it, and --resume to continue"
         if not size:
-            option, size = "--low-memory ", trainer.largest_batch(task, learner)
+            option, size = "--low-memory ", trainer.largest_batch(lane, placed)
     if size:
         more = settings.accumulate * settings.batch_size // size
         return (

@@ -1,8 +1,8 @@
-"""Learning a word: a generator of step reports over a frozen pipeline. It prints nothing and saves nothing."""
+"""Learning words: a generator of step reports over a frozen pipeline. It prints nothing and saves nothing."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dticli import randomness, sphere
-from dticli.errors import InputError, ModelError, NumericalError, is_out_of_memory
+from dticli.errors import DtiError, InputError, ModelError, NumericalError, is_out_of_memory
 from dticli.learn.optim import AdamW, Average, Optimizer, RiemannianSGD, step_length
 from dticli.models.families import Family
 from dticli.models.families.shape import Process
@@ -21,6 +21,7 @@ from dticli.ranks import ALONE, Ranks
 from dticli.settings import TrainSettings
 from dticli.words import pooling
 from dticli.words.placement import DirectionalWord, FreeWord, Placement, Word, place
+from dticli.words.pooling import Pooling
 
 PAD, MOST_PADS = "<dti-pad>", 15
 LOSS_SCALE = 1024.0
@@ -234,75 +235,152 @@ class Task:
         return self.family.code.denoiser(self.pipe).dtype  # type: ignore[return-value]
 
 
-def fit(task: Task, learner: Learner, placement: Placement, first_step: int = 0) -> Iterator[StepReport]:
-    """Train `learner.word` in place, one report per step.
+@dataclass(eq=False)
+class Lane:
+    """One word among those that learn together; it takes the steps that it takes alone.
+
+    Attributes:
+        step: steps done.
+        over: nothing more is done for it, because it is learned, or cannot be.
+    """
+
+    task: Task
+    learner: Learner
+    step: int = 0
+    over: bool = False
+
+
+Outcomes = Sequence[tuple[Lane, StepReport | DtiError]]
+"""What a step brought the lanes: a report each, or the error that ends one."""
+
+
+@contextmanager
+def placed(lanes: Sequence[Lane]) -> Iterator[Placement]:
+    """The words at work, and before them in the vocabulary what captions may begin with: CLIP pools at the last of them.
+
+    Several words go by numbers: two may share a name, and the captions of one may name another that they do not mean.
+    """
+    first = lanes[0]
+    pads = any(lane.task.settings.zero_pad for lane in lanes)
+    pad = FreeWord(PAD, {key: torch.zeros_like(rows[:1]) for key, rows in first.learner.start.items()})
+    words = [*([pad] if pads else []), *(lane.learner.word for lane in lanes)]
+    numbers = [f"<dti-word-{number}>" for number in range(len(lanes))]
+    aliases = [*([PAD] if pads else []), *numbers] if len(lanes) > 1 else None
+    with place(first.task.pipe, first.task.family.encoders, words, aliases) as placement:
+        yield placement
+
+
+def fit(lanes: Sequence[Lane], placement: Placement) -> Iterator[Outcomes]:
+    """Train the lanes' words in place, a step of each at a turn, until all are over.
+
+    The model is frozen, and a sample's loss reaches no word but its own: samples of all words go through it at once, and
+    each word's gradient is that of its own loss.
 
     Args:
-        placement: of the word in the task's pipeline.
-        first_step: steps already done by an earlier run.
+        lanes: of one pipeline; who finds another reason why one is over may say so between two steps.
+        placement: of their words, as `placed` makes it.
 
-    Raises:
-        InputError: a caption's word is cut off.
-        ModelError: no gradient reaches a row.
-        NumericalError: the loss or a gradient is not finite.
+    Yields:
+        for each lane a report, or why it is over:
+            InputError, UsageError: a caption's word is cut off.
+            ModelError: no gradient reaches a row.
+            NumericalError: the loss or a gradient is not finite.
     """
-    process, settings = task.family.code.process(task.pipe.scheduler), task.settings
-    most = PAD * MOST_PADS if settings.zero_pad else ""
-    captions = (most + text for texts in task.captions.values() for text in texts)
-    placement.require_read(task.family, [*captions, *settings.preview_prompts])
-    for step in range(first_step, settings.steps):
-        # Whoever draws between two steps may choose another pooling.
-        pooling.choose(task.pipe, task.family.encoders, pooling.at_step(settings.pooling, step))
-        loss = _gather_gradients(task, process, learner, step)
-        if step == first_step:
-            _require_gradient(task, learner)
-        gradient = learner.step(step_length(settings.schedule, settings.lr, step, settings.steps))
-        if learner.average and 2 * (step + 1) > settings.steps:
-            learner.average.add()
-        yield StepReport(step + 1, loss, gradient, learner.angle(), learner.norm())
+    process = lanes[0].task.family.code.process(lanes[0].task.pipe.scheduler)
+    begun = {lane: lane.step for lane in lanes}
+    going = [lane for lane in lanes if not lane.over]
+    if unread := [(lane, error) for lane in going if (error := _unread(lane, placement))]:
+        yield unread
+    while going := [lane for lane in lanes if not lane.over and lane.step < lane.task.settings.steps]:
+        losses = _gather_gradients(placement, process, going)
+        found: list[tuple[Lane, StepReport | DtiError]] = []
+        for lane, loss in zip(going, losses, strict=True):
+            try:
+                found.append((lane, _take_step(lane, loss, first=lane.step == begun[lane])))
+            except DtiError as error:
+                lane.learner.forget_gradients()
+                lane.over = True
+                found.append((lane, error))
+        yield found
 
 
-def placed(task: Task, learner: Learner) -> AbstractContextManager[Placement]:
-    """The word at work, and before it in the vocabulary what captions may begin with: CLIP pools at the last of them."""
-    words: list[Word] = [learner.word]
-    if task.settings.zero_pad:
-        words.insert(
-            0, FreeWord(PAD, {key: torch.zeros_like(rows[:1]) for key, rows in learner.start.items()})
-        )
-    return place(task.pipe, task.family.encoders, words)
+def _unread(lane: Lane, placement: Placement) -> DtiError | None:
+    """What is wrong with the word's texts, which ends it."""
+    task = lane.task
+    most = PAD * MOST_PADS if task.settings.zero_pad else ""
+    captions = [most + text for texts in task.captions.values() for text in texts]
+    try:
+        placement.require_read(task.family, [*captions, *task.settings.preview_prompts], [lane.learner.word])
+    except DtiError as error:
+        lane.over = True
+        return error
+    return None
 
 
-def _gather_gradients(task: Task, process: Process, learner: Learner, step: int) -> float:
-    """Forward and backward over all samples of a step; returns the mean loss, over all ranks as the gradients are.
+def _take_step(lane: Lane, loss: float, *, first: bool) -> StepReport:
+    """Change a word by the gradients that were gathered for it."""
+    task, learner, settings = lane.task, lane.learner, lane.task.settings
+    if not math.isfinite(loss):
+        raise NumericalError(f"the loss of step {lane.step + 1} is {loss}: expected a number; {_cause(task)}")
+    if first:
+        _require_gradient(task, learner)
+    gradient = learner.step(step_length(settings.schedule, settings.lr, lane.step, settings.steps))
+    lane.step += 1
+    if learner.average and 2 * lane.step > settings.steps:
+        learner.average.add()
+    return StepReport(lane.step, loss, gradient, learner.angle(), learner.norm())
+
+
+def _gather_gradients(placement: Placement, process: Process, lanes: Sequence[Lane]) -> list[float]:
+    """Forward and backward over all samples of a step; returns each lane's mean loss, over all ranks as the gradients are.
 
     Where gradients in fp16 overflow, the step is computed again, with the same draws and half the loss scale.
     """
-    while True:
-        scale = learner.loss_scale.item() if task.dtype == torch.float16 else 1.0
-        loss = _scaled_gradients(task, process, learner, step, scale)
-        gradients = [leaf.grad for leaf in learner.leaves if leaf.grad is not None]
-        if scale == 1 or all(gradient.isfinite().all() for gradient in gradients):
-            return loss
-        learner.loss_scale.div_(2)
-        learner.forget_gradients()
+    losses: dict[Lane, float] = {}
+    again = list(lanes)
+    while again:
+        losses |= zip(again, _scaled_gradients(placement, process, again), strict=True)
+        again = [lane for lane in again if math.isfinite(losses[lane]) and _overflowed(lane)]
+        for lane in again:
+            lane.learner.loss_scale.div_(2)
+            lane.learner.forget_gradients()
+    return [losses[lane] for lane in lanes]
 
 
-def _scaled_gradients(task: Task, process: Process, learner: Learner, step: int, scale: float) -> float:
-    parts, size, ranks = task.settings.accumulate, task.settings.batch_size, task.ranks
-    total = 0.0
-    for part in range(parts):
-        first = ((step * parts + part) * ranks.size + ranks.rank) * size
-        loss = _loss(task, process, step, range(first, first + size)) / parts
-        (loss * scale).backward()
-        total += loss.item()
-    total = ranks.mean(total)
-    if not math.isfinite(total):
-        raise NumericalError(f"the loss of step {step + 1} is {total}: expected a number; {_cause(task)}")
-    gradients = [leaf.grad for leaf in learner.leaves if leaf.grad is not None]
-    ranks.mean_(gradients)
-    for gradient in gradients:
-        gradient /= scale
-    return total
+def _overflowed(lane: Lane) -> bool:
+    """Whether a smaller loss scale may help."""
+    return _scale(lane) != 1 and not all(gradient.isfinite().all() for gradient in _gradients(lane))
+
+
+def _scale(lane: Lane) -> float:
+    """What the lane's loss is multiplied with."""
+    return lane.learner.loss_scale.item() if lane.task.dtype == torch.float16 else 1.0
+
+
+def _gradients(lane: Lane) -> list[Tensor]:
+    return [leaf.grad for leaf in lane.learner.leaves if leaf.grad is not None]
+
+
+def _scaled_gradients(placement: Placement, process: Process, lanes: Sequence[Lane]) -> list[float]:
+    """As `_gather_gradients`, once; the gradients are those of the loss without its scale."""
+    totals = dict.fromkeys(lanes, 0.0)
+    for part in range(max(lane.task.settings.accumulate for lane in lanes)):
+        here = [lane for lane in lanes if part < lane.task.settings.accumulate]
+        means = zip(here, _losses(placement, process, here, part), strict=True)
+        losses = {lane: mean / lane.task.settings.accumulate for lane, mean in means}
+        # The sum, not the mean: a word's gradient does not know how many others there are.
+        torch.stack([loss * _scale(lane) for lane, loss in losses.items()]).sum().backward()
+        for lane, loss in losses.items():
+            totals[lane] += loss.item()
+    for lane in lanes:
+        totals[lane] = lane.task.ranks.mean(totals[lane])
+        if not math.isfinite(totals[lane]):
+            continue
+        gradients = _gradients(lane)
+        lane.task.ranks.mean_(gradients)
+        for gradient in gradients:
+            gradient /= _scale(lane)
+    return list(totals.values())
 
 
 def _cause(task: Task) -> str:
@@ -314,19 +392,37 @@ def _cause(task: Task) -> str:
     return "the model's weights are probably damaged, or its precision too low; try --precision fp32, or download it again"
 
 
-def largest_batch(task: Task, learner: Learner) -> int:
+def largest_batch(lane: Lane, placement: Placement) -> int:
     """The largest batch whose gradients fit in memory, of those that go into the one asked for; 0 if none does."""
-    whole = task.settings.batch_size
+    whole = lane.task.settings.batch_size
     smaller = [size for size in range(whole // 2, 0, -1) if whole % size == 0]
-    return next((size for size in smaller if fits(task, learner, size)), 0)
+    return next((size for size in smaller if fits([lane], placement, size)), 0)
 
 
-def fits(task: Task, learner: Learner, size: int) -> bool:
-    """Whether the gradients of a batch fit in memory, found by trying, with the word placed."""
-    settings = task.settings.model_copy(update={"batch_size": size, "accumulate": 1})
-    process = task.family.code.process(task.pipe.scheduler)
+def most_together(lanes: Sequence[Lane], placement: Placement) -> int:
+    """How many of the words fit in memory together, of halves, quarters and so on; 0 if not even one does."""
+    count = len(lanes)
+    while count := count // 2:
+        if fits(lanes[:count], placement):
+            break
+    return count
+
+
+def fits(lanes: Sequence[Lane], placement: Placement, size: int | None = None) -> bool:
+    """Whether the gradients of a batch fit in memory, found by trying.
+
+    Args:
+        size: pictures of each word at once; default: as many as asked for.
+    """
+    code, pipe = lanes[0].task.family.code, lanes[0].task.pipe
+
+    def once(lane: Lane) -> Lane:
+        settings = lane.task.settings
+        own = settings.model_copy(update={"batch_size": size or settings.batch_size, "accumulate": 1})
+        return Lane(replace(lane.task, settings=own, ranks=ALONE), lane.learner)
+
     try:
-        _gather_gradients(replace(task, settings=settings, ranks=ALONE), process, learner, 0)
+        _gather_gradients(placement, code.process(pipe.scheduler), [once(lane) for lane in lanes])
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -334,43 +430,70 @@ def fits(task: Task, learner: Learner, size: int) -> bool:
     else:
         return True
     finally:
-        learner.forget_gradients()
+        for lane in lanes:
+            lane.learner.forget_gradients()
 
 
-def _loss(task: Task, process: Process, step: int, samples: range) -> Tensor:
-    """Mean squared error of the denoiser on the given samples, a float32 scalar.
+def _losses(placement: Placement, process: Process, lanes: Sequence[Lane], part: int) -> list[Tensor]:
+    """Each lane's mean squared error of the denoiser on one part of its samples, float32 scalars.
 
-    Whole photos differ in shape: those of one shape go through the denoiser together.
+    Whole photos differ in shape, and words in their pooling: samples alike in both go through the model together.
     """
-    batch = [_draw(task, step, sample) for sample in samples]
-    shapes: dict[tuple[int, ...], list[_Draw]] = {}
-    for one in batch:
-        shapes.setdefault(tuple(task.latents.mean[one.pick].shape), []).append(one)
-    parts = [_error(task, process, same) * (len(same) / len(batch)) for same in shapes.values()]
-    return torch.stack(parts).sum()
+    alike: dict[tuple[Pooling, tuple[int, ...]], dict[Lane, list[_Draw]]] = {}
+    for lane in lanes:
+        settings, ranks = lane.task.settings, lane.task.ranks
+        turn = (lane.step * settings.accumulate + part) * ranks.size + ranks.rank
+        for sample in range(turn * settings.batch_size, (turn + 1) * settings.batch_size):
+            one = _draw(lane.task, lane.step, sample)
+            kind = pooling.at_step(settings.pooling, lane.step), tuple(lane.task.latents.mean[one.pick].shape)
+            alike.setdefault(kind, {}).setdefault(lane, []).append(one)
+    parts: dict[Lane, list[Tensor]] = {lane: [] for lane in lanes}
+    for (pooled, _), batch in alike.items():
+        # Whoever draws between two steps may choose another pooling.
+        pooling.choose(placement.pipe, placement.encoders, pooled)
+        for lane, error in zip(batch, _errors(placement, process, batch), strict=True):
+            parts[lane].append(error * (len(batch[lane]) / lane.task.settings.batch_size))
+    return [torch.stack(each).sum() for each in parts.values()]
 
 
-def _error(task: Task, process: Process, batch: Sequence["_Draw"]) -> Tensor:
-    """Mean squared error on samples of one shape, weighted by their masks."""
-    code, device = task.family.code, task.latents.device
-    picks = [one.pick for one in batch]
-    raw = task.latents.sample(picks, [one.key("posterior") for one in batch])
-    clean = code.to_latents(task.pipe, raw)
-    noise = torch.stack([randomness.normal(one.key("noise"), tuple(clean.shape[1:])) for one in batch]).to(
+def _errors(
+    placement: Placement, process: Process, batch: Mapping[Lane, Sequence["_Draw"]]
+) -> Iterator[Tensor]:
+    """Each lane's mean squared error on samples of one shape, weighted by their masks."""
+    task, draws = next(iter(batch)).task, [one for own in batch.values() for one in own]
+    code, pipe, device = task.family.code, task.pipe, task.latents.device
+    picks = {lane: [one.pick for one in own] for lane, own in batch.items()}
+    raw = torch.cat(
+        [
+            lane.task.latents.sample(picks[lane], [one.key("posterior") for one in own])
+            for lane, own in batch.items()
+        ]
+    )
+    clean = code.to_latents(pipe, raw)
+    noise = torch.stack([randomness.normal(one.key("noise"), tuple(clean.shape[1:])) for one in draws]).to(
         device
     )
-    level = process.levels(torch.tensor([randomness.uniform(one.key("level")) for one in batch])).to(device)
-    prompts = [one.caption for one in batch]
-    conditioning = code.encode(task.pipe, prompts, [task.latents.frames[pick] for pick in picks])
+    level = process.levels(torch.tensor([randomness.uniform(one.key("level")) for one in draws])).to(device)
+    prompts = [
+        placement.addressed(one.caption, lane.learner.word) for lane, own in batch.items() for one in own
+    ]
+    frames = [lane.task.latents.frames[pick] for lane, own in picks.items() for pick in own]
+    conditioning = code.encode(pipe, prompts, frames)
     noisy = process.add_noise(clean, noise, level).to(task.dtype)
-    prediction = _wide(code.predict(task.pipe, noisy, level, conditioning))
-    target, weight = process.target(clean, noise, level), task.latents.weight(picks)
+    prediction = _wide(code.predict(pipe, noisy, level, conditioning))
+    target, sizes = process.target(clean, noise, level), [len(own) for own in batch.values()]
+    for lane, found, wanted in zip(batch, prediction.split(sizes), target.split(sizes), strict=True):
+        yield _weighted(found, wanted, lane.task.latents.weight(picks[lane]))
+
+
+def _weighted(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean squared error, weighted where there are masks."""
     if weight is None:
         return torch.nn.functional.mse_loss(prediction, target)
     # Some families patch the autoencoder's latents into coarser ones.
-    weight = torch.nn.functional.adaptive_avg_pool2d(weight, (clean.shape[-2], clean.shape[-1]))
+    weight = torch.nn.functional.adaptive_avg_pool2d(weight, (target.shape[-2], target.shape[-1]))
     # (batch, height, width) beside (batch, channels, ..., height, width)
-    weight = weight.reshape(len(weight), *[1] * (clean.ndim - 3), *weight.shape[1:])
+    weight = weight.reshape(len(weight), *[1] * (target.ndim - 3), *weight.shape[1:])
     return (weight * (prediction - target).square()).mean()
 
 

@@ -143,17 +143,30 @@ class Placement:
     words: Sequence[Word]
     encoders: Sequence[Encoder]
     rows: Mapping[str, _Rows]
+    aliases: Sequence[str]
 
     def expand(self, text: str) -> str:
         """A text with every vector of a word written out, as the pipeline's tokenizers do with what they are given."""
         return _written_out(text, {word.name: size_of(word) for word in self.words})
 
+    def addressed(self, text: str, word: Word) -> str:
+        """A text in which the pipeline reads this word, and no other one, by its name."""
+        alias = self.aliases[self._place(word)]
+        return text if alias == word.name else _named(word.name, size_of(word)).sub(alias, text)
+
+    def _place(self, word: Word) -> int:
+        """Which of the words this is; by identity, because names may come twice."""
+        return next(place for place, each in enumerate(self.words) if each is word)
+
     @torch.no_grad()
-    def require_read(self, family: Family, texts: Iterable[str]) -> None:
+    def require_read(self, family: Family, texts: Iterable[str], words: Sequence[Word] | None = None) -> None:
         """Encode every text that holds a word, and look whether the denoiser would get the states of all its vectors.
 
         States that an encoder computes may still be dropped: beyond a limit, or with a template. An encoder of which
         the denoiser gets a pooled state alone must have seen them. No layers are run but for the first text of a length.
+
+        Args:
+            words: those that the texts are about; default: all.
 
         Raises:
             InputError: a vector is missing in a text; names the word.
@@ -166,12 +179,12 @@ class Placement:
 
         def read(text: str, word: Word) -> int:
             with self._marking(word):
-                conditioning = family.code.encode(self.pipe, [text], [frame])
+                conditioning = family.code.encode(self.pipe, [self.addressed(text, word)], [frame])
                 return self._counted(torch.cat([each.flatten() for each in _tensors(conditioning)]))
 
         with self._reading():
             for text in dict.fromkeys(texts):
-                for word in self.words:
+                for word in self.words if words is None else words:
                     size = size_of(word)
                     if not holds(text, word.name) or read(text, word) == size:
                         continue
@@ -204,7 +217,7 @@ class Placement:
     @contextmanager
     def _marking(self, word: Word) -> Iterator[None]:
         """Let each vector of a word in each encoder have a number of its own for a state, and all else another."""
-        start = sum(size_of(other) for other in self.words[: self.words.index(word)])
+        start = sum(size_of(other) for other in self.words[: self._place(word)])
         for place, rows in enumerate(self.rows.values()):
             marks = torch.zeros(rows.ids.shape[-1] + 1)
             marks[start : start + size_of(word)] = torch.arange(1.0, size_of(word) + 1)
@@ -266,18 +279,27 @@ def _tensors(conditioning: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def place(pipe: Any, encoders: Sequence[Encoder], words: Sequence[Word]) -> Iterator[Placement]:
+def place(
+    pipe: Any, encoders: Sequence[Encoder], words: Sequence[Word], aliases: Sequence[str] | None = None
+) -> Iterator[Placement]:
     """Let `words` take effect in `pipe` while the context is open.
 
     Conditioning is bit-identical to rows written into the tables; a word's name stands for all its vectors. Rows of a
     trained word receive gradients in float32 whatever the encoders' dtype.
 
+    Args:
+        aliases: what the pipeline calls each word, and texts once they are `addressed`; default: its name.
+
     Raises:
         UsageError: two words share a name, or a name is already in a vocabulary.
         ModelError: an encoder has no embedding module to hook.
     """
-    sizes = {word.name: size_of(word) for word in words}
-    names = [name for word in words for name in vector_names(word.name, size_of(word))]
+    aliases = [word.name for word in words] if aliases is None else aliases
+    counts = [size_of(word) for word in words]
+    sizes = dict(zip(aliases, counts, strict=True))
+    names = [
+        name for alias, count in zip(aliases, counts, strict=True) for name in vector_names(alias, count)
+    ]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UsageError(
@@ -297,7 +319,7 @@ def place(pipe: Any, encoders: Sequence[Encoder], words: Sequence[Word]) -> Iter
             for module in embedding_modules(getattr(pipe, encoder.component)):
                 handles.append(module.register_forward_pre_hook(state.before))
                 handles.append(module.register_forward_hook(state.after))
-        yield Placement(pipe, words, encoders, rows)
+        yield Placement(pipe, words, encoders, rows, aliases)
     finally:
         for handle in handles:
             handle.remove()
@@ -311,12 +333,15 @@ def _written_out(text: str, sizes: Mapping[str, int]) -> str:
     What is written out already, in ours or as diffusers writes it (`<dog> <dog>_1`), stands for the word too.
     """
     for word, size in sizes.items():
-        name = re.escape(word)
-        others = "".join(rf"\s*{name}__?{number}" for number in range(1, size))
-        text = re.sub(
-            rf"{name}(?:{others})?(?!__?\d)", " ".join(vector_names(word, size)), text, flags=re.IGNORECASE
-        )
+        text = _named(word, size).sub(" ".join(vector_names(word, size)), text)
     return text
+
+
+def _named(word: str, size: int) -> re.Pattern[str]:
+    """Every way to write a word: its name alone, or all its vectors written out."""
+    name = re.escape(word)
+    others = "".join(rf"\s*{name}__?{number}" for number in range(1, size))
+    return re.compile(rf"{name}(?:{others})?(?!__?\d)", re.IGNORECASE)
 
 
 def _write_out(tokenizer: Any, sizes: Mapping[str, int]) -> None:

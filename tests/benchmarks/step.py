@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from dticli import bundled
 from dticli.learn import initial_rows, trainer
-from dticli.learn.trainer import Learner, Task
+from dticli.learn.trainer import Lane, Learner, Task
 from dticli.models import choice, contents, loading
 from dticli.photos import albums, captions, latents
 from dticli.settings import TrainSettings, resolve
@@ -26,18 +27,23 @@ from dticli.words import norms, placement
 CPU = torch.device("cpu")
 
 
-def training(batch_size: int) -> tuple[Task, Learner]:
-    """A training of `<dog>` on the bundled model, ready to go."""
+def training(batch_size: int, name: str = "dog", pipe: Any = None) -> tuple[Task, Learner]:
+    """A training of an example subject on the bundled model, ready to go.
+
+    Args:
+        pipe: the model, where it is loaded already.
+    """
     model = choice.choose(bundled.MODEL_NAME)
     family = contents.family(model)
-    own = {"token": "<dog>", "init": "dog", "steps": 10**6, "batch_size": batch_size, "resolution": 64}
+    own = {"token": f"<{name}>", "init": bundled.subject(name).class_word, "steps": 10**6}
+    own |= {"batch_size": batch_size, "resolution": 64}
     settings = resolve(TrainSettings, own, vars(family.defaults))
-    pipe = loading.load(model, CPU, torch.float32, safety_checker=False)
-    album = [photo for path in bundled.photos("dog") for photo in albums.read(path).photos]
+    pipe = pipe or loading.load(model, CPU, torch.float32, safety_checker=False)
+    album = [photo for path in bundled.photos(name) for photo in albums.read(path).photos]
     crops = albums.crops(album, settings, family.multiple)
     encoded = latents.encode(pipe, family, crops, CPU)
-    texts = dict.fromkeys(encoded.paths, captions.from_templates(captions.OBJECT_TEMPLATES, "<dog>"))
-    rows = initial_rows.rows(pipe, family, "dog", 1, 0)
+    texts = dict.fromkeys(encoded.paths, captions.from_templates(captions.OBJECT_TEMPLATES, settings.token))
+    rows = initial_rows.rows(pipe, family, settings.init, 1, 0)
     vocabulary = {key: norms.summary(table) for key, table in placement.tables(pipe, family.encoders).items()}
     lengths = initial_rows.magnitudes(rows, vocabulary, "mean")
     return Task(pipe, family, encoded, texts, settings), trainer.learner(
@@ -77,8 +83,9 @@ def timed(step: Callable[[], object], times: int) -> float:
 def steps(rounds: int, batch_size: int) -> Iterator[str]:
     """The table of both loops, with the spread of their ratio over the rounds."""
     task, learner = training(batch_size)
-    with placement.place(task.pipe, task.family.encoders, [learner.word]) as placed:
-        reports = trainer.fit(task, learner, placed)
+    lane = Lane(task, learner)
+    with trainer.placed([lane]) as placed:
+        reports = trainer.fit([lane], placed)
         ours, floor = (lambda: next(reports)), bare(task)
         timed(ours, 3), timed(floor, 3)
         pairs = [(timed(ours, 3), timed(floor, 3)) for _ in range(rounds)]

@@ -79,11 +79,12 @@ def test_results_that_a_plan_did_not_write_are_kept(
 
 @pytest.mark.usefixtures("strangers")
 def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
-    """Words learned, judged and compared; again, nothing is done; a new arm is all that is done then."""
+    """Words learned together, judged and compared; again, nothing is done; a new arm is all that is done then."""
     file, out = tmp_path / "small.toml", tmp_path / "out"
     file.write_text(PLAN)
-    first = dti("evaluate", "--plan", file, "--out", out, "--quiet", "--json")
+    first = dti("evaluate", "--plan", file, "--out", out, "--together", 2, "--quiet", "--json")
     assert first.code == 0, first.err
+    assert "words 1 to 2 of 2: dti, dog, seed 0; ti, dog, seed 0" in first.err
     arms = {arm["arm"]: arm for arm in first.json["arms"]}
     assert list(arms) == ["dti", "ti", "ti-twice", "class-word"]
     assert arms["dti"]["norm"] == pytest.approx(1, abs=1e-4)
@@ -106,7 +107,7 @@ def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     third = dti("evaluate", "--plan", file, "--out", out, "--quiet", "--json")
     assert third.err.count("judging") == 1
     assert {arm["arm"]: arm for arm in third.json["arms"][:4]} == arms
-    forced = dti("evaluate", "--plan", file, "--out", out, "--quiet", "--json", "--force")
+    forced = dti("evaluate", "--plan", file, "--out", out, "--together", 2, "--quiet", "--json", "--force")
     assert forced.json == third.json
     assert all(path.stat().st_mtime_ns > time for path, time in zip((*words, *trials), before, strict=True))
 

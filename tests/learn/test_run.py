@@ -1,7 +1,7 @@
 """What a run does about numbers that are none, memory that is short, and words that do not move."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from dticli import bundled
 from dticli.learn import outcome, trainer
 from dticli.learn.run_folder import RunFolder, read_log
+from dticli.learn.trainer import Lane
 from dticli.models import families
 from dticli.settings import TrainSettings, resolve
 from dticli.words import norms
 from tests.conftest import Outcome
+from tests.trainings import recoded
 
 Train = Callable[..., Outcome]
 
@@ -36,13 +38,13 @@ def spoil_after(
     monkeypatch: pytest.MonkeyPatch, steps: int, spoil: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     """Change the loss of later steps."""
-    whole = trainer._loss
+    whole = trainer._losses
 
-    def loss(task: Any, process: Any, step: int, samples: range) -> torch.Tensor:
-        found = whole(task, process, step, samples)
-        return found if step < steps else spoil(found)
+    def losses(placed: Any, process: Any, lanes: Sequence[Lane], part: int) -> list[torch.Tensor]:
+        found = whole(placed, process, lanes, part)
+        return [loss if lane.step < steps else spoil(loss) for lane, loss in zip(lanes, found, strict=True)]
 
-    monkeypatch.setattr(trainer, "_loss", loss)
+    monkeypatch.setattr(trainer, "_losses", losses)
 
 
 BROKEN = {
@@ -147,15 +149,16 @@ def test_more_vectors_than_an_encoder_reads_are_named(train: Train) -> None:
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """A denoiser that takes `most` pictures at once."""
-    code = families.of_name("sd").code  # type: ignore[union-attr]
-    whole = code.predict
+    family = families.of_name("sd")
+    assert family
+    whole = family.code.predict
 
     def predict(pipe: Any, noisy: torch.Tensor, level: torch.Tensor, conditioning: Any) -> torch.Tensor:
         if len(noisy) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return whole(pipe, noisy, level, conditioning)
 
-    monkeypatch.setattr(code, "predict", predict)
+    recoded(monkeypatch, family, predict=predict)
 
 
 def test_out_of_memory_says_what_would_fit(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
