@@ -311,7 +311,7 @@ def _probed(
             rows = learned_word.fit(token, {key: each.width for key, each in tables.items()})[encoder.key]
             words[f"{token.name} of {Path(file).name}"] = rows
             words[f"{token.name} of {Path(file).name} at the mean"] = mean * sphere.normalize(rows)
-        probes.append(probe(getattr(pipe, encoder.component), getattr(pipe, encoder.tokenizer), table, words))
+        probes.append(probe(getattr(pipe, encoder.component), encoder.tokenizer_of(pipe), table, words))
     return tuple(probes)
 
 

@@ -48,7 +48,7 @@ def _rows(pipe: Any, family: Family, encoder: Encoder, init: str, vectors: int, 
     if init == "random":
         return randomness.normal(Key(seed, "init", encoder.key), (vectors, table.shape[1])).to(table.device)
     if init == "mean":
-        live = table[: len(getattr(pipe, encoder.tokenizer))]
+        live = table[: len(encoder.tokenizer_of(pipe))]
         return live.float().mean(dim=0, keepdim=True)
     if init.startswith(CROSS):
         return _encoder_output(pipe, encoder, init.removeprefix(CROSS))
@@ -60,7 +60,7 @@ def _rows(pipe: Any, family: Family, encoder: Encoder, init: str, vectors: int, 
         widths = {each.key: placement.table(pipe, each).shape[1] for each in family.encoders}
         return learned_word.fit(token_reading.read(Path(init)), widths)[encoder.key].to(table.device)
     ids = pieces(pipe, encoder, init)
-    _require_live(init, getattr(pipe, encoder.tokenizer), table, ids)
+    _require_live(init, encoder.tokenizer_of(pipe), table, ids)
     return table[ids].float()
 
 
@@ -90,7 +90,7 @@ def require_known(model: Model, family: Family, texts: Sequence[str], names: Seq
             token_reading.read(Path(text))
         for encoder in family.encoders if is_phrase(text) else ():
             ids = pieces(tokenizers, encoder, text)
-            _require_live(text, getattr(tokenizers, encoder.tokenizer), tables[encoder.component], ids)
+            _require_live(text, encoder.tokenizer_of(tokenizers), tables[encoder.component], ids)
 
 
 def _require_live(phrase: str, tokenizer: Any, table: Tensor, ids: list[int]) -> None:
@@ -119,7 +119,7 @@ def pieces(pipe: Any, encoder: Encoder, phrase: str) -> list[int]:
     Raises:
         UsageError: there are none, or the tokenizer does not know a part of it.
     """
-    tokenizer = getattr(pipe, encoder.tokenizer)
+    tokenizer = encoder.tokenizer_of(pipe)
     ids = tokenizer(_inside_a_prompt(encoder, phrase), add_special_tokens=False).input_ids
     if not ids:
         raise UsageError("the init phrase is empty: expected a class word; write --init dog")
@@ -142,7 +142,7 @@ def _encoder_output(pipe: Any, encoder: Encoder, phrase: str) -> Tensor:
 
     Source: Pang et al., "Cross Initialization for Face Personalization of Text-to-Image Models", CVPR 2024.
     """
-    tokenizer, text_encoder = getattr(pipe, encoder.tokenizer), getattr(pipe, encoder.component)
+    tokenizer, text_encoder = encoder.tokenizer_of(pipe), getattr(pipe, encoder.component)
     wanted = pieces(pipe, encoder, phrase)
     ids = torch.tensor([tokenizer(_inside_a_prompt(encoder, phrase)).input_ids], device=text_encoder.device)
     output = text_encoder(ids, output_hidden_states=True)

@@ -175,7 +175,7 @@ def prepare(
     """
     model, family, pipe, device = loaded.model, loaded.family, loaded.pipe, loaded.device
     for encoder in family.encoders:
-        placement.require_new([settings.token], getattr(pipe, encoder.tokenizer))
+        placement.require_new([settings.token], encoder.tokenizer_of(pipe))
     crops = albums.crops(album.photos, settings, family.multiple)
     with memory.fitting(model, settings, device):
         encoded = _encoded(loaded, settings, crops, told)

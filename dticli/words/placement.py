@@ -310,10 +310,10 @@ def place(
     try:
         rows = {}
         for encoder in encoders:
-            tokenizer = copy.deepcopy(originals[encoder.tokenizer])
+            setattr(pipe, encoder.tokenizer, copy.deepcopy(originals[encoder.tokenizer]))
+            tokenizer = encoder.tokenizer_of(pipe)
             ids = _add_names(tokenizer, names, encoder)
             _write_out(tokenizer, sizes)
-            setattr(pipe, encoder.tokenizer, tokenizer)
             rows[encoder.key] = state = _Rows(encoder.key, words, ids)
             handles.append(getattr(pipe, encoder.component).register_forward_hook(state.encoded))
             for module in embedding_modules(getattr(pipe, encoder.component)):
@@ -323,8 +323,8 @@ def place(
     finally:
         for handle in handles:
             handle.remove()
-        for component, tokenizer in originals.items():
-            setattr(pipe, component, tokenizer)
+        for component, held in originals.items():
+            setattr(pipe, component, held)
 
 
 def _written_out(text: str, sizes: Mapping[str, int]) -> str:
@@ -406,6 +406,6 @@ def table(pipe: Any, encoder: Encoder) -> Tensor:
 def tables(pipe: Any, encoders: Sequence[Encoder]) -> dict[str, Table]:
     """Encoder key to the vocabulary of each encoder of a loaded pipeline."""
     return {
-        encoder.key: table_of(encoder.component, table(pipe, encoder), getattr(pipe, encoder.tokenizer))
+        encoder.key: table_of(encoder.component, table(pipe, encoder), encoder.tokenizer_of(pipe))
         for encoder in encoders
     }

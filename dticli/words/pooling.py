@@ -26,7 +26,7 @@ def choose(pipe: Any, encoders: Sequence[Encoder], pooling: Pooling) -> None:
         text_encoder = getattr(pipe, encoder.component)
         pooler = getattr(text_encoder, "text_model", text_encoder)
         if hasattr(pooler, "eos_token_id"):
-            knows = getattr(pipe, encoder.tokenizer) if pooling == "eos" else pooler.config
+            knows = encoder.tokenizer_of(pipe) if pooling == "eos" else pooler.config
             pooler.eos_token_id = knows.eos_token_id
 
 

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, SCMScheduler
 from scipy.stats import norm as gaussian
 from tokenizers import AddedToken
 from torch import Tensor
+from transformers import ProcessorMixin
 
 from dticli.errors import ModelError
 from dticli.models import families
@@ -239,6 +240,32 @@ def test_placed_rows_condition_like_rows_in_the_table(own_pipe: Any, dtype: torc
     assert placed.keys() == stock.keys()
     for path, value in placed.items():
         assert torch.equal(value, stock[path]), path
+
+
+class TextProcessor(ProcessorMixin):
+    """A processor like FLUX.2's, without the part for pictures."""
+
+    def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)
+
+
+@pytest.mark.parametrize("name", tiny.cases("flux2"))
+def test_the_tokenizer_inside_of_a_processor_learns_the_word(name: str) -> None:
+    """A pipeline that holds a processor gets the bits that it gets with the tokenizer alone, and its processor back."""
+    pipe = built(name, None)
+    family, made, tokenizer = family_of(pipe), words(pipe, "<dog>", vectors=2), pipe.tokenizer
+    processor = TextProcessor(tokenizer, chat_template=tokenizer.chat_template)
+    found = []
+    for held in (tokenizer, processor):
+        pipe.tokenizer = held
+        with torch.no_grad(), place(pipe, family.encoders, made) as placement:
+            prompts = [placement.expand(prompt) for prompt in PROMPTS]
+            found.append(dict(leaves(family.code.encode(pipe, prompts, frames(pipe, 2)))))
+            placement.require_read(family, PROMPTS)
+    for path, value in found[0].items():
+        assert torch.equal(value, found[1][path]), path
+    assert pipe.tokenizer is processor
+    assert "<dog>" not in tokenizer.get_vocab()
 
 
 def write_into_tables(pipe: Any, family: Family, made: list[FreeWord]) -> None:

@@ -17,7 +17,7 @@ from _pytest.mark import ParameterSet
 from diffusers import DiffusionPipeline
 
 from .cogview4 import COGVIEW4
-from .flux import CHROMA, FLUX1_DEV, FLUX1_SCHNELL, FLUX2_KLEIN
+from .flux import CHROMA, FLUX1_DEV, FLUX1_SCHNELL, FLUX2, FLUX2_KLEIN
 from .gemma import LUMINA2, SANA, SANA_SPRINT
 from .krea2 import KREA2
 from .parts import TinyFamily
@@ -39,6 +39,7 @@ FAMILIES: dict[str, TinyFamily] = {
     "flux1_dev": FLUX1_DEV,
     "flux1_schnell": FLUX1_SCHNELL,
     "flux2_klein": FLUX2_KLEIN,
+    "flux2": FLUX2,
     "sana": SANA,
     "lumina2": LUMINA2,
     "wan": WAN,

@@ -66,6 +66,14 @@ CHAT_TEMPLATE = (
 """Qwen3's way of writing a conversation, without tools."""
 
 
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% set mark = {'system': 'SYSTEM_PROMPT', 'user': 'INST'}[message.role] %}"
+    "[{{ mark }}]{% for part in message.content %}{{ part.text }}{% endfor %}[/{{ mark }}]"
+    "{% endfor %}"
+)
+
+
 def clip_tokenizer(*, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     """CLIP's byte-level pairs; `pad_token="!"` is id 0, as in SD2 and in SDXL's second tokenizer."""
     merges = _merges((*word[:-1], word[-1] + "</w>") for word in WORDS)
@@ -109,6 +117,24 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
+def mistral_tokenizer() -> PreTrainedTokenizerFast:
+    """Mistral 3's byte-level pairs, its template without pictures, and padding on the left."""
+    merges, marks = _spaced_merges("Ġ"), ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    marks += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<pad>"]
+    vocab = _numbered([*marks, *_byte_letters(), *_joined(merges)])
+    backend = Qwen2Tokenizer(vocab=vocab, merges=merges).backend_tokenizer
+    backend.add_special_tokens(marks)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        chat_template=MISTRAL_TEMPLATE,
+        model_max_length=131072,
+    )
+
+
 def glm_tokenizer() -> PreTrainedTokenizerFast:
     """GLM-4's byte-level pairs, with two marks before every text and padding before these."""
     merges, start, pad = _spaced_merges("Ġ"), ("[gMASK]", "<sop>"), "<|endoftext|>"
@@ -137,6 +163,7 @@ TOKENIZERS: dict[str, Callable] = {
     "t5": t5_tokenizer,
     "gemma": gemma_tokenizer,
     "qwen": qwen_tokenizer,
+    "mistral": mistral_tokenizer,
     "glm": glm_tokenizer,
     "bert": bert_tokenizer,
 }

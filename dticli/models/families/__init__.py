@@ -53,7 +53,7 @@ class Encoder:
     Attributes:
         key: name of its tensor in token files, as ComfyUI and A1111 spell it.
         component: attribute of the pipeline that holds the encoder.
-        tokenizer: attribute of the pipeline that holds its tokenizer.
+        tokenizer: attribute of the pipeline that holds its tokenizer, or a processor with it.
         theory: what the paper's arguments say about it.
         spaced: the tokenizer of a language model marks word starts with the space before them: a new name takes that
             space with it, which would be a piece of its own otherwise.
@@ -64,6 +64,15 @@ class Encoder:
     tokenizer: str
     theory: Theory
     spaced: bool = False
+
+    def tokenizer_of(self, pipe: Any) -> Any:
+        """Its tokenizer in a pipeline."""
+        return tokenizer_in(getattr(pipe, self.tokenizer))
+
+
+def tokenizer_in(held: Any) -> Any:
+    """The tokenizer, or the one inside of a processor, which handles pictures too."""
+    return getattr(held, "tokenizer", held)
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,7 @@ QWEN_3 = Encoder("qwen3_4b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, sp
 QWEN_25 = Encoder("qwen25_7b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
 QWEN_3_VL = Encoder("qwen3vl_4b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
 GLM_4 = Encoder("glm4_9b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
+MISTRAL_3 = Encoder("mistral3_24b", "text_encoder", "tokenizer", RELATIVE_POSITIONS, spaced=True)
 PILE_T5 = Encoder("pile_t5xl", "text_encoder", "tokenizer", RELATIVE_POSITIONS)
 BERT = Encoder("bert", "text_encoder", "tokenizer", POST_NORM)
 MT5 = Encoder("mt5xl", "text_encoder_2", "tokenizer_2", RELATIVE_POSITIONS)
@@ -198,8 +208,16 @@ TABLE: tuple[Family, ...] = (
         "flux2_klein",
         ("Flux2KleinPipeline",),
         (QWEN_3,),
-        "flux2_klein",
+        "flux2",
         ((2560,), (4096,)),
+        Defaults(resolution=512, **ONE_BY_ONE),
+    ),
+    Family(
+        "flux2",
+        ("Flux2Pipeline",),
+        (MISTRAL_3,),
+        "flux2",
+        ((5120,),),
         Defaults(resolution=512, **ONE_BY_ONE),
     ),
     Family(

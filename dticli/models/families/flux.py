@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dticli.models.families.shape import (
     Conditioning,
     FamilyCode,
     Frame,
-    call_defaults,
     encode_prompt,
+    guidance,
     rectified_flow,
 )
 
@@ -26,7 +25,7 @@ def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning)
     output = pipe.transformer(
         hidden_states=pipe._pack_latents(noisy, batch, channels, height, width),
         timestep=level,
-        guidance=_guidance(pipe, level),
+        guidance=guidance(pipe, level),
         img_ids=pipe._prepare_latent_image_ids(batch, height // 2, width // 2, noisy.device, noisy.dtype),
         **conditioning,
         return_dict=False,
@@ -39,13 +38,6 @@ def architecture(pipe: Any) -> str | None:
     if pipe.text_encoder.config.hidden_size != 768:
         return None
     return "flux-1-dev" if pipe.transformer.config.guidance_embeds else "flux-1-schnell"
-
-
-def _guidance(pipe: Any, level: Tensor) -> Tensor | None:
-    """What the pipeline asks a guidance-distilled denoiser for by default, (batch,)."""
-    if not pipe.transformer.config.guidance_embeds:
-        return None
-    return torch.full_like(level, call_defaults(pipe)["guidance_scale"], dtype=torch.float32)
 
 
 CODE = FamilyCode(encode=encode, predict=predict, process=rectified_flow, architecture=architecture)

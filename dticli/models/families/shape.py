@@ -221,6 +221,13 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], **options: Any) -> Any:
     return pipe.encode_prompt(**(defaults | fixed | options | {"prompt": list(prompts)}))
 
 
+def guidance(pipe: Any, level: Tensor) -> Tensor | None:
+    """What the pipeline asks a guidance-distilled transformer for by default, (batch,); None for another one."""
+    if not pipe.transformer.config.guidance_embeds:
+        return None
+    return torch.full_like(level, call_defaults(pipe)["guidance_scale"], dtype=torch.float32)
+
+
 def pipe_device(pipe: Any) -> torch.device:
     """Where the first text encoder computes; the autoencoder may rest elsewhere, and an offloaded encoder waits elsewhere."""
     hook = getattr(pipe.text_encoder, "_hf_hook", None)

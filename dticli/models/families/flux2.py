@@ -1,11 +1,18 @@
-"""FLUX.2 klein: three layers of Qwen3; latents patched two by two and whitened by a batch norm's statistics."""
+"""FLUX.2: three layers of Mistral 3, or of Qwen3 in klein; latents patched two by two, whitened by a batch norm's statistics."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from dticli.models.families.shape import Conditioning, FamilyCode, Frame, encode_prompt, rectified_flow
+from dticli.models.families.shape import (
+    Conditioning,
+    FamilyCode,
+    Frame,
+    encode_prompt,
+    guidance,
+    rectified_flow,
+)
 
 
 def encode(pipe: Any, prompts: Sequence[str], frames: Sequence[Frame]) -> Conditioning:
@@ -23,6 +30,7 @@ def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Conditioning)
     output = pipe.transformer(
         hidden_states=pipe._pack_latents(noisy),
         timestep=level,
+        guidance=guidance(pipe, level),
         img_ids=pipe._prepare_latent_ids(noisy).to(noisy.device),
         **conditioning,
         return_dict=False,
