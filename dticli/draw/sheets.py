@@ -45,7 +45,9 @@ def labelled(
 
 
 def _wrapped(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> str:
-    """A text in lines that fit, broken at words where they do."""
+    """A text in lines that fit, broken at words where they do, and the name of a state before its step."""
+    if font.getlength(text) > width:
+        text = text.replace("@", " @")
     wide = max(1.0, font.getlength("n"))
     lines = textwrap.wrap(text, max(4, int(width / wide)), break_long_words=True)
     return "\n".join(lines) or " "

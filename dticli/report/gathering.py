@@ -25,7 +25,7 @@ from dticli.report.charts import Line
 from dticli.report.pictures import Embedded, embedded
 from dticli.settings import TrainSettings, read_config, resolve, shareable
 from dticli.version import __version__
-from dticli.words import base_model, conversion, norms, programs, repositories
+from dticli.words import base_model, conversion, norms, programs, repositories, token_reading
 from dticli.words.conversion import Source
 from dticli.words.learned_word import Token
 
@@ -140,7 +140,7 @@ def gather(source: str, evaluation: Path | None = None, *, offline: bool = False
     return Report(
         token=token.name,
         subtitle=_subtitle(token),
-        facts=list(_facts(str(file), word, entries, tables)),
+        facts=[*_facts(str(file), word, entries, tables), *(_choice(run) if run else ())],
         notes=[f"{problem}; what needs the vocabulary is left out"] if problem else [],
         strips=_strips(run) if run else (),
         **_photos(settings, multiple),
@@ -243,6 +243,13 @@ def _facts(
         yield "angle", f"{last['angle']:.1f} degrees from where it began"
         yield "loss", f"{last['smoothed']:.4f}, smoothed"
         yield "time", f"{clock(last['seconds'])} since the run was started or resumed"
+
+
+def _choice(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """The best of the states that were kept, where one was chosen."""
+    if paths.best(run.path).is_file():
+        step, how = token_reading.chosen(run.path)
+        yield "best state", f"step {step}: {how}"
 
 
 def _strips(run: RunFolder) -> list[Strip]:

@@ -168,23 +168,29 @@ def located(path: str | Path) -> Path:
         return Path(path)
     run = Path(named["run"])
     kept = snapshots(run)
-    step = _best(run) if named["step"] == "best" else int(named["step"])
+    if named["step"] == "best":
+        step, how = chosen(run)
+        LOG.info(f"{run}@best is step {step}: {how}")
+    else:
+        step = int(named["step"])
     if found := kept.get(step):
         return found
     steps = f"steps {', '.join(map(str, kept))}" if kept else "none: train with --keep"
     raise InputError(f"{run} keeps no state of step {step}: expected one of those it keeps, {steps}")
 
 
-def _best(run: Path) -> int:
-    """The step that was chosen from a run's states; says how."""
+def chosen(run: Path) -> tuple[int, str]:
+    """The step that was chosen from a run's states, and how.
+
+    Raises:
+        InputError: none was chosen.
+    """
     advice = f"expected the choice of a state; make it with dti best {run}"
     try:
-        chosen = json.loads(files.read_text(best(run), InputError, advice))
-        step, how = int(chosen["step"]), str(chosen["how"])
+        choice = json.loads(files.read_text(best(run), InputError, advice))
+        return int(choice["step"]), str(choice["how"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise InputError(f"{best(run)} does not say which state is best: {advice}") from None
-    LOG.info(f"{run}@best is step {step}: {how}")
-    return step
 
 
 def _token(found: _Found, stem: str) -> Token:

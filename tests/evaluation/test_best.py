@@ -78,6 +78,8 @@ def test_the_choice_is_a_word_everywhere(dti: Dti, run: Path, photos: Path, tmp_
     used = dti("info", f"{run}@best", "--json")
     assert used.json["metadata"]["dti.steps"] == str(chosen.json["step"])
     assert f"is step {chosen.json['step']}: {chosen.json['how']}" in used.err
+    assert dti("report", run, "--out", tmp_path / "report.html").code == 0
+    assert f"step {chosen.json['step']}: the highest mean" in (tmp_path / "report.html").read_text()
     longer = ("--steps", 3, "--keep", 2, "--lr", 1, "--quiet", "--resume", "--force")
     assert dti("train", photos, *LEARN, *longer, "--out", run.with_suffix(".safetensors")).code == 0
     assert dti("info", f"{run}@best").code == 3

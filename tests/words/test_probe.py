@@ -183,13 +183,33 @@ def test_a_trained_post_norm_encoder_loses_places_and_does_not_stagnate(trained:
     assert at[16.0].turned > 0.9 * at[1.0].turned
 
 
+@pytest.fixture(scope="module")
+def stickers() -> Probed:
+    """The bundled model's encoder, probed likewise."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from dticli import bundled
+    from dticli.models.embeddings import table_of
+
+    model = CLIPTextModel.from_pretrained(bundled.model_folder() / "text_encoder", dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(bundled.model_folder() / "tokenizer")
+    table = table_of("clip_l", model.get_input_embeddings().weight.detach(), tokenizer)
+    return probe.probe(model.eval().requires_grad_(False), tokenizer, table, {})
+
+
 @pytest.mark.slow
-def test_the_page_on_post_norm_says_what_is_measured(trained: Probed) -> None:
-    """The rows of MiniLM in docs/post-norm.md, as far as rounding and another machine's arithmetic let them agree."""
+@pytest.mark.parametrize(
+    ("heading", "probed"), [("MiniLM, post-norm", "trained"), ("Bundled CLIP, pre-norm", "stickers")]
+)
+def test_the_page_on_post_norm_says_what_is_measured(
+    request: pytest.FixtureRequest, heading: str, probed: str
+) -> None:
+    """The rows of docs/post-norm.md, as far as rounding and another machine's arithmetic let them agree."""
+    found: Probed = request.getfixturevalue(probed)
     page = (Path(__file__).parents[2] / "docs" / "post-norm.md").read_text(encoding="utf-8")
-    _, _, table = page.partition("**MiniLM, post-norm**")
-    rows = table.splitlines()[1 : 1 + len(trained.vocabulary)]
-    for reading, row in zip(trained.vocabulary, rows, strict=True):
+    _, _, table = page.partition(f"**{heading}**")
+    rows = table.splitlines()[1 : 1 + len(found.vocabulary)]
+    for reading, row in zip(found.vocabulary, rows, strict=True):
         multiple, moved, turned, added, read, encoded = (
             float(cell.strip(" %")) for cell in row.strip("|").split("|")
         )
