@@ -260,6 +260,13 @@ class TrainSettings(ModelSettings):
     def _in_brackets(cls, token: Any) -> Any:
         return spelling.word(token) if isinstance(token, str) else token
 
+    @field_validator("magnitude")
+    @classmethod
+    def _magnitude_is_a_length(cls, magnitude: str | None) -> str | None:
+        if magnitude is not None and magnitude != "init":
+            spelling.length(magnitude)
+        return magnitude
+
     @field_validator("preview")
     @classmethod
     def _previews_show_the_word(cls, preview: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """What people write: words, sizes and samplers of other programs in our spelling, and what is no text. Imports no torch."""
 
+import math
 import re
 
 MAX_TEXT = 20_000
@@ -44,6 +45,28 @@ def size(text: str) -> str:
 def word(name: str) -> str:
     """The name in angle brackets, where it has none."""
     return name if not name or "<" in name or ">" in name else f"<{name}>"
+
+
+LENGTHS = ("mean", "median", "min", "max")
+"""Statistics of a vocabulary's norms by which a row's length can be said."""
+_LENGTH = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)(?P<times>x?)")
+
+
+def length(rule: str) -> tuple[str | None, float]:
+    """What a rule for a row's length says: a statistic or None, and the factor of it, or the length itself.
+
+    Raises:
+        ValueError: another rule, or a number that is not positive; says what was expected.
+    """
+    if rule in LENGTHS:
+        return rule, 1.0
+    match = _LENGTH.fullmatch(rule)
+    number = float(match["number"]) if match else 0.0
+    if match is None or not 0 < number < math.inf:
+        raise ValueError(
+            f"expected {', '.join(LENGTHS)}, a length above 0 such as 0.4, or a multiple of the mean such as 2x"
+        )
+    return "mean" if match["times"] else None, number
 
 
 def flaw(text: str) -> str | None:

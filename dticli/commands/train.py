@@ -316,6 +316,8 @@ def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
 
 
 def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Checked:
+    from dticli.learn import initial_rows
+    from dticli.models import contents
     from dticli.photos import captions
     from dticli.photos.albums import crops, in_folders
 
@@ -346,7 +348,13 @@ def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Ch
         resolution=settings.resolution,
         problems=job.captions.problems,
         unused=job.captions.remark,
-        cut=captions.cut(job.captions, tokenizers, settings.token),
+        cut=captions.cut(
+            job.captions,
+            tokenizers,
+            settings.token,
+            initial_rows.count(tokenizers, settings.init, settings.vectors),
+            contents.text_limit(job.opened.model),
+        ),
         memory=memory,
     )
 

@@ -64,6 +64,22 @@ def _rows(pipe: Any, family: Family, encoder: Encoder, init: str, vectors: int, 
     return table[ids].float()
 
 
+def count(tokenizers: Sequence[Any], init: str, vectors: int | None) -> int:
+    """How many vectors `rows` gives a word.
+
+    Raises:
+        InputError: there is no such token file, or it cannot be read.
+    """
+    if vectors:
+        return vectors
+    if names_token_file(init):
+        return max(len(rows) for rows in token_reading.read(Path(init)).vectors.values())
+    if init in NO_PHRASES:
+        return 1
+    phrase = init.removeprefix(CROSS).strip()
+    return max(len(each(phrase, add_special_tokens=False).input_ids) for each in tokenizers)
+
+
 def is_phrase(text: str) -> bool:
     """Whether an init, or a prior, is words whose rows are taken."""
     return not (text in NO_PHRASES or text.startswith(CROSS) or names_token_file(text))

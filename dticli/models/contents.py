@@ -81,11 +81,13 @@ def scheduler(model: Model) -> Any:
 
     layout, name = model.layout, "scheduler/scheduler_config.json"
     path = layout.folder / name if layout.folder else Path(_from_hub(layout, name))
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+
+    def unusable(reason: str) -> ModelError:
+        return ModelError(f"{layout.name}: {name} is unusable ({reason}); download the model again")
+
+    with boundary(unusable):
+        said = read_json(path, f"{layout.name}: download the model again")
         found = getattr(diffusers, said["_class_name"]).from_config(said)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise ModelError(f"{layout.name}: {name} is unusable ({error}); download the model again") from None
     if model.prediction and is_flow(found):
         raise UsageError(
             f"--prediction {model.prediction} does not suit the flow-matching model {model.name}; leave it out"
@@ -134,6 +136,16 @@ def tokenizers(model: Model, family: Family) -> list[Any]:
         if not isinstance(parts.get(name), list):
             raise ModelError(f"{model.name} names no {name}: expected one; download the model again")
     return [read_tokenizer(folder / name, parts[name][1]) for name in names]
+
+
+def text_limit(model: Model) -> float:
+    """How many pieces of a text the model's pipeline reads as it is called; infinity where its tokenizers alone decide."""
+    import diffusers
+
+    from dticli.models.families.shape import call_defaults
+
+    kind = getattr(diffusers, index(model)["_class_name"])
+    return call_defaults(kind).get("max_sequence_length") or math.inf
 
 
 def snapshot(model: Model, patterns: list[str]) -> Path:

@@ -140,17 +140,24 @@ def from_templates(templates: Sequence[str], word: str) -> tuple[str, ...]:
     return tuple(template.replace("{}", word) for template in templates)
 
 
-def cut(captions: Captions, tokenizers: Sequence[Any], word: str) -> tuple[str, ...]:
-    """Captions that one of the tokenizers cuts off at its limit, with what it takes and what there is.
+def cut(
+    captions: Captions, tokenizers: Sequence[Any], word: str, vectors: int, limit: float
+) -> tuple[str, ...]:
+    """Captions that one of the tokenizers, or the pipeline, cuts off, with what it takes and what there is.
 
-    The word counts as one piece; a word of several vectors takes more.
+    What a pipeline's template takes of its limit is not counted.
+
+    Args:
+        vectors: how many pieces the word takes.
+        limit: of pieces, in the pipeline; infinity where tokenizers alone decide.
     """
     found = []
+    written = f" {' '.join(['x'] * vectors)} "
     for text in dict.fromkeys(text for texts in captions.texts.values() for text in texts):
         for tokenizer in tokenizers:
-            count = len(tokenizer(text.replace(word, " x ")).input_ids)
-            if count > tokenizer.model_max_length:
-                found.append(f"{text[:60]!r} has {count} pieces, and {tokenizer.model_max_length} are read")
+            count, most = len(tokenizer(text.replace(word, written)).input_ids), tokenizer.model_max_length
+            if count > min(most, limit):
+                found.append(f"{text[:60]!r} has {count} pieces, and {min(most, limit)} are read")
                 break
     return tuple(found)
 

@@ -6,7 +6,6 @@ tokenizer's length) and zero rows are left out (arXiv:2512.13672, section 3).
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dticli import sphere
+from dticli import spelling, sphere
 from dticli.errors import InputError, ModelError, UsageError
 from dticli.models.embeddings import Table
 
@@ -27,8 +26,6 @@ The central 99 %: minimum and maximum would hang on single odd rows, and a numbe
 presume a bell, which tables with a heavy tail of rare words are not.
 """
 _CHUNK = 2**20
-_STATISTICS = ("mean", "median", "min", "max")
-_NUMBER = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)(?P<times>x?)")
 
 
 @dataclass(frozen=True)
@@ -168,16 +165,11 @@ def magnitude(norms: Summary | Tensor, rule: str) -> float:
     Raises:
         UsageError: another rule, or a number that is not positive.
     """
-    if rule in _STATISTICS:
-        return _statistic(norms, rule)
-    match = _NUMBER.fullmatch(rule)
-    number = float(match["number"]) if match else 0.0
-    if match is None or not 0 < number < math.inf:
-        raise UsageError(
-            f"magnitude {rule!r}: expected mean, median, min, max, a length above 0 such as 0.4, "
-            "or a multiple of the mean such as 2x"
-        )
-    return number * _statistic(norms, "mean") if match["times"] else number
+    try:
+        statistic, factor = spelling.length(rule)
+    except ValueError as error:
+        raise UsageError(f"magnitude {rule!r}: {error}") from None
+    return factor * _statistic(norms, statistic) if statistic else factor
 
 
 def position(vector: Tensor, table: Table, k: int = 8) -> Position:
@@ -243,9 +235,9 @@ def fingerprint(tables: Iterable[Table]) -> str:
 
 def row_of(table: Table, word: str) -> Tensor | None:
     """The row of a word as it occurs inside a sentence, (width,) float32, or None if it is not one piece."""
-    for spelling in (f"{word}</w>", f"▁{word}", f"Ġ{word}", word):
-        if word and spelling in table.words:
-            return table.rows[table.words.index(spelling)].float()
+    for piece in (f"{word}</w>", f"▁{word}", f"Ġ{word}", word):
+        if word and piece in table.words:
+            return table.rows[table.words.index(piece)].float()
     return None
 
 

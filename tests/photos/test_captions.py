@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,15 @@ from PIL import Image
 
 from dticli import files
 from dticli.errors import InputError
+from dticli.learn import initial_rows
+from dticli.models import choice, contents
 from dticli.photos import albums, captions
 from dticli.photos.albums import Photo
 from dticli.photos.captions import Captions
 from dticli.settings import TrainSettings
+from tests import tiny
 from tests.conftest import Outcome
+from tests.tiny.tokenizers import clip_tokenizer
 
 TEXT = "Füße eines <dog>"
 
@@ -226,6 +231,55 @@ def test_a_run_says_it_too(photos: tuple[Photo, ...], dti: Callable[..., Outcome
     outcome = dti("train", tmp_path / "set", *word, "--steps", 1, "--batch-size", 1, "--quiet")
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("a.txt") == 1
+
+
+# Longer than is read
+
+
+@pytest.mark.parametrize(("vectors", "limit", "fits"), [(1, inf, 27), (4, inf, 24), (1, 20, 15), (4, 20, 12)])
+def test_captions_that_are_cut_off_are_named(
+    vectors: int, limit: float, fits: int, photos: tuple[Photo, ...]
+) -> None:
+    """A tokenizer's limit of 32 pieces, begin and end among them, or the pipeline's; each vector of the word is a piece."""
+    tokenizer = clip_tokenizer()
+    tokenizer.model_max_length = 32
+    pieces = len(tokenizer("grass grass").input_ids) - len(tokenizer("grass").input_ids)
+    assert pieces == 1
+    for count, cut in ((fits, False), (fits + 1, True)):
+        said = Captions({photos[0].path: ("a photo <dog> " + "grass " * count,)}, ())
+        found = captions.cut(said, [tokenizer], "<dog>", vectors, limit)
+        assert bool(found) is cut, found
+        assert not cut or f"and {min(32, limit)} are read" in found[0]
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd3", "flux1_dev", "pixart_sigma"])
+def test_how_much_a_pipeline_reads_is_what_its_call_says(name: str, tmp_path: Path) -> None:
+    """Of T5, fewer pieces than its tokenizer allows."""
+    tiny.build(name).save_pretrained(tmp_path)
+    assert (
+        contents.text_limit(choice.choose(str(tmp_path)))
+        == {
+            "sd1": inf,
+            "sd3": 256,
+            "flux1_dev": 512,
+            "pixart_sigma": 300,
+        }[name]
+    )
+
+
+@pytest.mark.parametrize(
+    ("init", "vectors", "expected"),
+    [
+        ("dog", None, 1),
+        ("dog", 3, 3),
+        ("dog grass", None, 2),
+        ("mean", None, 1),
+        ("cross:dog grass", None, 2),
+    ],
+)
+def test_how_many_pieces_a_word_takes(init: str, vectors: int | None, expected: int) -> None:
+    """As many as its start has, unless it is said."""
+    assert initial_rows.count([clip_tokenizer()], init, vectors) == expected
 
 
 # Other texts

@@ -203,8 +203,9 @@ def no_architecture(pipe: Any) -> str | None:
 
 
 def call_defaults(pipe: Any) -> dict[str, Any]:
-    """Defaults of `pipe(...)` by parameter, with those of `FIXED` that it has."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    """Defaults of `pipe(...)` by parameter, with those of `FIXED` that it has; of a pipeline, or of a class of them."""
+    kind = pipe if isinstance(pipe, type) else type(pipe)
+    parameters = inspect.signature(kind.__call__).parameters
     theirs = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
     return theirs | {name: value for name, value in FIXED.items() if name in theirs}
 
