@@ -1,7 +1,6 @@
 """What a model's files hold, known without loading it: index, family, tables, tokenizers, shapes and sizes."""
 
 import inspect
-import json
 import math
 import os
 import re

@@ -53,7 +53,11 @@ def load(
     if (model.file or not safety_checker) and "safety_checker" in contents.index(source):
         without |= WITHOUT_SAFETY_CHECKER
     contents.require_sane(source)
-    with contents.hub_errors(source), boundary(partial(_unloadable, source)):
+    with (
+        contents.hub_errors(source),
+        boundary(partial(_unloadable, source)),
+        foreign.gathering_lacks() as lacks,
+    ):
         pipe = foreign.load(
             DiffusionPipeline.from_pretrained,
             source.location,
@@ -66,6 +70,8 @@ def load(
             device_map=None if quantization else device.type,
             **without,
         )
+    if lacks:
+        raise _unloadable(source, f"its text encoders lack {len(lacks)} weights, such as {lacks[0]}")
     if model.file:
         pipe = single_file.fill(model.file, pipe, _as_base(source), dtype)
     if scheduler:

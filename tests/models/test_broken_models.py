@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dticli import bundled
 from dticli.models import contents, loading
@@ -71,6 +73,18 @@ def truncated(part: str) -> Callable[[Path], None]:
     return change
 
 
+def lacking(part: str, pattern: str) -> Callable[[Path], None]:
+    """Without the first tensor of such a name."""
+
+    def change(model: Path) -> None:
+        (file,) = (model / part).glob("*.safetensors")
+        tensors = load_file(file)
+        tensors.pop(next(name for name in sorted(tensors) if re.search(pattern, name)))
+        save_file(tensors, file, {"format": "pt"})
+
+    return change
+
+
 class Hostile:
     """Runs code where it is unpickled."""
 
@@ -114,6 +128,13 @@ BROKEN: dict[str, Callable[[Path], None]] = {
     "betas of text": config("scheduler", beta_start="low"),
     "weights cut off": truncated(DENOISER),
     "weights of an encoder cut off": truncated(ENCODER),
+    "an encoder's weights that lack one": lacking(ENCODER, r"fc1\.weight"),
+    "an encoder's weights that lack its table": lacking(ENCODER, r"token_embedding"),
+    "a denoiser's weights that lack one": lacking(DENOISER, r"attn.*\.weight"),
+    "an autoencoder's weights that lack one": lacking("vae", r"conv.*\.weight"),
+    "the weights of another class": index(text_encoder=["transformers", "BertModel"]),
+    "a scheduler of no levels": config("scheduler", num_train_timesteps=0),
+    "a scheduler whose levels are text": config("scheduler", num_train_timesteps="many"),
     "weights that are a page": content("unet/diffusion_pytorch_model.safetensors", b"<!doctype html>"),
     "a header of a terabyte": content(
         "vae/diffusion_pytorch_model.safetensors", (2**40).to_bytes(8, "little") + b"{}"
