@@ -134,15 +134,7 @@ def several(
 
     Args:
         begin: hears which words are next.
-
-    Raises:
-        UsageError: their tracker follows one word at a time.
     """
-    if count > 1 and any(job.settings.tracker == "wandb" for job in jobs):
-        raise UsageError(
-            f"--together {count} with --tracker wandb: it follows one run at a time; choose csv or tensorboard, or learn the "
-            "words one by one"
-        )
     load = None
     for start in range(0, len(jobs), count):
         next_ones = jobs[start : start + count]

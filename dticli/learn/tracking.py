@@ -87,9 +87,10 @@ def _tracker(settings: TrainSettings, folder: RunFolder, step: int) -> GeneralTr
     # This process writes: it is the first of those that learn the word, if not of all.
     tracker.main_process_only = False
     tracker.start()
-    tracker.store_init_configuration(shareable(settings))
     if isinstance(tracker, WandBTracker):
         shown = tracker.tracker.url or shown
+    else:
+        tracker.store_init_configuration(shareable(settings))
     LOG.info(f"tracked: {shown}")
     return tracker
 
@@ -103,6 +104,9 @@ def _wandb(settings: TrainSettings, folder: RunFolder) -> dict[str, Any]:
         "group": folder.path.stem,
         "dir": str(folder.path),
         "mode": _mode(settings),
+        "config": shareable(settings),
+        # Words that learn side by side have a run each.
+        "reinit": "create_new",
         "settings": wandb.Settings(
             silent=True,
             console="off",

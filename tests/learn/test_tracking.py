@@ -136,26 +136,68 @@ def records(path: Path) -> Iterator[bytes]:
             parts = b""
 
 
+def losses(kept: Path) -> list[tuple[int, float]]:
+    """Steps with their losses, of a W&B run in a folder."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for data in records(next(kept.glob("*.wandb"))):
+        record = Record.FromString(data)
+        said = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        if "loss" in said:
+            found.append((int(said["_step"]), float(said["loss"])))
+    return found
+
+
+@pytest.mark.parametrize("tracker", ["csv", "tensorboard", "wandb"])
+def test_words_that_learn_side_by_side_are_tracked_apart(
+    dti: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
+) -> None:
+    """Each with the figures of its own log."""
+    if tracker != "csv":
+        pytest.importorskip(tracker)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    words = {name: f'[{name}]\nphotos = "{photos}"\ninit = "{name}"\n' for name in ("dog", "cat")}
+    (tmp_path / "subjects.toml").write_text("".join(words.values()))
+    how = ("--model", "stickers", "--resolution", 16, "--batch-size", 1, "--steps", 2, "--offline", "--quiet")
+    both = ("--subjects", tmp_path / "subjects.toml", "--together", 2, "--out", tmp_path)
+    outcome = dti("train", *both, *how, "--tracker", tracker)
+    assert outcome.code == 0, outcome.err
+    for name in words:
+        run = tmp_path / f"{name}.run"
+        match tracker:
+            case "csv":
+                found = [(int(row["step"]), float(row["loss"])) for row in table(run / "metrics.csv")]
+            case "wandb":
+                (kept,) = (run / "wandb").glob("offline-run-*")
+                found = losses(kept)
+            case _:
+                found = scalars(run, "loss")
+        ours = [(entry["step"], entry["loss"]) for entry in read_log(run)]
+        assert found == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in ours]
+
+
+def scalars(run: Path, name: str) -> list[tuple[int, float]]:
+    """Steps with the values that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
 def test_weights_and_biases_without_a_network(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run to be sent later, in the run's folder: every step's figures and every preview's pixels."""
     pytest.importorskip("wandb")
-    from wandb.proto.wandb_internal_pb2 import Record
-
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     outcome = train("dog", *PREVIEWS, "--tracker", "wandb", "--offline")
     assert outcome.code == 0, outcome.err
     run = tmp_path / "dog.run"
     assert f"wandb sync {run / 'wandb'}" in outcome.err
     (kept,) = (run / "wandb").glob("offline-run-*")
-    losses = []
-    for data in records(next(kept.glob("*.wandb"))):
-        record = Record.FromString(data)
-        said = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-        if "loss" in said:
-            losses.append((int(said["_step"]), float(said["loss"])))
-    assert losses == [(entry["step"], entry["loss"]) for entry in read_log(run)]
+    assert losses(kept) == [(entry["step"], entry["loss"]) for entry in read_log(run)]
 
     def pixels(folder: Path) -> list[bytes]:
         return sorted(Image.open(file).convert("RGB").tobytes() for file in folder.rglob("*.png"))
