@@ -17,7 +17,7 @@ SNAPSHOT = re.compile(rf"(?P<run>.+{re.escape(RUN)})@(?P<step>\d{{1,8}}|best)")
 ALPHA = "alpha"
 """In the place of a folder of masks: the photos' own transparency."""
 MARK = "drawn by dti"
-"""What pictures that dti drew say, where their format keeps the name of a program: they are never photos."""
+"""What pictures that dti drew say: they are never photos."""
 FILES = frozenset({"photos", "masks", "captions_file"})
 WORDS_OR_FILES = frozenset({"init", "prior"})
 NAMES_OR_FILES = frozenset({"model", "base", "prompt_set", "image_judge", "text_judge"})

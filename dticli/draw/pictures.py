@@ -19,6 +19,8 @@ from dticli.paths import MARK
 GAP = 2
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 """That name one picture rather than a folder of them."""
+MARKED = frozenset({"PNG", "GIF", "JPEG", "WEBP", "AVIF", "TIFF"})
+"""Formats that keep the name of a program. What is drawn is written in no other: it could be taken for a photo."""
 
 
 _NUMBERED = re.compile(r"(\d{4,9})-.*\.png$")
@@ -50,10 +52,10 @@ def require_image(path: Path) -> str:
     """The format an image file's suffix names.
 
     Raises:
-        UsageError: none that can be written.
+        UsageError: none that can be written, or that keeps who drew it.
     """
     kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
+    if kind not in MARKED or kind not in Image.SAVE:
         raise UsageError(
             f"cannot write {path.name}: expected a name that ends in .png, .jpg or .webp; rename it"
         )
@@ -91,7 +93,7 @@ def save_image(path: Path, image: Image.Image, said: Mapping[str, str] | None = 
 
 
 def _marked(image: Image.Image, kind: str, said: Mapping[str, str]) -> dict[str, Any]:
-    """Options of Pillow's that write `MARK` where the format keeps the name of a program, so that it is never a photo."""
+    """Options of Pillow's that write `MARK`, so that the picture is never a photo."""
     match kind:
         case "PNG":
             text = PngInfo()
@@ -100,11 +102,10 @@ def _marked(image: Image.Image, kind: str, said: Mapping[str, str]) -> dict[str,
             return {"pnginfo": text}
         case "GIF":
             return {"comment": MARK.encode()}
-        case "JPEG" | "WEBP" | "AVIF" | "TIFF":
+        case _:
             exif = image.getexif()
             exif[ExifTags.Base.Software] = MARK
             return {"exif": exif}
-    return {}
 
 
 def read(path: Path) -> Image.Image:

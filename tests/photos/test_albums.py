@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageCms, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from dticli.errors import DtiError, InputError
+from dticli.draw import pictures
+from dticli.errors import DtiError, InputError, UsageError
 from dticli.paths import ALPHA
 from dticli.photos import albums, captions, decoding
 from dticli.photos.albums import BACKGROUND, Album, Photo
@@ -330,6 +331,22 @@ def test_what_programs_put_among_photos_is_left_out(tmp_path: Path) -> None:
         assert all(photo.mask for photo in album.photos)
     assert albums.in_folders(album.photos) == "1 of 2 photos are from sub-folders: sub"
     assert albums.in_folders(album.photos[:1]) is None
+
+
+def test_what_was_drawn_is_no_photo_whatever_it_was_written_as(tmp_path: Path) -> None:
+    """In every format that a photo may have: the file is known by its mark, or none is written."""
+    refused = []
+    for suffix in sorted(albums.SUFFIXES):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        try:
+            pictures.save_image(folder / f"a{suffix}", picture(64, 64).convert("RGB"))
+        except UsageError:
+            refused.append(suffix)
+            continue
+        with pytest.raises(InputError, match="drawn by dti"):
+            albums.read(folder)
+    assert {".bmp", ".jp2"} <= {*refused} <= {".bmp", ".jp2", ".heic", ".heif", ".avif"}
 
 
 def test_what_is_skipped_for_one_reason_is_one_line() -> None:
