@@ -1,10 +1,8 @@
-"""Which settings name files, and where those that are relative are looked for. Imports no torch."""
+"""How the files of words and runs are called. Imports no torch."""
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
 """Of token files, as any program writes them."""
@@ -18,10 +16,6 @@ ALPHA = "alpha"
 """In the place of a folder of masks: the photos' own transparency."""
 MARK = "drawn by dti"
 """What pictures that dti drew say: they are never photos."""
-FILES = frozenset({"photos", "masks", "captions_file"})
-WORDS_OR_FILES = frozenset({"init", "prior"})
-NAMES_OR_FILES = frozenset({"model", "base", "prompt_set", "image_judge", "text_judge"})
-"""Settings that name a file or folder if there is one of that name."""
 
 
 def names_token_file(text: str) -> bool:
@@ -44,25 +38,3 @@ def snapshots(run: Path) -> dict[int, Path]:
 def best(run: Path) -> Path:
     """What says which of the states that a run kept is the best one."""
     return run / "best.json"
-
-
-def may_name_file(name: str, value: str) -> bool:
-    """Whether the setting `name` can be the name of a file or folder when it has this value."""
-    return name in FILES | NAMES_OR_FILES or (name in WORDS_OR_FILES and names_token_file(value))
-
-
-def beside(folder: Path, table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table of settings whose relative paths start from `folder`, with paths that start from the present one."""
-    return {
-        name: str(folder / value) if _is_path(folder, name, value) else value for name, value in table.items()
-    }
-
-
-def _is_path(folder: Path, name: str, value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    if name in WORDS_OR_FILES:
-        return names_token_file(value)
-    if name in NAMES_OR_FILES:
-        return os.path.exists(folder / value)
-    return name in FILES and value != ALPHA

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, Vali
 
 from dticli import files, spelling
 from dticli.errors import UsageError
-from dticli.paths import FILES, WORDS_OR_FILES, beside, may_name_file
+from dticli.paths import ALPHA, names_token_file
 
 Positive = Annotated[int, Field(ge=1)]
 MIN_SIDE, MAX_SIDE = 8, 8192
@@ -49,25 +49,17 @@ class Group(StrEnum):
     OUTPUT = "Output and runs"
 
 
-INCIDENTAL = frozenset(
-    {
-        *("steps", "checkpoint_steps", "checkpoint_seconds", "keep"),
-        *("preview", "preview_every", "preview_count", "preview_negative", "preview_steps", "preview_share"),
-        "tracker",
-        *("offline", "device", "deterministic", "low_memory"),
-        *("model", "base", "variant", "photos", "masks", "captions_file"),
-    }
-)
-"""Settings that do not decide what is learned, or whose content is compared instead of their name."""
+class Trait(StrEnum):
+    """What is true of a setting besides its value: part of its field's annotation, in the class that it is true in."""
 
-OF_A_MODEL = frozenset(
-    {
-        *("steps", "batch_size", "accumulate", "lr", "kappa", "beta", "magnitude", "resolution", "templates"),
-        *("schedule", "average"),
-        *("precision", "pooling", "guidance", "scheduler", "size"),
-    }
-)
-"""What a model's own folder may say: how it is best trained and drawn with. Files, words and machines are the user's."""
+    INCIDENTAL = "does not decide what comes out, or is compared by its content instead of its name"
+    OF_A_MODEL = "a model's own folder may say it: how it is best trained and drawn with"
+    FILE = "names a file or folder"
+    WORD_OR_FILE = "names a token file, if it ends as one"
+    NAME_OR_FILE = "names a file or folder, if there is one of that name"
+    RECORDED = "stands in the token file"
+    SUBJECT = "a plan says it for each of its subjects"
+    FOR_ALL_ARMS = "a plan's subjects and seeds decide it, or the command line, and no arm of its own"
 
 
 class Settings(BaseModel):
@@ -81,13 +73,45 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
+    @classmethod
+    def named(cls, *traits: Trait) -> frozenset[str]:
+        """The settings with any of these traits."""
+        return frozenset(
+            name
+            for name, field in cls.model_fields.items()
+            if any(isinstance(each, Trait) and each in traits for each in field.metadata)
+        )
+
+    @classmethod
+    def may_name_file(cls, name: str, value: str) -> bool:
+        """Whether the setting `name` can be the name of a file or folder when it has this value."""
+        if name in cls.named(Trait.WORD_OR_FILE):
+            return names_token_file(value)
+        return name in cls.named(Trait.FILE, Trait.NAME_OR_FILE)
+
+    @classmethod
+    def beside(cls, folder: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+        """A table of settings whose relative paths start from `folder`, with paths that start from the present one."""
+        return {
+            name: str(folder / value) if cls._is_path(folder, name, value) else value
+            for name, value in table.items()
+        }
+
+    @classmethod
+    def _is_path(cls, folder: Path, name: str, value: Any) -> bool:
+        if not isinstance(value, str) or not cls.may_name_file(name, value):
+            return False
+        if name in cls.named(Trait.NAME_OR_FILE):
+            return os.path.exists(folder / value)
+        return value != ALPHA
+
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any, info: ValidationInfo) -> Any:
         for each in value if isinstance(value, tuple) else (value,):
             flaw = spelling.flaw(each) if isinstance(each, str) else None
             # Names of files need not be UTF-8.
-            if flaw and ("\0" in each or not may_name_file(str(info.field_name), each)):
+            if flaw and ("\0" in each or not cls.may_name_file(str(info.field_name), each)):
                 raise ValueError(flaw)
         return value
 
@@ -97,30 +121,38 @@ class ModelSettings(Settings):
 
     group = Group.MODEL
 
-    model: Annotated[str | None, Group.COMMON] = Field(
+    model: Annotated[str | None, Group.COMMON, Trait.INCIDENTAL, Trait.NAME_OR_FILE] = Field(
         None,
         description="Hub id (with @revision), diffusers folder, .safetensors file, or 'stickers'.",
     )
-    base: str | None = Field(
+    base: Annotated[str | None, Trait.INCIDENTAL, Trait.NAME_OR_FILE] = Field(
         None,
         description="For a single-file --model: folder or hub id in diffusers layout with its kind's configs and tokenizers; "
         "default: the public one.",
     )
-    variant: str | None = Field(None, description="Weight files to load, such as fp16.")
+    variant: Annotated[str | None, Trait.INCIDENTAL] = Field(
+        None, description="Weight files to load, such as fp16."
+    )
     prediction: Literal["epsilon", "v"] | None = Field(
         None,
         description="What the denoiser predicts, where the model's files do not say it; default: as they say.",
     )
-    offline: bool = Field(False, description="Never ask the hub.")
-    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where to compute.")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+    offline: Annotated[bool, Trait.INCIDENTAL] = Field(False, description="Never ask the hub.")
+    device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Trait.INCIDENTAL] = Field(
+        "auto", description="Where to compute."
+    )
+    precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], Trait.OF_A_MODEL] = Field(
         "auto", description="Precision of the model's weights; auto: bf16 or fp16 on CUDA, fp32 elsewhere."
     )
     quantize: Literal["none", "8bit", "4bit"] = Field(
         "none", description="Round the large matrices to this many bits; less memory, less exact."
     )
-    low_memory: bool = Field(False, description="Keep on the device only what a step needs; slower.")
-    deterministic: bool = Field(False, description="Same bytes on every run, on CUDA too; slower.")
+    low_memory: Annotated[bool, Trait.INCIDENTAL] = Field(
+        False, description="Keep on the device only what a step needs; slower."
+    )
+    deterministic: Annotated[bool, Trait.INCIDENTAL] = Field(
+        False, description="Same bytes on every run, on CUDA too; slower."
+    )
 
 
 class TrainSettings(ModelSettings):
@@ -128,118 +160,138 @@ class TrainSettings(ModelSettings):
 
     group = Group.METHOD
 
-    token: Annotated[str, Group.REQUIRED] = Field(description="The new word, in brackets: <dog>.")
-    init: Annotated[str, Group.REQUIRED] = Field(
+    token: Annotated[str, Group.REQUIRED, Trait.FOR_ALL_ARMS] = Field(
+        description="The new word, in brackets: <dog>."
+    )
+    init: Annotated[str, Group.REQUIRED, Trait.WORD_OR_FILE, Trait.SUBJECT] = Field(
         description="Class word or phrase to start from, a token file, random, mean, or cross:WORD (what the encoder makes of "
         "WORD)."
     )
-    method: Literal["dti", "ti"] = Field(
+    method: Annotated[Literal["dti", "ti"], Trait.RECORDED] = Field(
         "dti", description="dti learns the direction; ti is ordinary Textual Inversion with a free norm."
     )
-    steps: Annotated[Positive, Group.COMMON] = Field(description="Optimizer steps.")
-    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH)] = Field(
+    steps: Annotated[Positive, Group.COMMON, Trait.INCIDENTAL, Trait.OF_A_MODEL, Trait.RECORDED] = Field(
+        description="Optimizer steps."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH), Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         description="Pictures a device sees at once."
     )
-    accumulate: Positive = Field(1, description="Batches gathered before each step.")
-    lr: Annotated[float, Field(gt=0)] = Field(
+    accumulate: Annotated[Positive, Trait.OF_A_MODEL, Trait.RECORDED] = Field(
+        1, description="Batches gathered before each step."
+    )
+    lr: Annotated[float, Field(gt=0), Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         description="How far a step turns the word: by atan(lr) radians. For ti, AdamW's rate."
     )
-    kappa: Annotated[float, Field(ge=0)] = Field(
+    kappa: Annotated[float, Field(ge=0), Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         description="How strongly the prior (von Mises-Fisher) pulls; 0: not at all."
     )
-    prior: str = Field("init", description="What the prior pulls towards: init, none, or a WORD.")
-    magnitude: str | None = Field(
+    prior: Annotated[str, Trait.WORD_OR_FILE] = Field(
+        "init", description="What the prior pulls towards: init, none, or a WORD."
+    )
+    magnitude: Annotated[str | None, Trait.OF_A_MODEL] = Field(
         None,
         description="Norm of the rows: mean (dti's default), median, min or max of the vocabulary, a number, 10x the mean, "
         "or init (ti's default): that of the init row.",
     )
-    pooling: Literal["stock", "eos", "mixed"] = Field(
+    pooling: Annotated[Literal["stock", "eos", "mixed"], Trait.OF_A_MODEL] = Field(
         "stock",
         description="Where CLIP's pooled state is read: stock, as diffusers does, at the word; eos, as ComfyUI and kohya do, at "
         "the end of text; mixed, in turn, for both.",
     )
-    train_magnitude: bool = Field(False, description="Learn the magnitude too.")
-    optimizer: Literal["rsgd", "adamw"] = Field(
+    train_magnitude: Annotated[bool, Trait.RECORDED] = Field(False, description="Learn the magnitude too.")
+    optimizer: Annotated[Literal["rsgd", "adamw"], Trait.RECORDED] = Field(
         "rsgd",
         description="What turns the direction: Riemannian SGD, or for comparison AdamW, retracted each step.",
     )
-    beta: Annotated[float, Field(ge=0, lt=1)] = Field(
+    beta: Annotated[float, Field(ge=0, lt=1), Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         0.0,
         description="Smooth the gradient's length over steps by this factor; 0: each step by its own.",
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field(
+    schedule: Annotated[Literal["constant", "linear", "cosine"], Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         "constant",
         description="How the step length goes on from --lr: constant, or falling to 0, linear or cosine.",
     )
-    average: bool = Field(False, description="The word is the mean over the last half of the steps.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-2, description="For --method ti.")
+    average: Annotated[bool, Trait.OF_A_MODEL, Trait.RECORDED] = Field(
+        False, description="The word is the mean over the last half of the steps."
+    )
+    weight_decay: Annotated[float, Field(ge=0), Trait.RECORDED] = Field(1e-2, description="For --method ti.")
     vectors: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Vectors the word gets; default: as many as the init phrase has tokens."
     )
-    property: Annotated[Literal["object", "style"], Group.PHOTOS] = Field(
+    property: Annotated[Literal["object", "style"], Group.PHOTOS, Trait.RECORDED] = Field(
         "object", description="What the photos share: picks the templates."
     )
     captions: Annotated[Literal["templates", "sidecar"], Group.PHOTOS] = Field(
         "templates",
         description="Built-in sentences, or the .txt or .caption file beside each photo, one caption per line.",
     )
-    captions_file: Annotated[str | None, Group.PHOTOS] = Field(
+    captions_file: Annotated[str | None, Group.PHOTOS, Trait.INCIDENTAL, Trait.FILE] = Field(
         None, description='JSON lines {"file": ..., "text": ...}, or CSV that begins with file,text.'
     )
-    zero_pad: bool = Field(
+    zero_pad: Annotated[bool, Trait.RECORDED] = Field(
         False, description="Begin captions with 0 to 15 rows of zeros, as the paper's code does for SANA."
     )
-    templates: Annotated[tuple[str, ...], Strict(False)] | None = Field(None, exclude=True)
-    photos: str | None = Field(None, exclude=True)
-    masks: Annotated[str | None, Group.PHOTOS] = Field(
+    templates: Annotated[Annotated[tuple[str, ...], Strict(False)] | None, Trait.OF_A_MODEL] = Field(
+        None, exclude=True
+    )
+    photos: Annotated[str | None, Trait.INCIDENTAL, Trait.FILE, Trait.SUBJECT, Trait.FOR_ALL_ARMS] = Field(
+        None, exclude=True
+    )
+    masks: Annotated[
+        str | None, Group.PHOTOS, Trait.INCIDENTAL, Trait.FILE, Trait.SUBJECT, Trait.FOR_ALL_ARMS
+    ] = Field(
         None,
         description="Folder with a mask for each photo, white on the subject, or alpha: the photos' own transparency.",
     )
-    resolution: Annotated[Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)], Group.PHOTOS] = Field(
-        description="Side of the square crops, in pixels."
+    resolution: Annotated[Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)], Group.PHOTOS, Trait.OF_A_MODEL] = (
+        Field(description="Side of the square crops, in pixels.")
     )
-    crop: Annotated[Literal["center", "random", "none"], Group.PHOTOS] = Field(
+    crop: Annotated[Literal["center", "random", "none"], Group.PHOTOS, Trait.RECORDED] = Field(
         "center",
         description="Where photos are cropped; none takes them whole, in the nearest of a few shapes.",
     )
     crops: Annotated[Annotated[int, Field(ge=1, le=256)], Group.PHOTOS] = Field(
         1, description="Crops of each photo; from the second on at random."
     )
-    flip: Annotated[bool, Group.PHOTOS] = Field(False, description="Learn from mirror images too.")
-    seed: Seed = Field(0, description="Seed of every random draw.")
-    checkpoint_steps: Annotated[Positive, Group.OUTPUT] = Field(
+    flip: Annotated[bool, Group.PHOTOS, Trait.RECORDED] = Field(
+        False, description="Learn from mirror images too."
+    )
+    seed: Annotated[Seed, Trait.RECORDED, Trait.FOR_ALL_ARMS] = Field(
+        0, description="Seed of every random draw."
+    )
+    checkpoint_steps: Annotated[Positive, Group.OUTPUT, Trait.INCIDENTAL] = Field(
         100, description="Save the state every so many steps."
     )
-    checkpoint_seconds: Annotated[Annotated[float, Field(gt=0)], Group.OUTPUT] = Field(
+    checkpoint_seconds: Annotated[Annotated[float, Field(gt=0)], Group.OUTPUT, Trait.INCIDENTAL] = Field(
         60.0, description="Save it every so many seconds too."
     )
-    keep: Annotated[Annotated[int, Field(ge=0, le=1000)], Group.SEEING] = Field(
+    keep: Annotated[Annotated[int, Field(ge=0, le=1000)], Group.SEEING, Trait.INCIDENTAL] = Field(
         0,
         description="Keep so many states along the run as words of their own: -t dog.run@200 is the one of step 200.",
     )
-    preview: Annotated[Annotated[tuple[str, ...], Strict(False)], Group.SEEING] = Field(
+    preview: Annotated[Annotated[tuple[str, ...], Strict(False)], Group.SEEING, Trait.INCIDENTAL] = Field(
         (),
         description="Draw this prompt, such as 'a {} in the snow' with {} for the word, along the run; repeatable.",
     )
-    preview_every: Annotated[Positive, Group.SEEING] = Field(
+    preview_every: Annotated[Positive, Group.SEEING, Trait.INCIDENTAL] = Field(
         100, description="Draw previews every so many steps."
     )
-    preview_count: Annotated[Annotated[int, Field(ge=1, le=64)], Group.SEEING] = Field(
+    preview_count: Annotated[Annotated[int, Field(ge=1, le=64)], Group.SEEING, Trait.INCIDENTAL] = Field(
         1, description="Previews per prompt, each from noise of its own, the same at every step."
     )
-    preview_negative: Annotated[str | None, Group.SEEING] = Field(
+    preview_negative: Annotated[str | None, Group.SEEING, Trait.INCIDENTAL] = Field(
         None, description="What should not be in the previews."
     )
-    preview_steps: Annotated[Positive | None, Group.SEEING] = Field(
+    preview_steps: Annotated[Positive | None, Group.SEEING, Trait.INCIDENTAL] = Field(
         None, description="Denoising steps of a preview; default: the model's."
     )
-    preview_share: Annotated[Annotated[float, Field(gt=0, le=1)], Group.SEEING] = Field(
+    preview_share: Annotated[Annotated[float, Field(gt=0, le=1)], Group.SEEING, Trait.INCIDENTAL] = Field(
         0.2,
         description="Between the first and the last ones, previews that would take more than this share of the time are left "
         "out.",
     )
 
-    tracker: Annotated[Literal["tensorboard", "wandb", "csv"] | None, Group.SEEING] = Field(
+    tracker: Annotated[Literal["tensorboard", "wandb", "csv"] | None, Group.SEEING, Trait.INCIDENTAL] = Field(
         None, description="Write figures and previews for this program too, into the run's folder."
     )
 
@@ -297,28 +349,32 @@ class GenerateSettings(ModelSettings):
     group = Group.DRAWING
 
     negative: str | None = Field(None, description="What should not be in the picture.")
-    steps: Annotated[int, Field(ge=1, le=MAX_DRAWING_STEPS)] | None = Field(
+    steps: Annotated[Annotated[int, Field(ge=1, le=MAX_DRAWING_STEPS)] | None, Trait.OF_A_MODEL] = Field(
         None, description="Denoising steps; default: the pipeline's."
     )
-    guidance: Annotated[float, Field(ge=0)] | None = Field(
+    guidance: Annotated[Annotated[float, Field(ge=0)] | None, Trait.OF_A_MODEL] = Field(
         None, description="How strongly to follow the prompt; default: the pipeline's."
     )
-    pooling: Literal["stock", "eos"] | None = Field(
+    pooling: Annotated[Literal["stock", "eos"] | None, Trait.OF_A_MODEL] = Field(
         None,
         description="Where CLIP's pooled state is read, stock or eos; default: as the words were learned.",
     )
-    scheduler: str | None = Field(
+    scheduler: Annotated[str | None, Trait.OF_A_MODEL] = Field(
         None, description="ddim, euler, euler-a, dpm++, unipc, ...; default: the model's."
     )
-    size: Annotated[Annotated[str, Field(pattern=r"^\d+(x\d+)?$")] | None, Group.COMMON] = Field(
-        None,
-        description="WIDTHxHEIGHT or SIDE in pixels; default: the model's.",
-        examples=["512", "768x512"],
+    size: Annotated[Annotated[str, Field(pattern=r"^\d+(x\d+)?$")] | None, Group.COMMON, Trait.OF_A_MODEL] = (
+        Field(
+            None,
+            description="WIDTHxHEIGHT or SIDE in pixels; default: the model's.",
+            examples=["512", "768x512"],
+        )
     )
     seed: Annotated[Annotated[int, Field(ge=ANY_SEED, lt=2**63)], Group.COMMON] = Field(
         0, description="Of the noise: picture i starts from seed + i, frames from seed; -1: any."
     )
-    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH)] = Field(1, description="Pictures drawn at once.")
+    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH), Trait.OF_A_MODEL, Trait.INCIDENTAL] = Field(
+        1, description="Pictures drawn at once."
+    )
 
     @field_validator("size")
     @classmethod
@@ -506,11 +562,12 @@ def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict
             raise UsageError(
                 f"{path}: expected the tables [train] and [generate], not {_shown(name)}; correct it"
             )
-        others = sorted(layer.keys() & kinds[name].model_fields.keys() - OF_A_MODEL)
+        of_a_model = kinds[name].named(Trait.OF_A_MODEL)
+        others = sorted(layer.keys() & kinds[name].model_fields.keys() - of_a_model)
         if others:
             raise UsageError(
                 f"{path}: [{name}] sets {', '.join(others)}, which are the user's: expected of "
-                f"{', '.join(sorted(OF_A_MODEL & kinds[name].model_fields.keys()))}; delete the others"
+                f"{', '.join(sorted(of_a_model))}; delete the others"
             )
     layer = content.get(verb, {})
     require_valid(kinds[verb], layer, str(path))
@@ -527,7 +584,7 @@ def shareable(settings: Settings) -> dict[str, bool | int | float | str]:
         value = getattr(settings, name)
         if value is None or value == ():
             continue
-        if may_name_file(name, value):
+        if settings.may_name_file(name, value):
             value = Path(value).name if Path(value).is_absolute() else value
         shown[name] = "; ".join(value) if isinstance(value, tuple) else value
     return shown
@@ -538,8 +595,8 @@ def shareable(settings: Settings) -> dict[str, bool | int | float | str]:
 
 def anchored(settings: TrainSettings) -> TrainSettings:
     """The same settings with absolute paths, so that they mean the same in any folder."""
-    named = {name: getattr(settings, name) for name in FILES | WORDS_OR_FILES}
-    return settings.model_copy(update=beside(Path.cwd(), named))
+    named = {name: getattr(settings, name) for name in settings.named(Trait.FILE, Trait.WORD_OR_FILE)}
+    return settings.model_copy(update=settings.beside(Path.cwd(), named))
 
 
 def to_toml(settings: Settings) -> str:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from dticli.errors import DtiError, UsageError
 from dticli.settings import (
-    OF_A_MODEL,
     GenerateSettings,
     TrainSettings,
+    Trait,
     anchored,
     model_layer,
     read_config,
@@ -144,7 +144,7 @@ def test_a_models_own_settings_are_checked_too(tmp_path: Path) -> None:
 def test_a_model_says_only_what_belongs_to_a_model(tmp_path: Path, verb: str) -> None:
     """Every other setting there is, named and refused, whichever verb is asked for; so are tables of its own."""
     kinds = {"train": TrainSettings, "generate": GenerateSettings}
-    refused = kinds[verb].model_fields.keys() - OF_A_MODEL
+    refused = kinds[verb].model_fields.keys() - kinds[verb].named(Trait.OF_A_MODEL)
     assert {"model", "base", "device", "offline"} <= refused
     assert verb == "generate" or {"token", "init", "photos", "masks", "captions_file"} <= refused
     for name in refused:
@@ -242,3 +242,29 @@ def test_the_command_refuses_a_bad_config_before_anything_else(
     outcome = dti("train", tmp_path, "--config", path, "--token", "<dog>", "--init", "dog")
     assert (outcome.code, "model = 3" in outcome.error, "many" in outcome.error) == (2, True, True)
     assert [each.name for each in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_what_is_true_of_settings() -> None:
+    """Written out by hand, as it was before each field said it: what a run is known by, and what others may say."""
+    incidental = {
+        *("steps", "checkpoint_steps", "checkpoint_seconds", "keep", "tracker"),
+        *("preview", "preview_every", "preview_count", "preview_negative", "preview_steps", "preview_share"),
+        *("offline", "device", "deterministic", "low_memory"),
+        *("model", "base", "variant", "photos", "masks", "captions_file"),
+    }
+    assert TrainSettings.named(Trait.INCIDENTAL) == incidental
+    assert GenerateSettings.named(Trait.INCIDENTAL) == {
+        *("offline", "device", "deterministic", "low_memory", "model", "base", "variant", "batch_size")
+    }
+    assert TrainSettings.named(Trait.OF_A_MODEL) == {
+        *("steps", "batch_size", "accumulate", "lr", "kappa", "beta", "magnitude", "resolution", "templates"),
+        *("schedule", "average", "precision", "pooling"),
+    }
+    assert GenerateSettings.named(Trait.OF_A_MODEL) == {
+        *("steps", "batch_size", "precision", "pooling", "guidance", "scheduler", "size")
+    }
+    assert TrainSettings.named(Trait.FILE) == {"photos", "masks", "captions_file"}
+    assert TrainSettings.named(Trait.WORD_OR_FILE) == {"init", "prior"}
+    assert TrainSettings.named(Trait.NAME_OR_FILE) == {"model", "base"}
+    assert TrainSettings.named(Trait.SUBJECT) == {"photos", "init", "masks"}
+    assert TrainSettings.named(Trait.FOR_ALL_ARMS) == {"token", "photos", "masks", "seed"}

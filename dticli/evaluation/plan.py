@@ -13,18 +13,22 @@ from dticli.bundled.world.looks import Look
 from dticli.errors import DtiError, InputError, UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE, prompts
 from dticli.evaluation.prompt import Prompt
-from dticli.paths import WORDS_OR_FILES, beside
 from dticli.photos import albums
 from dticli.photos.albums import Album
-from dticli.settings import GenerateSettings, ModelSettings, PathKind, Positive, Settings, TrainSettings
+from dticli.settings import (
+    GenerateSettings,
+    ModelSettings,
+    PathKind,
+    Positive,
+    Settings,
+    TrainSettings,
+    Trait,
+)
 from dticli.words import learned_word
 
 HERE = evaluation.PLANS
 UNTRAINED = "init"
 DERIVED = frozenset({"of", "magnitude"})
-SUBJECT = frozenset({"photos", "init", "masks"})
-OWN = frozenset({"token", "photos", "masks", "seed", *ModelSettings.model_fields})
-"""Training settings that subjects, seeds and the command line decide, for all arms alike."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -50,17 +54,19 @@ class PassageSettings(Settings):
 class PlanFile(Settings):
     """What a plan says, as its TOML file holds it."""
 
-    model: str | None = Field(None, description="The model; `--model` goes before it.")
+    model: Annotated[str | None, Trait.NAME_OR_FILE] = Field(
+        None, description="The model; `--model` goes before it."
+    )
     subjects: Annotated[tuple[str, ...], Strict(False)] | dict[str, dict[str, Any]] = Field(
         description="Names of example subjects, or a table for each: photos, init, masks."
     )
     seeds: Annotated[tuple[Seed, ...], Strict(False)] = Field(
         (0,), description="Of training; pictures follow."
     )
-    prompt_set: str = Field(PROMPT_SET, description="As --prompt-set.")
+    prompt_set: Annotated[str, Trait.NAME_OR_FILE] = Field(PROMPT_SET, description="As --prompt-set.")
     count: Positive = Field(COUNT, description="Pictures per prompt.")
-    image_judge: str = Field(IMAGE_JUDGE, description="As --image-judge.")
-    text_judge: str = Field(TEXT_JUDGE, description="As --text-judge.")
+    image_judge: Annotated[str, Trait.NAME_OR_FILE] = Field(IMAGE_JUDGE, description="As --image-judge.")
+    text_judge: Annotated[str, Trait.NAME_OR_FILE] = Field(TEXT_JUDGE, description="As --text-judge.")
     train: dict[str, Any] = Field({}, description="Training settings of every arm.")
     generate: dict[str, Any] = Field({}, description="How pictures are drawn.")
     passages: dict[str, Any] | None = Field(
@@ -89,7 +95,7 @@ class Arm:
     def settings(self, noun: str) -> dict[str, Any]:
         """Its training settings for a subject of this class word."""
         return {
-            name: value.replace("{}", noun) if name in WORDS_OR_FILES else value
+            name: value.replace("{}", noun) if name in TrainSettings.named(Trait.WORD_OR_FILE) else value
             for name, value in self.train.items()
         }
 
@@ -247,11 +253,11 @@ def _file(path: Path) -> PlanFile:
             raise UsageError(f"{path}: {name} holds one twice: expected different ones; leave it out")
     folder = _folder(path)
     tables = {
-        "train": beside(folder, file.train),
-        "generate": beside(folder, file.generate),
-        "arms": {name: beside(folder, table) for name, table in file.arms.items()},
+        "train": TrainSettings.beside(folder, file.train),
+        "generate": GenerateSettings.beside(folder, file.generate),
+        "arms": {name: TrainSettings.beside(folder, table) for name, table in file.arms.items()},
     }
-    return file.model_copy(update=beside(folder, dict(file)) | tables)
+    return file.model_copy(update=file.beside(folder, dict(file)) | tables)
 
 
 def _folder(path: Path) -> Path:
@@ -279,7 +285,8 @@ def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
 
 def _require_training(table: Mapping[str, Any], source: str) -> None:
     settings.require_valid(TrainSettings, table, source)
-    if misplaced := sorted(OWN & set(table)):
+    elsewhere = TrainSettings.named(Trait.FOR_ALL_ARMS) | ModelSettings.model_fields.keys()
+    if misplaced := sorted(elsewhere & set(table)):
         raise UsageError(
             f"{source}: {', '.join(misplaced)}: expected in the plan's subjects and seeds, or on the command line; move it"
         )
@@ -329,10 +336,13 @@ def _example(name: str) -> Subject:
 
 def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:
     learned_word.check_name(f"<{name}>")
-    wrong = [key for key, value in table.items() if key not in SUBJECT or not isinstance(value, str)]
+    known = TrainSettings.named(Trait.SUBJECT)
+    wrong = [key for key, value in table.items() if key not in known or not isinstance(value, str)]
     if wrong or not {"photos", "init"} <= set(table):
         raise UsageError(
             f"expected photos and init, and at most masks, as texts, got {', '.join(table) or 'nothing'}; correct it"
         )
-    source = beside(_folder(path), {key: value for key, value in table.items() if key != "init"})
+    source = TrainSettings.beside(
+        _folder(path), {key: value for key, value in table.items() if key != "init"}
+    )
     return Subject(name, table["init"], albums.read(Path(source["photos"]), source.get("masks")), source)

@@ -27,7 +27,7 @@ from dticli.models import devices
 from dticli.models.choice import Model
 from dticli.models.families import Family
 from dticli.photos import albums
-from dticli.settings import INCIDENTAL, GenerateSettings, ModelSettings
+from dticli.settings import GenerateSettings, ModelSettings, Trait
 from dticli.words import norms, token_reading
 from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
@@ -37,8 +37,6 @@ SCORING = 4
 WEIGHTS = (".safetensors", ".bin", ".pt")
 SAMPLE = 2**16
 """Bytes of each weight file's ends that stand for it."""
-EASE = INCIDENTAL - {"steps"} | {"batch_size"}
-"""Settings of drawing that change speed and memory, not pictures."""
 
 
 # --------------------------------------------------------------------------- marks
@@ -86,11 +84,13 @@ def judge_mark(name: str) -> str:
 def word_mark(job: Job, model: str) -> str:
     """Of all that decides what a word becomes."""
     settings = job.settings
-    chosen = settings.model_dump(exclude={*INCIDENTAL} - {"steps"}) | _precision(settings)
+    chosen = settings.model_dump(exclude={*settings.named(Trait.INCIDENTAL)} - {"steps"}) | _precision(
+        settings
+    )
     # Files by content: the same plan means the same from any folder.
     named = {
         name: weights_mark(token_reading.located(chosen[name]))
-        for name in sorted(paths.WORDS_OR_FILES)
+        for name in sorted(settings.named(Trait.WORD_OR_FILE))
         if paths.names_token_file(chosen[name])
     }
     return mark(
@@ -134,7 +134,12 @@ def _rows_of(plan: Plan, trial: Trial, job: Job | None, model: str) -> tuple[obj
 
 
 def _drawing(settings: GenerateSettings) -> list[tuple[str, Any]]:
-    return sorted((settings.model_dump(exclude={*EASE, "seed"}) | _precision(settings)).items(), key=str)
+    return sorted(
+        (
+            settings.model_dump(exclude={*settings.named(Trait.INCIDENTAL), "seed"}) | _precision(settings)
+        ).items(),
+        key=str,
+    )
 
 
 def _precision(settings: ModelSettings) -> dict[str, str]:

@@ -10,7 +10,6 @@ from dticli.errors import DtiError, UsageError
 from dticli.learn import tracking
 from dticli.learn.run_folder import RunFolder
 from dticli.models import contents
-from dticli.paths import beside
 from dticli.photos import albums, captions
 from dticli.photos.albums import Album, Told
 from dticli.photos.captions import Captions
@@ -126,7 +125,10 @@ def read_subjects(path: Path) -> Subjects:
         raise UsageError(
             f"{path} names no word: expected a table for each, such as [rex] with photos and init; add one"
         )
-    words = {name: {"token": f"<{name}>"} | beside(path.parent, table) for name, table in tables.items()}
+    words = {
+        name: {"token": f"<{name}>"} | TrainSettings.beside(path.parent, table)
+        for name, table in tables.items()
+    }
     misplaced = [
         f"{key} in [{name}]"
         for name, table in tables.items()
@@ -141,7 +143,7 @@ def read_subjects(path: Path) -> Subjects:
     twice = next((token for token in tokens if tokens.count(token) > 1), None)
     if twice:
         raise UsageError(f"{path}: two words are called {twice}: expected different names; change one token")
-    return Subjects(beside(path.parent, shared), words)
+    return Subjects(TrainSettings.beside(path.parent, shared), words)
 
 
 def many(

@@ -15,7 +15,7 @@ from dticli.models import quantization
 from dticli.models.choice import Model
 from dticli.photos.albums import Album
 from dticli.photos.latents import Latents
-from dticli.settings import INCIDENTAL, TrainSettings
+from dticli.settings import TrainSettings, Trait
 from dticli.words import provenance
 
 SAMPLE = 16
@@ -30,13 +30,14 @@ def as_alone(task: Task) -> TrainSettings:
 def of_run(model: Model, weights: str, task: Task, learner: Learner, album: Album) -> Identity:
     """What must be the same for a run to go on; `weights` is the model's fingerprint."""
     settings = as_alone(task)
+    incidental, words = settings.named(Trait.INCIDENTAL), settings.named(Trait.WORD_OR_FILE)
     return Identity(
         settings={
             name: json.dumps(getattr(settings, name))
             for name in TrainSettings.model_fields
-            if name not in INCIDENTAL
+            if name not in incidental
             # The rows of a token file are compared, wherever it lies.
-            and not (name in paths.WORDS_OR_FILES and paths.names_token_file(getattr(settings, name)))
+            and not (name in words and paths.names_token_file(getattr(settings, name)))
         }
         | _length(settings)
         | _tiles(task.latents),

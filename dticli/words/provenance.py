@@ -12,21 +12,6 @@ if TYPE_CHECKING:
     from dticli.models.families import Family
     from dticli.settings import TrainSettings
 
-RECORDED = (
-    "method",
-    "optimizer",
-    "steps",
-    "batch_size",
-    "accumulate",
-    "lr",
-    "beta",
-    "schedule",
-    "average",
-    "kappa",
-    "zero_pad",
-    "seed",
-)
-
 
 def of_training(
     settings: "TrainSettings", model: "Model", family: "Family", pipe: Any, tables: str, count: int
@@ -37,7 +22,9 @@ def of_training(
         tables: fingerprint of the embedding tables it was learned beside.
         count: of its vectors.
     """
-    made = {f"dti.{name}": str(getattr(settings, name)) for name in RECORDED}
+    from dticli.settings import Trait
+
+    made = {f"dti.{name}": str(getattr(settings, name)) for name in settings.named(Trait.RECORDED)}
     made["dti.magnitude"] = settings.magnitude_rule
     # The prior and the initialiser may be files: their names say enough, and say nothing about the machine.
     sources = {"dti.init": _name(settings.init), "dti.prior": _name(settings.prior)}
