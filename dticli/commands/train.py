@@ -119,15 +119,11 @@ class CheckedWords:
 
 
 def _family_defaults() -> dict[str, str]:
-    """Defaults as help shows them: the first family's value, and families with other values."""
+    """Defaults as help shows them: the values that families have, which `dti models` lists by family."""
     shown = {}
     for name in families.TABLE[0].defaults.__dataclass_fields__:
-        by_value: dict[object, list[str]] = {}
-        for family in families.TABLE:
-            by_value.setdefault(getattr(family.defaults, name), []).append(family.name)
-        common, *others = by_value
-        parts = [f"{value} for {', '.join(by_value[value])}" for value in others]
-        shown[name] = "; ".join([str(common), *parts])
+        *others, last = sorted({getattr(family.defaults, name) for family in families.TABLE})
+        shown[name] = f"{', '.join(map(str, others))} or {last}, by family" if others else str(last)
     return shown
 
 
