@@ -215,6 +215,11 @@ class TrainSettings(ModelSettings):
         False, description="The word is the mean over the last half of the steps."
     )
     weight_decay: Annotated[float, Field(ge=0), Trait.RECORDED] = Field(1e-2, description="For --method ti.")
+    as_paper: Annotated[bool, Trait.INCIDENTAL] = Field(
+        False,
+        description="Learn as in the paper: its steps, batch, step length and prior, whatever the model or dti would choose; "
+        "other options go before it.",
+    )
     vectors: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Vectors the word gets; default: as many as the init phrase has tokens."
     )
@@ -433,10 +438,12 @@ def resolve(kind: type[S], *layers: Mapping[str, Any]) -> S:
 
 def first_said(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Each setting of the model as the first layer has it that names it; None where none does."""
-    return {
-        name: next((layer[name] for layer in layers if layer.get(name) is not None), None)
-        for name in ModelSettings.model_fields
-    }
+    return {name: first_of(layers, name) for name in ModelSettings.model_fields}
+
+
+def first_of(layers: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """A setting as the first layer has it that names it; None where none does."""
+    return next((layer[name] for layer in layers if layer.get(name) is not None), None)
 
 
 def plain(message: str) -> str:

@@ -13,7 +13,7 @@ from dticli.models import contents
 from dticli.photos import albums, captions
 from dticli.photos.albums import Album, Told
 from dticli.photos.captions import Captions
-from dticli.settings import ModelSettings, TrainSettings, model_layer, read_layers, resolve
+from dticli.settings import ModelSettings, TrainSettings, first_of, model_layer, read_layers, resolve
 from dticli.words import learned_word
 from dticli.words.base_model import Opened
 from dticli.words.programs import Target
@@ -66,7 +66,7 @@ def one(
     """The job of one word.
 
     Args:
-        layers: settings, the strongest first; those of the model and its family come after them.
+        layers: settings, the strongest first; those of the paper, if one asks for them, the model and its family come after them.
         out: the token file; default: the token's name.
         told: hears how many photos are checked, after each.
 
@@ -76,8 +76,10 @@ def one(
         InputError: no usable photos.
     """
     model, family = opened.model, opened.family
-    defaults = vars(family.defaults)
-    settings = resolve(TrainSettings, model.settings, *layers, model_layer(model.folder, "train"), defaults)
+    below = [model_layer(model.folder, "train"), vars(family.defaults)]
+    if first_of(layers, "as_paper"):
+        below.insert(0, family.as_paper)
+    settings = resolve(TrainSettings, model.settings, *layers, *below)
     if settings.photos is None:
         raise UsageError(
             "no photos: expected a folder; write dti train ./photos --token ... --init ..., or photos = in a settings file"

@@ -105,6 +105,7 @@ class Family:
         defaults: training settings.
         source: where these come from.
         multiple: picture sides must be multiples of this many pixels.
+        paper: what the paper, or its code, sets for this family besides the defaults.
         refused: entries of `model_index.json` that mark models of the same class which are trained in another way.
         verified: what it was tried on.
     """
@@ -117,8 +118,15 @@ class Family:
     defaults: Defaults
     source: str = "those of SDXL in the paper; not measured"
     multiple: int = 16
+    paper: tuple[tuple[str, Any], ...] = ()
     refused: tuple[str, ...] = ()
     verified: tuple[str, ...] = (TINY,)
+
+    @property
+    def as_paper(self) -> dict[str, Any]:
+        """Training settings of the paper. Its crops are not among them: how large they are is the model's to say."""
+        own = {name: value for name, value in vars(self.defaults).items() if name != "resolution"}
+        return THE_PAPERS | own | dict(self.paper)
 
     @property
     def code(self) -> "FamilyCode":
@@ -145,6 +153,19 @@ MT5 = Encoder("mt5xl", "text_encoder_2", "tokenizer_2", RELATIVE_POSITIONS)
 # Models of several billion parameters see one picture at a time, and as many a step as the others.
 ONE_BY_ONE = {"batch_size": 1, "accumulate": 4}
 PAPER = "arXiv:2512.13672"
+THE_PAPERS: dict[str, Any] = {
+    "method": "dti",
+    "optimizer": "rsgd",
+    "beta": 0.0,
+    "schedule": "constant",
+    "average": False,
+    "prior": "init",
+    "magnitude": "mean",
+    "train_magnitude": False,
+    "pooling": "stock",
+    "zero_pad": False,
+}
+"""What the paper sets alike for all families."""
 
 TABLE: tuple[Family, ...] = (
     Family(
@@ -176,6 +197,7 @@ TABLE: tuple[Family, ...] = (
         Defaults(resolution=1024, steps=1000, lr=0.08, kappa=5e-5),
         source=PAPER,
         multiple=32,
+        paper=(("zero_pad", True),),
     ),
     Family(
         "sd3",
