@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-
-import torch
-import torch.distributed as distributed
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dticli.errors import EnvironmentProblem, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def own(self, device: torch.device) -> torch.device:
+    def own(self, device: "torch.device") -> "torch.device":
         """The device of its kind that belongs to this process, made the present one.
 
         Raises:
@@ -41,6 +42,8 @@ class Ranks:
         """
         if device.type != "cuda":
             return device
+        import torch
+
         if self.local >= torch.cuda.device_count():
             raise EnvironmentProblem(
                 f"process {self.local} of this machine has no CUDA device: there are {torch.cuda.device_count()}; "
@@ -50,15 +53,21 @@ class Ranks:
         torch.cuda.set_device(mine)
         return mine
 
-    def mean_(self, tensors: Sequence[Tensor]) -> None:
+    def mean_(self, tensors: "Sequence[Tensor]") -> None:
         """Replace each tensor by its mean over all ranks."""
-        for tensor in tensors if self.size > 1 else ():
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        for tensor in tensors:
             with _together():
                 distributed.all_reduce(tensor)
             tensor /= self.size
 
     def mean(self, value: float) -> float:
         """The mean over all ranks; NaN if it is NaN in one."""
+        import torch
+
         total = torch.tensor(value, dtype=torch.float64)
         self.mean_([total])
         return total.item()
@@ -67,6 +76,9 @@ class Ranks:
         """The largest over all ranks."""
         if self.size == 1:
             return value
+        import torch
+        from torch import distributed
+
         found = torch.tensor(value)
         with _together():
             distributed.all_reduce(found, distributed.ReduceOp.MAX)
@@ -76,6 +88,9 @@ class Ranks:
         """What the first rank calls this with; what others do is ignored."""
         if self.size == 1:
             return content
+        import torch
+        from torch import distributed
+
         length = torch.tensor(len(content))
         with _together():
             distributed.broadcast(length, src=0)
@@ -121,6 +136,9 @@ def joined(ranks: Ranks) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
+    import torch
+    from torch import distributed
+
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         distributed.init_process_group(backends, timeout=PATIENCE)

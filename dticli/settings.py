@@ -426,14 +426,38 @@ def resolve(kind: type[S], *layers: Mapping[str, Any]) -> S:
     Raises:
         UsageError: names every unknown key, wrong type and value out of range in one line.
     """
+    try:
+        return kind.model_validate(_merged(layers))
+    except ValidationError as error:
+        raise _wrong(kind, error.errors()) from None
+
+
+def require_possible(kind: type[Settings], *layers: Mapping[str, Any]) -> None:
+    """Find what no model can put right in the layers above its own, before it is looked for.
+
+    Raises:
+        UsageError: as `resolve`, but for settings that a model or its family may say.
+    """
+    try:
+        kind.model_validate(_merged(layers))
+    except ValidationError as error:
+        others = kind.named(Trait.OF_A_MODEL)
+        problems = [
+            each for each in error.errors() if each["type"] != "missing" or each["loc"][0] not in others
+        ]
+        if problems:
+            raise _wrong(kind, problems) from None
+
+
+def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged |= {name: value for name, value in layer.items() if value is not None}
-    try:
-        return kind.model_validate(merged)
-    except ValidationError as error:
-        problems = "; ".join(_describe(kind, problem) for problem in error.errors())
-        raise UsageError(f"{problems}; see --help") from None
+    return merged
+
+
+def _wrong(kind: type[Settings], problems: Sequence[Any]) -> UsageError:
+    return UsageError(f"{'; '.join(_describe(kind, problem) for problem in problems)}; see --help")
 
 
 def first_said(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

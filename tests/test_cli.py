@@ -115,6 +115,63 @@ def test_start_up_imports_no_heavy_library(arguments: list[str], forbidden: set[
     assert not loaded & forbidden
 
 
+WORD = ["--token", "<dog>", "--init", "dog"]
+MISTAKES: dict[str, tuple[int, list[str]]] = {
+    "nothing": (2, ["train"]),
+    "no such folder": (3, ["train", "nothing", *WORD]),
+    "a size that does not suit": (2, ["train", "photos", *WORD, "--resolution", "63"]),
+    "a name that does not suit": (2, ["train", "photos", "--token", "<Dog>", "--init", "dog"]),
+    "no captions": (3, ["train", "photos", *WORD, "--captions", "sidecar"]),
+    "no masks": (3, ["train", "photos", *WORD, "--masks", "nothing"]),
+    "a file in the way": (2, ["train", "photos", *WORD, "-o", "taken.safetensors"]),
+    "no such model": (4, ["train", "photos", *WORD, "--model", "./nothing"]),
+    "a wrong settings file": (2, ["train", "photos", "--config", "wrong.toml"]),
+    "a wrong subjects file": (2, ["train", "--subjects", "wrong.toml"]),
+    "a word's photos": (3, ["train", "--subjects", "subjects.toml"]),
+    "no prompt": (2, ["generate"]),
+    "no such scheduler": (2, ["generate", "a dog", "--scheduler", "nothing"]),
+    "a size beyond reach": (2, ["generate", "a dog", "--size", "4"]),
+    "no such word": (3, ["generate", "a <dog>", "-t", "nothing.safetensors"]),
+    "no such file": (3, ["info", "nothing.safetensors"]),
+    "nothing to convert": (3, ["convert", "nothing.safetensors"]),
+    "one word to mix": (2, ["mix", "a.safetensors"]),
+    "one end": (2, ["interpolate", "a.safetensors"]),
+    "no such ends": (3, ["interpolate", "a.safetensors", "b.safetensors"]),
+    "nothing to compare": (3, ["compare", "a.safetensors", "b.safetensors"]),
+    "nothing to judge": (2, ["evaluate"]),
+    "no such plan": (2, ["evaluate", "--plan", "nothing.toml"]),
+    "nothing to inspect": (3, ["inspect-norms", "nothing.safetensors"]),
+    "no model to describe": (4, ["models", "./nothing"]),
+    "nothing to push": (3, ["push", "nothing.safetensors", "user/name"]),
+}
+
+
+def test_mistakes_are_told_before_any_heavy_library_is_imported(photos: Path, tmp_path: Path) -> None:
+    """Settings and files are looked at first: whoever mistypes must not wait for torch."""
+    (tmp_path / "photos").symlink_to(photos)
+    (tmp_path / "taken.safetensors").write_bytes(b"mine")
+    (tmp_path / "wrong.toml").write_text("steps = 'x'")
+    (tmp_path / "subjects.toml").write_text('[dog]\ninit = "dog"\nphotos = "nothing"\n')
+    code = (
+        "import sys, json; from dticli.cli import run\n"
+        "for name, (_, arguments) in json.loads(sys.argv[1]).items():\n"
+        "    code = run(arguments)\n"
+        "    print(json.dumps([name, code, sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules))]))\n"
+    )
+    # A model by name: whether there is CUDA, and so which model is the default, only torch knows.
+    environment = os.environ | {"DTI_MODEL": "stickers", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(MISTAKES)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found == [[name, code, []] for name, (code, _) in MISTAKES.items()], done.stderr
+
+
 def test_completion_imports_no_heavy_library() -> None:
     """Pressing TAB after `dti train --pr` must not wait for torch."""
     code = (

@@ -13,7 +13,7 @@ from dticli import console
 from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
-from dticli.settings import GenerateSettings, model_layer, resolve
+from dticli.settings import GenerateSettings, model_layer, require_possible, resolve
 
 if TYPE_CHECKING:
     from dticli.words.learned_word import Token
@@ -80,9 +80,10 @@ def command(
             raise UsageError(
                 f"the prompt {text!r} has no {{}}: expected it where the word goes; write 'a photo of {{}}'"
             )
+    require_possible(GenerateSettings, given)
     with console.busy("loading", quiet=quiet):
         from dticli import atomic
-        from dticli.draw import pictures, pipeline, sampler, sheets
+        from dticli.draw import pictures, sampler, sheets
         from dticli.words import base_model
         from dticli.words import texts as about
 
@@ -95,6 +96,8 @@ def command(
     opened = base_model.open_model(given, tokens)
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     with console.busy(f"loading {opened.model.label}", quiet=quiet):
+        from dticli.draw import pipeline
+
         pipe = pipeline.without_words(opened, settings)
     shown = partial(console.progress, quiet=quiet)
     columns = [*_with_twins(pipe, opened.family, list(zip(named, tokens, strict=True)), rescale or [])]

@@ -268,11 +268,12 @@ def _evaluated(
 def _planned(
     given: Mapping[str, Any], name: str, out: Path | None, together: int, force: bool, quiet: bool
 ) -> "PlanResult":
-    with console.busy("loading", quiet=quiet):
-        from dticli.evaluation import execution
-        from dticli.evaluation import plan as plans
+    from dticli.evaluation import plan as plans
 
     plan = plans.read(name)
+    with console.busy("loading", quiet=quiet):
+        from dticli.evaluation import execution
+
     return execution.carry_out(
         plan,
         given,

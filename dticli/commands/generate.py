@@ -13,7 +13,7 @@ from dticli import console
 from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
-from dticli.settings import ANY_SEED, GenerateSettings, Group, model_layer, resolve
+from dticli.settings import ANY_SEED, GenerateSettings, Group, model_layer, require_possible, resolve
 
 if TYPE_CHECKING:
     from dticli.draw.sampler import Shot
@@ -75,9 +75,10 @@ def command(
     Example: dti generate "a photo of <dog> in the snow" -t dog.safetensors --count 4 --grid grid.png
     """
     texts = _prompts(prompt or [], prompts)
+    require_possible(GenerateSettings, given)
     with console.busy("loading", quiet=quiet):
         from dticli import atomic
-        from dticli.draw import pictures, pipeline, sampler
+        from dticli.draw import pictures, sampler
         from dticli.words import base_model
         from dticli.words import texts as about
 
@@ -91,12 +92,17 @@ def command(
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     if given["seed"] == ANY_SEED:
         console.notice(f"seed: {settings.seed}")
+    if settings.scheduler:
+        sampler.require_scheduler(settings.scheduler)
     shots = sampler.shots(texts, settings.seed, count)
     if grid:
         pictures.require_image(grid)
     targets = _targets(out, shots, force=force)
     atomic.require_writable([*targets, *([grid] if grid else [])], force=force)
     with console.busy(f"loading {opened.model.label}", quiet=quiet):
+        # Imports torch: whatever is wrong with the command is known by now.
+        from dticli.draw import pipeline
+
         loaded = pipeline.load(opened, settings, tokens)
     drawn = pipeline.draw(
         loaded, opened, shots, settings, files=targets, progress=partial(console.progress, quiet=quiet)

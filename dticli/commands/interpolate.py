@@ -12,7 +12,15 @@ from dticli import console
 from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
 from dticli.errors import UsageError
-from dticli.settings import ANY_SEED, GenerateSettings, Group, PathKind, model_layer, resolve
+from dticli.settings import (
+    ANY_SEED,
+    GenerateSettings,
+    Group,
+    PathKind,
+    model_layer,
+    require_possible,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -146,9 +154,10 @@ def command(
             f"--grid beside {'--image-judge' if image_judge else '--ping-pong'}: expected a path for that; leave one out"
         )
     texts = _prompts(prompt, prompts)
+    require_possible(GenerateSettings, given)
     with console.busy("loading", quiet=quiet):
         from dticli import atomic
-        from dticli.draw import pictures, pipeline
+        from dticli.draw import pictures
         from dticli.models import devices
         from dticli.words import base_model, mixing
         from dticli.words import texts as about
@@ -175,6 +184,8 @@ def command(
 
         eyes = judges.likeness(image_judge, devices.pick_device(settings.device), offline=settings.offline)
     with console.busy(f"loading {opened.model.label}", quiet=quiet):
+        from dticli.draw import pipeline
+
         loaded = pipeline.load(opened, settings, tokens)
 
     def draw(way: "Sequence[Weights]") -> "list[list[Image]]":

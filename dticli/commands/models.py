@@ -88,11 +88,13 @@ def command(
 
 
 def _describe(target: str, base: str | None, variant: str | None, offline: bool) -> Described:
-    from dticli.models import choice, contents, footprint
+    from dticli.models import choice, contents
     from dticli.settings import model_layer
 
     model = choice.choose(target, base=base, variant=variant, offline=offline)
     family = contents.family(model)
+    from dticli.models import footprint
+
     own = {
         name: value
         for name, value in model_layer(model.folder, "train").items()

@@ -15,7 +15,7 @@ from dticli.errors import DtiError, UsageError
 from dticli.learn import live
 from dticli.learn.live import How, Trained
 from dticli.models import families
-from dticli.settings import Group, TrainSettings, first_said, read_config
+from dticli.settings import Group, TrainSettings, first_said, read_config, require_possible
 from dticli.words import texts
 from dticli.words.programs import Target
 
@@ -197,22 +197,21 @@ def command(
     jobs = _jobs(given, photos, out, config, subjects, format, check=check, quiet=quiet)
     if given["token"] and given["token"] != jobs[0].settings.token:
         console.notice(f"the word is {jobs[0].settings.token}")
+    how = How(resume=resume, force=force, quiet=quiet)
+    if not check:
+        _require_ready(jobs, how)
+    # Imports torch: files and settings are checked by now.
     _require_known(jobs)
     if preset:
         jobs = (_fitted(jobs, preset, given, many=subjects is not None),)
     if check:
         console.show(_checks(jobs, many=subjects is not None), as_json=json)
-    for job in jobs:
-        job.captions.require_usable()
+        for job in jobs:
+            job.captions.require_usable()
     if complaint := texts.unread(text for job in jobs for text in job.texts()):
         console.warn(complaint)
     if check:
         return
-    how = How(resume=resume, force=force, quiet=quiet)
-    for job in jobs:
-        job.require_writable()
-        if not resume:
-            live.require_free(job, how)
     with ranks.joined(team):
         if subjects:
             _each(jobs, together or 1, team, how, json)
@@ -243,6 +242,7 @@ def _jobs(
     file_layer = read_config(TrainSettings, config) if config else {}
     if subjects is None:
         layers = [given | {"photos": str(photos) if photos else None}, file_layer, ANY_WORD if check else {}]
+        require_possible(TrainSettings, *layers)
         opened = base_model.open_model(first_said(layers), ())
         with console.counting("photos checked", quiet=quiet) as told:
             return (jobs.one(opened, layers, out, program, told),)
@@ -254,6 +254,15 @@ def _jobs(
     opened = base_model.open_model(first_said([given, words.shared, file_layer]), ())
     with console.counting("photos checked", quiet=quiet) as told:
         return jobs.many(opened, given, words, file_layer, out, program, told)
+
+
+def _require_ready(jobs: "Sequence[Job]", how: How) -> None:
+    """Find captions that are missing and files in the way."""
+    for job in jobs:
+        job.captions.require_usable()
+        job.require_writable()
+        if not how.resume:
+            live.require_free(job, how)
 
 
 def _require_known(jobs: "Sequence[Job]") -> None:

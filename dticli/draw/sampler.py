@@ -4,18 +4,19 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
-import torch
 from PIL.Image import Image
 
 from dticli.draw.schedulers import SCHEDULERS
 from dticli.errors import EnvironmentProblem, ModelError, UsageError, boundary, is_out_of_memory
 from dticli.models.families import Family
-from dticli.models.families.shape import FIXED, call_defaults, is_flow
 from dticli.settings import GenerateSettings
-from dticli.words.placement import Word, place
+
+if TYPE_CHECKING:
+    import torch
+
+    from dticli.words.placement import Word
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ Stepped = Callable[[int, int], None]
 def sample(
     pipe: Any,
     family: Family,
-    words: Sequence[Word],
+    words: "Sequence[Word]",
     shots: Sequence[Shot],
     settings: GenerateSettings,
     stepped: Stepped = lambda done, total: None,
@@ -58,6 +59,8 @@ def sample(
         InputError: a word is cut off in a text; before anything is drawn.
         EnvironmentProblem: out of memory; says what to lower.
     """
+    from dticli.words.placement import place
+
     with place(pipe, family.encoders, words) as placement:
         texts = [shot.prompt for shot in shots]
         if settings.negative is not None:
@@ -85,10 +88,12 @@ def _call(
     pipe: Any,
     settings: GenerateSettings,
     prompts: list[str],
-    generators: list[torch.Generator],
+    generators: "list[torch.Generator]",
     stepped: Stepped,
 ) -> list[tuple[Image, bool]]:
     """Images, and whether each was filtered."""
+    from dticli.models.families.shape import call_defaults
+
     options = _options(pipe, settings, len(prompts))
     if "callback_on_step_end" in call_defaults(pipe):
         options["callback_on_step_end"] = partial(_pass_on, stepped)
@@ -123,6 +128,8 @@ def _undrawable(reason: str) -> ModelError:
 
 def _lighter(pipe: Any, settings: GenerateSettings, count: int) -> str:
     """What takes less memory, of what is not done yet."""
+    import torch
+
     ways = {
         "lower --batch-size": count > 1,
         "lower --size": True,
@@ -134,6 +141,8 @@ def _lighter(pipe: Any, settings: GenerateSettings, count: int) -> str:
 
 def _options(pipe: Any, settings: GenerateSettings, count: int) -> dict[str, Any]:
     """Keywords of `pipe(...)` for `count` prompts: what was asked for, and what its defaults would spoil."""
+    from dticli.models.families.shape import FIXED, call_defaults
+
     known = call_defaults(pipe)
     options = {name: known[name] for name in FIXED if name in known}
     options |= {"num_inference_steps": settings.steps, "output_type": "pil"} | _guidance(
@@ -176,8 +185,10 @@ def _guidance(known: Mapping[str, Any], settings: GenerateSettings, count: int) 
     return {"true_cfg_scale": strength, "negative_prompt": negatives}
 
 
-def _generator(seed: int) -> torch.Generator:
+def _generator(seed: int) -> "torch.Generator":
     """On the CPU, so that a seed draws the same noise on every device."""
+    import torch
+
     return torch.Generator().manual_seed(seed)
 
 
@@ -193,6 +204,10 @@ def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
+    import diffusers
+
+    from dticli.models.families.shape import is_flow
+
     require_scheduler(name)
     own = pipe.scheduler
     kind, options = SCHEDULERS[name]

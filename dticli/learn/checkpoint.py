@@ -7,14 +7,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from dticli import atomic, files
 from dticli.errors import InputError, UsageError, boundary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 KEPT = 2
@@ -54,8 +55,8 @@ class Checkpoint:
 
     step: int
     loss: float
-    state: Mapping[str, Tensor]
-    rows: Mapping[str, Tensor]
+    state: "Mapping[str, Tensor]"
+    rows: "Mapping[str, Tensor]"
     identity: Identity
     machine: Mapping[str, str]
 
@@ -66,6 +67,8 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         EnvironmentProblem: the disk refuses.
     """
+    from safetensors.torch import save
+
     tensors = {f"{_STATE}{name}": each for name, each in checkpoint.state.items()}
     tensors |= {f"{_ROWS}{key}": each for key, each in checkpoint.rows.items()}
     # Copies: the format refuses tensors that share memory, as free rows do with the state.
@@ -126,7 +129,7 @@ def _texts(value: Any) -> dict[str, str]:
     return value
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _part(tensors: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
     return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from dticli import atomic, spelling
 from dticli.errors import DtiError, UsageError
-from dticli.learn import tracking
 from dticli.learn.run_folder import RunFolder
 from dticli.models import contents
 from dticli.photos import albums, captions
@@ -85,7 +84,11 @@ def one(
             "no photos: expected a folder; write dti train ./photos --token ... --init ..., or photos = in a settings file"
         )
     learned_word.check_name(settings.token)
-    tracking.require(settings)
+    if settings.tracker:
+        # Imports torch.
+        from dticli.learn import tracking
+
+        tracking.require(settings)
     contents.require_multiple((settings.resolution, settings.resolution), family)
     target = out or Path(_file_name(settings.token))
     fit = albums.fit(settings, family.multiple)

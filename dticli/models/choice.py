@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from dticli import bundled, hub
 from dticli.errors import ModelError, UsageError
 from dticli.models import devices, single_file
@@ -107,15 +105,12 @@ def choose(
         UsageError: a base for what is no single file.
     """
     environment = os.environ.get(ENVIRONMENT_VARIABLE)
-    cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     candidates = (
         (option, "chosen with --model"),
         (recorded, "the token file was learned on it"),
         (environment, f"chosen by {ENVIRONMENT_VARIABLE}"),
-        (DEFAULT_ON_CUDA if cuda else None, "the default where CUDA is available"),
-        (bundled.MODEL_NAME, "the default without CUDA, bundled with dti"),
     )
-    name, why = next((name, why) for name, why in candidates if name)
+    name, why = next(((name, why) for name, why in candidates if name), None) or _default(device)
     if single_file.is_named(name):
         found = _locate_file(Path(os.path.expanduser(name)), why, base, variant=variant, offline=offline)
     elif base:
@@ -125,6 +120,13 @@ def choose(
     else:
         found = _locate(name, why, "--model", variant=variant, offline=offline)
     return replace(found, prediction=prediction)
+
+
+def _default(device: str) -> tuple[str, str]:
+    """The model that is taken where nobody names one, and why."""
+    if device in ("auto", "cuda") and devices.has_cuda():
+        return DEFAULT_ON_CUDA, "the default where CUDA is available"
+    return bundled.MODEL_NAME, "the default without CUDA, bundled with dti"
 
 
 def _locate_file(path: Path, why: str, base: str | None, *, variant: str | None, offline: bool) -> Model:

@@ -2,20 +2,39 @@
 
 import logging
 import os
-
-import torch
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dticli.errors import EnvironmentProblem
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""What users call a precision, and what torch calls it."""
+DRIVERS_AT = Path("/dev")
+DRIVERS = ("nvidia*", "nvhost*", "dxg", "kfd")
+"""What lies there where a driver for CUDA, or for what torch calls so, is at work: of cards, Jetson, WSL and AMD."""
 
 
-def pick_device(wanted: str) -> torch.device:
+def has_cuda() -> bool:
+    """Whether torch can compute with CUDA; it is not imported where there is no driver to compute with."""
+    if sys.platform == "linux" and not any(any(DRIVERS_AT.glob(name)) for name in DRIVERS):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pick_device(wanted: str) -> "torch.device":
     """The device for `auto`, `cuda`, `mps` or `cpu`.
 
     Raises:
         EnvironmentProblem: that kind of device is not there.
     """
+    import torch
+
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -30,21 +49,29 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+def dtype(precision: str) -> "torch.dtype":
+    """The dtype of this name."""
+    import torch
+
+    found: torch.dtype = getattr(torch, DTYPES[precision])
+    return found
+
+
+def pick_dtype(precision: str, device: "torch.device") -> "torch.dtype":
     """The dtype of the frozen weights; `auto` is bf16 or fp16 on CUDA, fp32 elsewhere."""
-    if precision != "auto":
-        return DTYPES[precision]
-    if device.type != "cuda":
-        return torch.float32
-    # Cards before Ampere emulate bf16, many times slower than they compute in fp16.
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float16
+    return dtype(pick_precision(precision, device))
 
 
-def pick_precision(precision: str, device: torch.device) -> str:
+def pick_precision(precision: str, device: "torch.device") -> str:
     """Name of the dtype that `pick_dtype` picks."""
-    dtype = pick_dtype(precision, device)
-    return next(name for name, each in DTYPES.items() if each == dtype)
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    import torch
+
+    # Cards before Ampere emulate bf16, many times slower than they compute in fp16.
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 NOISY = ("bitsandbytes", "torchao", "torch.utils._pytree")
@@ -65,5 +92,7 @@ def quiet_libraries() -> None:
 
 def make_deterministic() -> None:
     """Ask torch for the same bytes on every run, on CUDA too; ops without such a version raise."""
+    import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

@@ -9,16 +9,17 @@ import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from dticli import files, mistaken
 from dticli.errors import ModelError, boundary
 from dticli.models import foreign
 from dticli.models.families import Encoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TABLE_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight")
 # First the files that are loaded when no variant is asked for, then variants such as fp16.
@@ -47,7 +48,7 @@ class Table:
     """
 
     encoder: str
-    rows: Tensor
+    rows: "Tensor"
     words: Sequence[str]
 
     @property
@@ -56,7 +57,7 @@ class Table:
         return self.rows.shape[1]
 
 
-def table_of(encoder: str, weight: Tensor, tokenizer: Any) -> Table:
+def table_of(encoder: str, weight: "Tensor", tokenizer: Any) -> Table:
     """A table of a loaded encoder.
 
     Args:
@@ -122,7 +123,7 @@ def _find_table(folder: Path) -> tuple[Path, str | None]:
     return folder / Path(str(shards[key])).name, key
 
 
-def _read_weight(path: Path, key: str | None) -> Tensor:
+def _read_weight(path: Path, key: str | None) -> "Tensor":
     weight = _read_tensor(path, key)
     if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
         raise ModelError(
@@ -141,13 +142,15 @@ def _weight_file(folder: Path) -> Path:
     raise ModelError(f"no weights in {folder}: expected model.safetensors; download the model again")
 
 
-def _read_tensor(path: Path, key: str | None) -> Tensor:
+def _read_tensor(path: Path, key: str | None) -> "Tensor":
     """The table in one file of weights, mapped to disk where the format allows; `key` is searched if None."""
     files.require(path, ModelError, "expected weights; download the model again")
     with boundary(lambda reason: ModelError(f"{path} cannot be read ({reason}); download the model again")):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor(key or _table_key(file.keys(), path))
+        import torch
+
         # Only the zip format of torch >= 1.6 can be mapped.
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         return weights[key or _table_key(weights, path)]

@@ -335,7 +335,7 @@ def _complete(shapes: Mapping[str, Shapes], family: Family) -> bool:
 def _weigh(
     shapes: Mapping[str, Shapes], index: Mapping[str, Any], family: Family, precision: str, quantize: str
 ) -> Weights:
-    size = devices.DTYPES[precision].itemsize
+    size = devices.dtype(precision).itemsize
     fewer = {
         name: KEPT.get(index[name][1], ())
         for name in quantization.rounded(index, family)
@@ -386,7 +386,7 @@ def _rounded_bytes(shape: tuple[int, ...], quantize: str) -> float:
 
 def savings(settings: S, model: Model, device: torch.device) -> Iterator[tuple[str, S]]:
     """Options that take less memory and work here, mildest first, each with the settings changed by it alone."""
-    large = devices.pick_dtype(settings.precision, device).itemsize > devices.DTYPES["bf16"].itemsize
+    large = devices.pick_dtype(settings.precision, device).itemsize > devices.dtype("bf16").itemsize
     ways: list[tuple[str, dict[str, Any], bool]] = [
         ("--low-memory", {"low_memory": True}, not settings.low_memory and device.type in OWN_MEMORY),
         ("--precision bf16", {"precision": "bf16"}, large),

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from dticli import paths, randomness
 from dticli.errors import InputError, is_out_of_memory
@@ -22,6 +21,9 @@ from dticli.photos import decoding
 from dticli.photos.decoding import SHEETS, Fit
 from dticli.randomness import Key
 from dticli.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2"}
@@ -383,7 +385,7 @@ def bucket(size: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     return max(grid, round(height / grid) * grid), max(grid, round(width / grid) * grid)
 
 
-def cut(crops: Sequence[Crop]) -> Iterator[tuple[Crop, Tensor, Tensor | None]]:
+def cut(crops: Sequence[Crop]) -> "Iterator[tuple[Crop, Tensor, Tensor | None]]":
     """Each crop with its `pixels` and `weights`, in order; photos are decoded ahead of their use.
 
     Raises:
@@ -396,12 +398,12 @@ def cut(crops: Sequence[Crop]) -> Iterator[tuple[Crop, Tensor, Tensor | None]]:
             yield crop, _pixels(picture, crop), None if mask is None else _weights(mask, crop)
 
 
-def pixels(crop: Crop) -> Tensor:
+def pixels(crop: Crop) -> "Tensor":
     """The crop as (3, height, width) float32 in [-1, 1]; transparency lies on white."""
     return _pixels(_sheet(crop)[0], crop)
 
 
-def weights(crop: Crop) -> Tensor | None:
+def weights(crop: Crop) -> "Tensor | None":
     """How much each pixel of the crop counts, (height, width) float32 from `BACKGROUND` to 1; None without a mask."""
     _, mask = _sheet(crop)
     return None if mask is None else _weights(mask, crop)
@@ -419,12 +421,16 @@ def whole(photo: Photo) -> Image.Image:
     )
 
 
-def _pixels(picture: Image.Image, crop: Crop) -> Tensor:
+def _pixels(picture: Image.Image, crop: Crop) -> "Tensor":
+    import torch
+
     values = np.asarray(_window(picture, crop), dtype=np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
-def _weights(mask: Image.Image, crop: Crop) -> Tensor:
+def _weights(mask: Image.Image, crop: Crop) -> "Tensor":
+    import torch
+
     values = np.asarray(_window(mask, crop), dtype=np.float32) / 255
     return torch.from_numpy(BACKGROUND + (1 - BACKGROUND) * values)
 

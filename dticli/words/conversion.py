@@ -12,12 +12,13 @@ from dticli.errors import InputError, UsageError
 from dticli.paths import SUFFIXES, names_token_file
 from dticli.words import learned_word, programs, token_reading, token_writing
 from dticli.words.learned_word import Token
-from dticli.words.norms import Summary, magnitude
 from dticli.words.programs import SOLE, Described, Program
 from dticli.words.token_reading import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dticli.words.norms import Summary
 
 IDENTIFIER = "token_identifier.txt"
 """Holds the word in repositories of the sd-concepts-library."""
@@ -255,7 +256,7 @@ def of_family(token: Token, family: str | None) -> Token:
     return _named_by_encoder(dataclasses.replace(token, metadata={**token.metadata, "dti.family": family}))
 
 
-def rescaled(token: Token, vocabulary: Mapping[str, Summary], rule: str) -> Token:
+def rescaled(token: Token, vocabulary: "Mapping[str, Summary]", rule: str) -> Token:
     """The token with every vector brought to the length the rule asks for; directions stay.
 
     Args:
@@ -266,6 +267,8 @@ def rescaled(token: Token, vocabulary: Mapping[str, Summary], rule: str) -> Toke
         InputError: the token is not for that model.
         UsageError: no such rule.
     """
+    from dticli.words.norms import magnitude
+
     rows = learned_word.fit(token, {key: each.width for key, each in vocabulary.items()})
     scaled = {key: _with_length(each, magnitude(vocabulary[key], rule)) for key, each in rows.items()}
     return dataclasses.replace(token, vectors=scaled, metadata={**token.metadata, "dti.rescaled": rule})

@@ -4,13 +4,14 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dticli import spelling
 from dticli.errors import InputError, UsageError
 from dticli.words.programs import SOLE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = re.compile(r"<[a-z0-9]([a-z0-9_-]*[a-z0-9])?>")
 MAX_NAME = 64
@@ -35,10 +36,12 @@ class Token:
     """
 
     name: str
-    vectors: Mapping[str, Tensor]
+    vectors: "Mapping[str, Tensor]"
     metadata: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        import torch
+
         check_name(self.name)
         if not all(isinstance(text, str) for pair in self.metadata.items() for text in pair):
             raise TypeError("metadata maps text to text")
@@ -117,7 +120,7 @@ def require_shape(key: str, shape: Sequence[int]) -> None:
         )
 
 
-def _require_directions(key: str, rows: Tensor) -> None:
+def _require_directions(key: str, rows: "Tensor") -> None:
     if not rows.isfinite().all():
         raise InputError(
             f"{vectors_for(key)} hold NaN or inf: expected finite numbers; get another copy or train again"
@@ -142,7 +145,7 @@ def vectors_for(key: str) -> str:
     return "the vectors" if key == SOLE else f"the vectors for {key}"
 
 
-def fit(token: Token, widths: Mapping[str, int]) -> dict[str, Tensor]:
+def fit(token: Token, widths: Mapping[str, int]) -> "dict[str, Tensor]":
     """The token's rows for each encoder of a model.
 
     Several encoders are matched by key. One is matched by width, unless the file names another kind: CLIP

@@ -5,15 +5,15 @@ Each is a list of weights, one for every word mixed, and `mixed` turns weights i
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from dticli import sphere
 from dticli.errors import InputError, UsageError
 from dticli.settings import PathKind
 
-Rows = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rows = Mapping[str, "Tensor"]
 """Encoder key to (vectors, width)."""
 Weights = tuple[float, ...]
 """One weight for each word, none negative, of sum 1."""
@@ -59,7 +59,7 @@ def grid(words: int, side: int) -> list[list[Weights]]:
     raise UsageError(f"a grid between {words} words: expected three or four; leave out --grid for a path")
 
 
-def mixed(words: Sequence[Rows], weights: Weights, path: PathKind) -> dict[str, Tensor]:
+def mixed(words: Sequence[Rows], weights: Weights, path: PathKind) -> "dict[str, Tensor]":
     """The weighted mean of words; a word that has all the weight is returned exactly.
 
     Args:
@@ -75,12 +75,16 @@ def mixed(words: Sequence[Rows], weights: Weights, path: PathKind) -> dict[str, 
     parts = [(word, weight) for word, weight in zip(words, weights, strict=True) if weight]
     if len(parts) == 1:
         return dict(parts[0][0])
+    import torch
+
     shares = torch.tensor([weight for _, weight in parts])
     return {key: _mean(torch.stack([word[key] for word, _ in parts]), shares, path) for key in parts[0][0]}
 
 
-def _mean(rows: Tensor, weights: Tensor, path: PathKind) -> Tensor:
+def _mean(rows: "Tensor", weights: "Tensor", path: PathKind) -> "Tensor":
     """Of rows (words, vectors, width) with weights (words,)."""
+    from dticli import sphere
+
     weights = weights.to(rows)
     spread = weights[:, None, None]
     # From the first row on, so that equal rows have exactly themselves as their mean.
@@ -106,6 +110,10 @@ def require_alike(words: Sequence[Rows]) -> None:
 
 def degrees(a: Rows, b: Rows) -> dict[str, float]:
     """Angle between the directions of two words, by encoder, mean over vectors."""
+    import torch
+
+    from dticli import sphere
+
     return {
         key: torch.rad2deg(sphere.angle(sphere.normalize(a[key]), sphere.normalize(b[key]))).mean().item()
         for key in a

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dticli.errors import InputError
@@ -58,6 +57,8 @@ def read(path: Path) -> Any:
 
 
 def _tensor(entry: dict[str, Any]) -> Any:
+    import torch
+
     return torch.tensor(entry[TENSOR], dtype=torch.float32) if TENSOR in entry else entry
 
 

@@ -11,11 +11,9 @@ import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from dticli import files, mistaken
 from dticli.errors import InputError
@@ -24,6 +22,9 @@ from dticli.paths import SNAPSHOT, SUFFIXES, best, snapshots
 from dticli.words import learned_word, pictured
 from dticli.words.learned_word import Token
 from dticli.words.programs import ALIASES, PUBLISHED, SOLE, STRING_TO_PARAM, Container
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOG = logging.getLogger(__name__)
 ENCODERS = frozenset(
@@ -38,8 +39,8 @@ MAX_WORDS = 64
 _ANONYMOUS = frozenset({SOLE, "emb_params", "emp_params", STRING_TO_PARAM})
 _BUNDLED = re.compile(r"bundle_emb\.(?P<word>.*?)\.(?P<part>string_to_param\.\*|[^.]+)", re.DOTALL)
 _FLOATS = frozenset(
-    {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-    | {torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+    {"float16", "bfloat16", "float32", "float64"}
+    | {"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"}
 )
 # They follow from name and vectors and are written anew, so that no stale value is carried along.
 _COMPUTED = frozenset({"dti.name", "dti.encoder", "format", "modelspec.hash_sha256"})
@@ -113,7 +114,7 @@ class _Found:
     """What a file holds: rows by encoder, the name they are stored under if any, its metadata, and its layout."""
 
     name: str | None
-    vectors: Mapping[str, Tensor]
+    vectors: "Mapping[str, Tensor]"
     metadata: Mapping[str, str]
     layout: Layout
 
@@ -238,7 +239,7 @@ def _found(
     container: Container,
     name: str | None,
     sources: Mapping[str, str],
-    tensors: Mapping[str, Tensor],
+    tensors: "Mapping[str, Tensor]",
     metadata: Mapping[str, str],
 ) -> _Found:
     """The rows of the chosen tensors, repaired.
@@ -250,7 +251,7 @@ def _found(
         learned_word.require_shape(key, tensor.shape)
     keys = _by_width({key: tensor.shape[-1] for key, tensor in tensors.items()})
     stored = {
-        keys[key]: Stored(sources[key], tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        keys[key]: Stored(sources[key], tuple(tensor.shape), _dtype(tensor))
         for key, tensor in tensors.items()
     }
     rows = {keys[key]: _rows(key, tensor) for key, tensor in tensors.items()}
@@ -281,8 +282,14 @@ def _by_width(widths: Mapping[str, int]) -> dict[str, str]:
     return {key: by_width[width] for key, width in widths.items()}
 
 
-def _empty(rows: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _dtype(tensor: "Tensor") -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _empty(rows: "Mapping[str, Tensor]") -> tuple[int, ...]:
     """Which rows are zeros in some encoder, if all have as many rows."""
+    import torch
+
     if len({len(each) for each in rows.values()}) > 1:
         return ()
     zeros = torch.stack([~each.any(dim=1) for each in rows.values()]).any(dim=0)
@@ -317,6 +324,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path, pick: str | None) -> _Found:
+    import torch
+
     size = path.stat().st_size
     if size > MAX_PICKLE:
         raise InputError(f"{size} bytes: expected at most {MAX_PICKLE}; is this a whole model?")
@@ -336,8 +345,10 @@ def _of_content(content: Any, container: Container, pick: str | None) -> _Found:
     return _found(container, name, sources, {key: tensors[source] for key, source in sources.items()}, said)
 
 
-def _pickled_tensors(content: Any) -> dict[str, Tensor]:
+def _pickled_tensors(content: Any) -> "dict[str, Tensor]":
     """The tensors by name: a bare one, those of A1111's `string_to_param`, or all in a mapping."""
+    from torch import Tensor
+
     if isinstance(content, Tensor):
         return {SOLE: content}
     if not isinstance(content, Mapping):
@@ -355,6 +366,8 @@ def _pickled_tensors(content: Any) -> dict[str, Tensor]:
 
 def _unpickle(data: bytes) -> Any:
     """The plain data of a pickle: tensors, containers, numbers and text."""
+    import torch
+
     try:
         if zipfile.is_zipfile(io.BytesIO(data)):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -454,9 +467,11 @@ def _encoder_of(part: str) -> str | None:
     return SOLE if part in _ANONYMOUS else key if key in ENCODERS else None
 
 
-def _rows(key: str, tensor: Tensor) -> Tensor:
+def _rows(key: str, tensor: "Tensor") -> "Tensor":
     """A file's tensor as (n, width) float32 with memory of its own."""
-    if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    import torch
+
+    if _dtype(tensor) not in _FLOATS or tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise InputError(
             f"{learned_word.vectors_for(key)} are {tensor.dtype}, {tensor.layout}: expected floating-point numbers"
         )

@@ -11,14 +11,15 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dticli import atomic
 from dticli.errors import UsageError
 from dticli.words.learned_word import Token
 from dticli.words.programs import SOLE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write(path: str | Path, token: Token, *, force: bool = False) -> None:
@@ -57,7 +58,7 @@ def to_bytes_as(token: Token, names: Mapping[str, str]) -> bytes:
     return serialize(tensors, {**token.metadata, **computed})
 
 
-def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def serialize(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> bytes:
     """A safetensors file with everything in sorted order, which the library's own writer does not promise.
 
     Adds `format` and `modelspec.hash_sha256`, the digest of the bytes after the header.
@@ -93,5 +94,5 @@ def content_hash(token: Token) -> str:
     return digest.hexdigest()
 
 
-def _little_endian(rows: Tensor) -> bytes:
+def _little_endian(rows: "Tensor") -> bytes:
     return rows.detach().numpy().astype("<f4").tobytes()

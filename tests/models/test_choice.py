@@ -1,5 +1,6 @@
 """Which model is chosen, and what is fetched of it."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def remote(hub: Hub, tmp_path: Path) -> Hub:
 
 def test_the_choice_of_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Option before the token file's own, before DTI_MODEL, before the default of the machine; the reason is told."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "has_cuda", lambda: False)
     assert choice.choose(None).name == bundled.MODEL_NAME
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "has_cuda", lambda: True)
     assert choice.choose(None).name == choice.DEFAULT_ON_CUDA
     assert choice.choose(None, device="cpu").name == bundled.MODEL_NAME
     monkeypatch.setenv("DTI_MODEL", "artist/environment")
@@ -101,6 +102,21 @@ def test_a_download_that_breaks_off_can_be_repeated(
     assert "network" in outcome.error
     remote.repositories["artist/tiny"].cut = None
     assert dti("inspect-norms", "artist/tiny").code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where drivers show in /dev")
+@pytest.mark.parametrize("node", ["nvidia0", "nvhost-gpu", "dxg", "kfd"])
+def test_torch_is_asked_for_cuda_where_there_is_a_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    """It costs seconds to ask; without a driver there is nothing to ask for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "DRIVERS_AT", tmp_path)
+    assert not devices.has_cuda()
+    (tmp_path / node).touch()
+    assert devices.has_cuda()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not devices.has_cuda()
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

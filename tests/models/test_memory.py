@@ -517,12 +517,12 @@ def test_weights_are_what_is_loaded(name: str, precision: str, tmp_path: Path) -
         for each in footprint.table(model, family, contents.shapes(model))
         if (each.precision, each.quantize) == (precision, "none")
     )
-    actual = bytes_of(loading.load(model, CPU, devices.DTYPES[precision], safety_checker=False))
+    actual = bytes_of(loading.load(model, CPU, devices.dtype(precision), safety_checker=False))
     # Of small layers that diffusers keeps in float32, headers do not tell. Some have them, and this Wan is nothing else.
     near = {("wan", "bf16"): 0.07, ("krea2", "bf16"): 0.01}.get((name, precision), 1e-3)
     assert {key: value * 1e9 for key, value in weights.components.items()} == pytest.approx(actual, rel=near)
     total, vae = sum(actual.values()), actual["vae"]
-    size = 4 / devices.DTYPES[precision].itemsize
+    size = 4 / devices.dtype(precision).itemsize
     parts = {"unet", "transformer"} | {encoder.component for encoder in family.encoders}
     assert weights.total * 1e9 == pytest.approx(total, rel=near)
     assert weights.at_once * 1e9 == pytest.approx(total - vae + size * vae, rel=near)
