@@ -247,7 +247,7 @@ def test_the_command_refuses_a_bad_config_before_anything_else(
 def test_what_is_true_of_settings() -> None:
     """Written out by hand, as it was before each field said it: what a run is known by, and what others may say."""
     incidental = {
-        *("steps", "checkpoint_steps", "checkpoint_seconds", "keep", "tracker"),
+        *("steps", "checkpoint_steps", "checkpoint_seconds", "keep", "tracker", "as_paper"),
         *("preview", "preview_every", "preview_count", "preview_negative", "preview_steps", "preview_share"),
         *("offline", "device", "deterministic", "low_memory"),
         *("model", "base", "variant", "photos", "masks", "captions_file"),
