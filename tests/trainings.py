@@ -48,7 +48,9 @@ def training(
     if not low_memory:
         pipe.to(device)
     photos = albums.read(bundled.photos("dog")[0]).photos
-    encoded = latents.encode(pipe, family, albums.crops(photos, settings, family.multiple), device)
+    encoded = latents.encode(
+        pipe, family, albums.crops(photos, albums.Cropping.of(settings, family.multiple)), device
+    )
     if low_memory:
         memory.economize(pipe, family, device)
     rows = initial_rows.rows(pipe, family, "dog", 2, 0)

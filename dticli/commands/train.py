@@ -324,10 +324,10 @@ def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Ch
     from dticli.learn import initial_rows
     from dticli.models import contents
     from dticli.photos import captions
-    from dticli.photos.albums import crops, in_folders
+    from dticli.photos.albums import Cropping, crops, in_folders
 
     album, settings = job.album, job.settings
-    windows = crops(album.photos, settings, job.opened.family.multiple)
+    windows = crops(album.photos, Cropping.of(settings, job.opened.family.multiple))
     framed = []
     for photo in album.photos:
         own = [crop for crop in windows if crop.photo is photo]

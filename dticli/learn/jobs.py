@@ -91,7 +91,7 @@ def one(
         tracking.require(settings)
     contents.require_multiple((settings.resolution, settings.resolution), family)
     target = out or Path(_file_name(settings.token))
-    fit = albums.fit(settings, family.multiple)
+    fit = albums.fit(albums.Cropping.of(settings, family.multiple))
     album = albums.read(Path(settings.photos), settings.masks, fit, told)
     return Job(opened, settings, album, captions.read(album.photos, settings), target, program)
 

@@ -176,7 +176,7 @@ def prepare(
     model, family, pipe, device = loaded.model, loaded.family, loaded.pipe, loaded.device
     for encoder in family.encoders:
         placement.require_new([settings.token], encoder.tokenizer_of(pipe))
-    crops = albums.crops(album.photos, settings, family.multiple)
+    crops = albums.crops(album.photos, albums.Cropping.of(settings, family.multiple))
     with memory.fitting(model, settings, device):
         encoded = _encoded(loaded, settings, crops, told)
     learner = _learner(settings, pipe, family, loaded.vocabulary)

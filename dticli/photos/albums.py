@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -330,42 +330,68 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 # Cropping
 
 
-def crops(photos: Sequence[Photo], settings: TrainSettings, multiple: int) -> list[Crop]:
-    """Every window the settings ask for, photo by photo, each followed by its mirror image if they are wanted."""
+@dataclass(frozen=True)
+class Cropping:
+    """Which windows of photos are learned from.
+
+    Attributes:
+        side: of the square windows, in pixels.
+        place: where they lie: `center`, `random`, or `none` for whole photos, in the nearest of a few shapes.
+        count: of each photo; from the second on at random.
+        mirrored: whether each is followed by its mirror image.
+        multiple: sides of whole photos are multiples of this many pixels.
+        seed: of the places drawn.
+    """
+
+    side: int
+    place: Literal["center", "random", "none"]
+    count: int
+    mirrored: bool
+    multiple: int
+    seed: int
+
+    @classmethod
+    def of(cls, settings: TrainSettings, multiple: int) -> "Cropping":
+        """As settings ask for it, on a family whose sides are multiples of this many pixels."""
+        return cls(settings.resolution, settings.crop, settings.crops, settings.flip, multiple, settings.seed)
+
+
+def crops(photos: Sequence[Photo], cropping: Cropping) -> list[Crop]:
+    """Every window that is asked for, photo by photo, each followed by its mirror image if they are wanted."""
     return [
         Crop(photo, resized, corner, size, flipped)
         for photo in photos
-        for resized, corner, size in _windows(photo, settings, multiple)
-        for flipped in ((False, True) if settings.flip else (False,))
+        for resized, corner, size in _windows(photo, cropping)
+        for flipped in ((False, True) if cropping.mirrored else (False,))
     ]
 
 
 def _windows(
-    photo: Photo, settings: TrainSettings, multiple: int
+    photo: Photo, cropping: Cropping
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
     """Resized size, corner and size of each window; the photo's tighter side fits exactly."""
-    size, resized = _window_size(photo.size, settings, multiple), fit(settings, multiple)(photo.size)
+    size, resized = _window_size(photo.size, cropping), fit(cropping)(photo.size)
     room = (resized[0] - size[0], resized[1] - size[1])
-    for index in range(settings.crops):
-        centred = index == 0 and settings.crop != "random"
-        corner = (room[0] // 2, room[1] // 2) if centred else _corner(photo, room, index, settings.seed)
+    for index in range(cropping.count):
+        centred = index == 0 and cropping.place != "random"
+        corner = (room[0] // 2, room[1] // 2) if centred else _corner(photo, room, index, cropping.seed)
         yield resized, corner, size
 
 
-def fit(settings: TrainSettings, multiple: int) -> Fit:
+def fit(cropping: Cropping) -> Fit:
     """From the size of a photo to what it is scaled to, of which all its crops are windows; its tighter side fits exactly."""
 
     def resized(whole: tuple[int, int]) -> tuple[int, int]:
-        size = _window_size(whole, settings, multiple)
+        size = _window_size(whole, cropping)
         scale = max(size[0] / whole[0], size[1] / whole[1])
         return max(size[0], round(whole[0] * scale)), max(size[1], round(whole[1] * scale))
 
     return resized
 
 
-def _window_size(whole: tuple[int, int], settings: TrainSettings, multiple: int) -> tuple[int, int]:
-    side = settings.resolution
-    return bucket(whole, side, multiple) if settings.crop == "none" else (side, side)
+def _window_size(whole: tuple[int, int], cropping: Cropping) -> tuple[int, int]:
+    side = cropping.side
+    return bucket(whole, side, cropping.multiple) if cropping.place == "none" else (side, side)
 
 
 def _corner(photo: Photo, room: tuple[int, int], index: int, seed: int) -> tuple[int, int]:

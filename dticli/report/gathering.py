@@ -276,7 +276,7 @@ def _photos(settings: TrainSettings | None, multiple: int) -> dict[str, Any]:
         album = albums.read(Path(settings.photos), settings.masks)
     except InputError as error:
         return {"photos": (), "photos_note": f"The photos are no longer where they were: {error}"}
-    windows = albums.crops(album.photos, settings, multiple)
+    windows = albums.crops(album.photos, albums.Cropping.of(settings, multiple))
     shown = []
     for photo in album.photos:
         own = [crop for crop in windows if crop.photo is photo and not crop.flipped]

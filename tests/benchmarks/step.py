@@ -40,7 +40,7 @@ def training(batch_size: int, name: str = "dog", pipe: Any = None) -> tuple[Task
     settings = resolve(TrainSettings, own, vars(family.defaults))
     pipe = pipe or loading.load(model, CPU, torch.float32, safety_checker=False)
     album = [photo for path in bundled.photos(name) for photo in albums.read(path).photos]
-    crops = albums.crops(album, settings, family.multiple)
+    crops = albums.crops(album, albums.Cropping.of(settings, family.multiple))
     encoded = latents.encode(pipe, family, crops, CPU)
     texts = dict.fromkeys(encoded.paths, captions.from_templates(captions.OBJECT_TEMPLATES, settings.token))
     rows = initial_rows.rows(pipe, family, settings.init, 1, 0)

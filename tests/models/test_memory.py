@@ -204,19 +204,8 @@ def test_only_what_a_step_needs_goes_to_the_device(name: str) -> None:
 
 
 def some_crops(side: int) -> list[albums.Crop]:
-    settings = resolve(
-        TrainSettings,
-        {
-            "token": "<dog>",
-            "init": "dog",
-            "steps": 1,
-            "batch_size": 1,
-            "lr": 0.02,
-            "kappa": 0.0,
-            "resolution": side,
-        },
-    )
-    return list(albums.crops(albums.read(bundled.photos("dog")[0].parent, None).photos[:1], settings, 8))
+    photos = albums.read(bundled.photos("dog")[0].parent, None).photos[:1]
+    return list(albums.crops(photos, albums.Cropping(side, "center", 1, False, 8, 0)))
 
 
 @every_family

@@ -38,6 +38,10 @@ def settings(**given: object) -> TrainSettings:
     return resolve(TrainSettings, base | given)
 
 
+def cropping(**given: object) -> albums.Cropping:
+    return albums.Cropping.of(settings(**given), 8)
+
+
 def picture(width: int = 96, height: int = 64) -> Image.Image:
     """Red at the left, blue at the right, a green stripe on top."""
     image = Image.new("RGB", (width, height), RED)
@@ -61,7 +65,7 @@ def read_one(folder: Path, name: str, data: bytes, **options: str) -> Photo:
 
 def whole(photo: Photo) -> np.ndarray:
     """The photo as (height, width, 3) of 0 to 255, through its only crop."""
-    (crop,) = albums.crops([photo], settings(crop="none"), 8)
+    (crop,) = albums.crops([photo], cropping(crop="none"))
     return (albums.pixels(crop).permute(1, 2, 0).numpy() + 1) * 127.5
 
 
@@ -265,7 +269,7 @@ def test_damaged_bytes_never_crash(tmp_path: Path, kind: str) -> None:
     (tmp_path / "good.png").write_bytes(encoded(picture(32, 32), "PNG"))
     album = albums.read(tmp_path)
     assert len(album.photos) + len(album.skipped) == 9
-    for crop in albums.crops(album.photos, settings(), 8):
+    for crop in albums.crops(album.photos, cropping()):
         assert albums.pixels(crop).isfinite().all()
 
 
@@ -273,7 +277,7 @@ def test_a_large_picture_is_used(tmp_path: Path) -> None:
     """30,000 pixels along one side are only long."""
     photo = read_one(tmp_path, "a.png", encoded(Image.new("L", (30_000, 200)), "PNG"))
     assert photo.size == (200, 30_000)
-    (crop,) = albums.crops([photo], settings(), 8)
+    (crop,) = albums.crops([photo], cropping())
     assert albums.pixels(crop).shape == (3, 64, 64)
 
 
@@ -398,7 +402,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path, orient
     exif = Image.Exif()
     exif[decoding.ROTATION] = orientation
     (tmp_path / "a.jpg").write_bytes(encoded(noise(1600, 1200), "JPEG", quality=95, exif=exif))
-    fit = albums.fit(settings(), 8)
+    fit = albums.fit(cropping())
     small, large = decoding.read(tmp_path / "a.jpg", fit), decoding.read(tmp_path / "a.jpg")
     assert (
         small.size
@@ -424,9 +428,9 @@ def test_a_photo_is_decoded_once_where_memory_allows(tmp_path: Path, monkeypatch
         decoded.clear()
         sheets = decoding.Sheets(most)
         monkeypatch.setattr(albums, "SHEETS", sheets)
-        album = albums.read(tmp_path, fit=albums.fit(settings(), 8))
+        album = albums.read(tmp_path, fit=albums.fit(cropping()))
         found = [
-            pixels for _, pixels, _ in albums.cut(albums.crops(album.photos, settings(flip=True, crops=2), 8))
+            pixels for _, pixels, _ in albums.cut(albums.crops(album.photos, cropping(flip=True, crops=2)))
         ]
         assert sheets.bytes == 0
         return found
@@ -467,14 +471,14 @@ def test_threads_leave_the_filters_of_warnings_as_they_were(tmp_path: Path) -> N
 def test_crop_modes(tmp_path: Path) -> None:
     """The middle, somewhere, or the whole photo in a shape near its own."""
     photo = read_one(tmp_path, "a.png", encoded(picture(), "PNG"))
-    (centre,) = albums.crops([photo], settings(), 8)
+    (centre,) = albums.crops([photo], cropping())
     assert (centre.resized, centre.size, centre.corner) == ((64, 96), (64, 64), (0, 16))
-    somewhere = albums.crops([photo], settings(crop="random", crops=16), 8)
+    somewhere = albums.crops([photo], cropping(crop="random", crops=16))
     assert len({crop.corner for crop in somewhere}) > 4
     assert all(0 <= crop.corner[1] <= 32 for crop in somewhere)
-    (uncut,) = albums.crops([photo], settings(crop="none"), 8)
+    (uncut,) = albums.crops([photo], cropping(crop="none"))
     assert uncut.size == (56, 80)
-    first, *others = albums.crops([photo], settings(crops=3, flip=True), 8)
+    first, *others = albums.crops([photo], cropping(crops=3, flip=True))
     assert first.corner == centre.corner
     assert [crop.flipped for crop in others] == [True, False, True, False, True]
     with pytest.raises(DtiError, match="expected 1"):
@@ -497,7 +501,7 @@ def test_buckets(shape: tuple[int, int], side: int) -> None:
 def test_a_mirror_image_is_the_mirrored_crop(tmp_path: Path) -> None:
     """Column for column."""
     photo = read_one(tmp_path, "a.png", encoded(picture(), "PNG"))
-    plain, mirrored = albums.crops([photo], settings(flip=True), 8)
+    plain, mirrored = albums.crops([photo], cropping(flip=True))
     assert torch.equal(albums.pixels(mirrored), albums.pixels(plain).flip(-1))
 
 
@@ -517,7 +521,7 @@ def test_a_mask_weights_the_subject(tmp_path: Path) -> None:
     mask = Image.new("L", (96, 64), 0)
     ImageDraw.Draw(mask).rectangle((0, 0, 47, 64), 255)
     album = masked(tmp_path, mask)
-    plain, mirrored = albums.crops(album.photos, settings(flip=True), 8)
+    plain, mirrored = albums.crops(album.photos, cropping(flip=True))
     weights = albums.weights(plain)
     assert weights is not None
     assert weights[:, 0].tolist() == pytest.approx([1] * 64)
@@ -532,7 +536,7 @@ def test_transparency_can_be_the_mask(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(image, "PNG"))
     (tmp_path / "b.png").write_bytes(encoded(picture(), "PNG"))
     album = albums.read(tmp_path, masks=ALPHA)
-    clear, opaque = (albums.weights(crop) for crop in albums.crops(album.photos, settings(), 8))
+    clear, opaque = (albums.weights(crop) for crop in albums.crops(album.photos, cropping()))
     assert clear is not None
     assert opaque is not None
     assert clear.unique().tolist() == pytest.approx([BACKGROUND])
@@ -683,7 +687,7 @@ def test_a_mirrored_crop_says_where_it_lies_on_the_mirrored_photo(tmp_path: Path
     """SDXL and HunyuanDiT are told the corner: cut there out of the mirrored photo, the crop is the same picture."""
     image = picture(90, 64)
     (tmp_path / "a.png").write_bytes(encoded(image, "PNG"))
-    crops = albums.crops(albums.read(tmp_path).photos, settings(resolution=32, crops=4, flip=True), 8)
+    crops = albums.crops(albums.read(tmp_path).photos, cropping(resolution=32, crops=4, flip=True))
     assert {crop.flipped for crop in crops} == {True, False}
     assert any(crop.shown_corner != crop.corner for crop in crops)
     for crop in crops:
