@@ -177,9 +177,16 @@ def read_tokenizer(folder: Path, kind: str) -> Any:
         lambda reason: ModelError(f"no tokenizer in {folder} ({reason}); download the model again")
     ):
         loaded = foreign.load(loader.from_pretrained, folder, local_files_only=True)
-        if isinstance(loaded, transformers.PreTrainedTokenizerBase):
-            return loaded
-        return loaded.tokenizer  # of a processor, which handles pictures too
+        # Of a processor, which handles pictures too.
+        found = loaded if isinstance(loaded, transformers.PreTrainedTokenizerBase) else loaded.tokenizer
+        require_words(found)
+        return found
+
+
+def require_words(tokenizer: Any) -> None:
+    """Raise ValueError for a tokenizer that has no vocabulary: without its files, transformers makes an empty one."""
+    if len(tokenizer.get_vocab()) <= len({*tokenizer.all_special_tokens}):
+        raise ValueError("a tokenizer knows no words")
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

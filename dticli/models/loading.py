@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dticli.errors import ModelError, UsageError, boundary
-from dticli.models import contents, devices, foreign, single_file
+from dticli.models import contents, devices, embeddings, foreign, single_file
 from dticli.models.choice import Model
 from dticli.models.quantization import stored
 from dticli.models.single_file import Base
@@ -39,6 +39,7 @@ def load(
     """
     devices.quiet_libraries()
     from diffusers import DiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
 
     if model.file and quantization:
         raise UsageError(
@@ -70,6 +71,9 @@ def load(
             device_map=None if quantization else device.type,
             **without,
         )
+        for part in pipe.components.values():
+            if isinstance(part, PreTrainedTokenizerBase):
+                embeddings.require_words(part)
     if lacks:
         raise _unloadable(source, f"its text encoders lack {len(lacks)} weights, such as {lacks[0]}")
     if model.file:

@@ -85,6 +85,13 @@ def lacking(part: str, pattern: str) -> Callable[[Path], None]:
     return change
 
 
+def without_words(model: Path) -> None:
+    """What is left says what kind of tokenizer it is, and nothing else."""
+    for file in (model / "tokenizer").iterdir():
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+
+
 class Hostile:
     """Runs code where it is unpickled."""
 
@@ -144,6 +151,7 @@ BROKEN: dict[str, Callable[[Path], None]] = {
     "weights that are a list": pickled(DENOISER, [1, 2]),
     "no denoiser": gone("unet"),
     "no tokenizer": gone("tokenizer"),
+    "a tokenizer without words": without_words,
     "no autoencoder": gone("vae"),
 }
 
