@@ -102,6 +102,7 @@ def test_help_and_version_are_commands_too(dti: Dti) -> None:
         (["--version"], {"torch", "diffusers", "transformers", "pydantic", "numpy", "PIL"}),
         *(([name, "--help"], {"torch", "diffusers", "transformers"}) for name in COMMANDS),
         (["example", "--list"], {"torch", "diffusers", "transformers"}),
+        (["inspect-norms", "stickers"], {"diffusers", "transformers"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

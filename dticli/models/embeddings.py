@@ -4,9 +4,10 @@ Rows keep the dtype they are stored in and stay mapped to disk.
 """
 
 import json
+import os
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from dticli import files, mistaken
-from dticli.errors import ModelError, boundary
+from dticli.errors import ModelError, boundary, is_out_of_memory
 from dticli.models import foreign
 from dticli.models.families import Encoder
 
@@ -65,9 +66,12 @@ def table_of(encoder: str, weight: "Tensor", tokenizer: Any) -> Table:
         weight: (rows, width), such as `text_encoder.get_input_embeddings().weight`.
         tokenizer: the base tokenizer, before words are added to it.
     """
+    return _table(encoder, weight.detach(), _pieces_of(tokenizer))
+
+
+def _table(encoder: str, weight: "Tensor", pieces: Sequence[str | None]) -> Table:
     # Some tokenizers know special pieces beyond the end of the table; ids without a piece have no word.
-    pieces = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), len(weight)))))
-    return Table(encoder, weight.detach(), tuple(piece or "" for piece in pieces))
+    return Table(encoder, weight, tuple(piece or "" for piece in pieces[: len(weight)]))
 
 
 def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None = None) -> tuple[Table, ...]:
@@ -91,7 +95,7 @@ def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None =
         kind = _class_name(index, tokenizer)
         if _class_name(index, encoder) and kind:
             weight = _read_weight(*(elsewhere.get(encoder) or _find_table(folder / encoder)))
-            tables.append(table_of(encoder, weight, read_tokenizer(folder / tokenizer, kind)))
+            tables.append(_table(encoder, weight, _read_pieces(folder / tokenizer, kind)))
     if not tables:
         raise ModelError(f"{folder} names no text encoder with a tokenizer: expected a text-to-image model")
     return tuple(tables)
@@ -167,6 +171,67 @@ def _table_key(keys: Collection[str], path: Path) -> str:
                 f"{path} holds several embedding tables ({', '.join(sorted(found))}): expected one"
             )
     raise ModelError(f"{path} holds no embedding table: expected a tensor {', '.join(_TABLE_KEYS)}")
+
+
+def _pieces_of(tokenizer: Any) -> list[str | None]:
+    """A tokenizer's pieces in the order of their ids."""
+    pieces: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return pieces
+
+
+def _read_pieces(folder: Path, kind: str) -> list[str | None]:
+    """The same of a tokenizer's files; it is loaded, which takes seconds, only where they do not say everything."""
+    try:
+        found = _pieces_in(folder)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # Whatever is wrong with the files, loading them says it.
+        found = None
+    return _pieces_of(read_tokenizer(folder, kind)) if found is None else found
+
+
+def _pieces_in(folder: Path) -> list[str | None] | None:
+    """The pieces that a tokenizer's JSON files name; None where there are none, or a special one would be added to them."""
+    whole, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
+    if os.path.lexists(whole):
+        from tokenizers import Tokenizer
+
+        files.require(whole, ModelError, AGAIN)
+        loaded = Tokenizer.from_file(str(whole))
+        pieces = [loaded.id_to_token(place) for place in range(loaded.get_vocab_size())]
+    elif os.path.lexists(vocabulary):
+        places = read_json(vocabulary, AGAIN)
+        by_place = {place: piece for piece, place in places.items()}
+        pieces = [by_place.get(place) for place in range(len(places))]
+    else:
+        return None
+    return pieces if set(_special(folder)) <= set(pieces) else None
+
+
+def _special(folder: Path) -> Iterator[str]:
+    """The pieces that a tokenizer's settings name: loading it adds those to the vocabulary that are not in it."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if not os.path.lexists(folder / name):
+            continue
+        for key, value in read_json(folder / name, AGAIN).items():
+            if name == "added_tokens.json":
+                yield key
+            elif key.endswith(("_token", "_tokens", "_tokens_decoder")):
+                yield from _texts(value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The pieces in a setting: bare, with their properties, or several of either."""
+    match value:
+        case str():
+            yield value
+        case {"content": str(piece)}:
+            yield piece
+        case dict():
+            yield from (piece for each in value.values() for piece in _texts(each))
+        case list():
+            yield from (piece for each in value for piece in _texts(each))
 
 
 def read_tokenizer(folder: Path, kind: str) -> Any:

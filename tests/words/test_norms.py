@@ -386,6 +386,45 @@ def test_other_families_tables(
     assert norms.summary(table).spare == SPARE
 
 
+def as_older_folders(folder: Path) -> None:
+    """Pieces and merges in files of their own, as before there was one file for all."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    pairs = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]))
+
+
+def with_a_piece_of_its_own(folder: Path) -> None:
+    """The settings name a piece that the vocabulary does not hold: loading adds it."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "<|nothing|>"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [(lambda folder: None, True), (as_older_folders, True), (with_a_piece_of_its_own, False)],
+)
+def test_pieces_are_those_of_the_loaded_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], read: bool
+) -> None:
+    """It is loaded only where its files do not say everything."""
+    rows = {"text_model.embeddings.token_embedding.weight": torch.ones(2000, 8)}
+    folder = bare(tmp_path / "model", rows, tiny.build("sd1").tokenizer, "CLIPTokenizer")
+    change(folder / "tokenizer")
+    loaded = embeddings.read_tokenizer(folder / "tokenizer", "CLIPTokenizer")
+    calls: list[Path] = []
+
+    def load(path: Path, kind: str) -> Any:
+        calls.append(path)
+        return loaded
+
+    monkeypatch.setattr(embeddings, "read_tokenizer", load)
+    (table,) = embeddings.read_tables(folder)
+    assert list(table.words) == loaded.convert_ids_to_tokens(list(range(len(loaded))))
+    assert bool(calls) is not read
+
+
 def test_a_tokenizer_longer_than_the_table(tmp_path: Path) -> None:
     """Words without a row are left out."""
     tokenizer = tokenizers.t5_tokenizer()
