@@ -145,7 +145,7 @@ def printable(text: str) -> str:
 
 def raw(text: str) -> None:
     """Write control sequences of our own making to a terminal, above its live line."""
-    _err().print(_Raw(text), crop=False)
+    _err().print(_Raw(f"{text}\n"), crop=False)
 
 
 def width() -> int:

@@ -181,6 +181,7 @@ with console.progress(400) as line:
     console.raw(terminal.shown(image, 10))
     line.update(200, "loss 0.1234")
     input()
+print("the end")
 """
 PROTOCOLS = {
     "kitty": ({"TERM": "xterm-kitty"}, b"\x1b_G"),
@@ -192,7 +193,7 @@ PROTOCOLS = {
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_picture_is_shown_as_the_terminal_can(name: str) -> None:
-    """In its own protocol, or, red above blue, in half blocks above the live line."""
+    """In its own protocol, or, red above blue, in half blocks above the live line, of which nothing is left."""
     environment, expected = PROTOCOLS[name]
     with terminal(PICTURE, 60, **environment) as opened:
         opened.until(r" 50%")
@@ -201,3 +202,5 @@ def test_a_picture_is_shown_as_the_terminal_can(name: str) -> None:
         if name == "blocks":
             top, bottom = opened.screen.buffer[0][3], opened.screen.buffer[4][3]
             assert (top.fg, top.bg, bottom.fg, bottom.bg) == ("ff0000", "ff0000", "0000ff", "0000ff")
+            opened.type("\n")
+            assert opened.until("the end")[-2:] == ["▄" * 10, "the end"]

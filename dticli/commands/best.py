@@ -130,11 +130,11 @@ def command(
     known = bundled.subject_of(folder)
     asked = stickers.asking(prompts.read(prompt_set), known.look if known else None)
     device = devices.pick_device(settings.device)
-    eyes = judges.likeness(image_judge, device, offline=settings.offline)
-    reader = judges.alignment(text_judge, device, offline=settings.offline)
-    reader.require(asked, noun)
-    wanted = eyes.features([albums.whole(photo) for photo in album.photos])
-    with console.busy(f"loading {opened.model.label}", quiet=quiet):
+    with console.busy(f"loading judges and {opened.model.label}", quiet=quiet):
+        eyes = judges.likeness(image_judge, device, offline=settings.offline)
+        reader = judges.alignment(text_judge, device, offline=settings.offline)
+        reader.require(asked, noun)
+        wanted = eyes.features([albums.whole(photo) for photo in album.photos])
         pipe = pipeline.without_words(opened, settings, safety_checker=False)
     scores = {}
     for step, token in tokens.items():

@@ -223,12 +223,12 @@ def _words(
     kept = [drawing.files(out / str(index), each) if out else [] for index, each in enumerate(shots)]
     # Before the first picture: a file in the way, or a judge that is not there, must not cost the drawing.
     atomic.require_writable([file for each in kept for file in each], force=force)
-    eyes = judges.likeness(how.image_judge, device, offline=settings.offline)
-    reader = judges.alignment(how.text_judge, device, offline=settings.offline)
-    for each in nouns:
-        reader.require(asked, each)
-    wanted = eyes.features([albums.whole(photo) for photo in album.photos])
-    with console.busy(f"loading {opened.model.label}", quiet=how.quiet):
+    with console.busy(f"loading judges and {opened.model.label}", quiet=how.quiet):
+        eyes = judges.likeness(how.image_judge, device, offline=settings.offline)
+        reader = judges.alignment(how.text_judge, device, offline=settings.offline)
+        for each in nouns:
+            reader.require(asked, each)
+        wanted = eyes.features([albums.whole(photo) for photo in album.photos])
         pipe = pipeline.without_words(opened, settings, safety_checker=False)
     results = []
     for index, token in enumerate(tokens):

@@ -201,7 +201,8 @@ def command(
     if not check:
         _require_ready(jobs, how)
     # Imports torch: files and settings are checked by now.
-    _require_known(jobs)
+    with console.busy("loading", quiet=quiet):
+        _require_known(jobs)
     if preset:
         jobs = (_fitted(jobs, preset, given, many=subjects is not None),)
     if check:
