@@ -224,7 +224,9 @@ def test_shells_offer_what_would_be_typed(
         "inspect-norms d": {"dog.safetensors", "dog.run"},
         "generate <dog> -t dog.run@b": {"dog.run@best"},
         "example --subject d": {name for name in bundled_subjects() if name.startswith("d")},
-        "evaluate --plan st": {"stickers", "stickers-ablations", "stickers-tuning"},
+        "evaluate --plan st": {
+            each.stem for each in (ROOT / "dticli" / "evaluation" / "plans").glob("st*.toml")
+        },
         "evaluate --plan m": {"mine.toml"},
         "evaluate --prompt-set s": {"simple", "stickers", "stickers-complex"},
         "generate --scheduler euler": {"euler", "euler-a"},
