@@ -176,7 +176,7 @@ def tracebacks_shown() -> bool:
     return bool(os.environ.get(DEBUG_VARIABLE))
 
 
-class Progress:
+class ProgressBar:
     """A line that is drawn anew on a terminal; a plain line now and then elsewhere.
 
     On a terminal: a bar, per cent, the time left, and of what else is said as much as there is room for, so that the line
@@ -240,7 +240,7 @@ def terminal() -> bool:
 @contextmanager
 def progress(
     total: int, *, first: int = 0, every: int = 50, quiet: bool = False
-) -> Iterator[Progress | None]:
+) -> Iterator[ProgressBar | None]:
     """Report on `total` pieces of work; yields None when quiet.
 
     Args:
@@ -250,7 +250,7 @@ def progress(
     if quiet or not _speaker:
         yield None
         return
-    line = Progress(total, every, first)
+    line = ProgressBar(total, every, first)
     with _drawn(line):
         yield line
 

@@ -1,5 +1,6 @@
 """Who may import whom: down the floors of the house, and in no circle."""
 
+import ast
 import sys
 from pathlib import Path
 
@@ -85,3 +86,13 @@ def test_floors_are_counted() -> None:
     """The longest way down decides."""
     assert house.floors([Arrow("a", "b"), Arrow("b", "c"), Arrow("a", "c")]) == 3
     assert house.floors([Arrow("a", "b"), Arrow("b", "c"), Arrow("c", "b"), Arrow("c", "d")]) == 3
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """What a message, a docstring or a search names is one thing."""
+    places: dict[str, list[str]] = {}
+    for file in (ROOT / "dticli").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnFile:
     """A picture that was written."""
 
     file: Path
@@ -33,7 +33,7 @@ class Generated:
     """Pictures that were written."""
 
     model: str
-    pictures: tuple[Drawn, ...]
+    pictures: tuple[DrawnFile, ...]
     grid: Path | None
 
     def lines(self) -> Iterator[str]:
@@ -109,7 +109,7 @@ def command(
     )
     if grid:
         pictures.save_image(grid, pictures.grid([picture.image for picture in drawn], columns=count))
-    results = [Drawn(file, shot.prompt, shot.seed) for file, shot in zip(targets, shots, strict=True)]
+    results = [DrawnFile(file, shot.prompt, shot.seed) for file, shot in zip(targets, shots, strict=True)]
     console.show(Generated(opened.model.label, tuple(results), grid), as_json=json)
 
 

@@ -150,7 +150,7 @@ class Followed:
 
 
 @dataclass(frozen=True)
-class Report:
+class NormsReport:
     """All models and runs asked about."""
 
     models: tuple[Inspected, ...]
@@ -224,7 +224,7 @@ def command(
     runs = tuple(_followed(Path(each)) for each in folders)
     targets = [each for each in targets or [] if each not in folders]
     if runs and not targets:
-        _finish(Report((), runs), plot, json)
+        _finish(NormsReport((), runs), plot, json)
         return
     files = [each for each in targets if repositories.holds_token(each, offline=offline)]
     tokens = [repositories.read(each, offline=offline).token for each in files]
@@ -244,10 +244,10 @@ def command(
         for each in () if option else base_model.strangers([tokens[i] for i in indices], chosen):
             console.warn(each)
         reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices], probe))
-    _finish(Report(tuple(reports), runs), plot, json)
+    _finish(NormsReport(tuple(reports), runs), plot, json)
 
 
-def _finish(report: Report, plot: Path | None, json: bool) -> None:
+def _finish(report: NormsReport, plot: Path | None, json: bool) -> None:
     from dticli import atomic, charts
 
     if plot:

@@ -21,7 +21,7 @@ KEPT = frozenset(
 
 
 @dataclass(frozen=True)
-class Part:
+class MixedWord:
     """One of the words mixed.
 
     Attributes:
@@ -45,7 +45,7 @@ class Mixed:
 
     file: Path
     token: str
-    parts: tuple[Part, ...]
+    parts: tuple[MixedWord, ...]
 
     def lines(self) -> Iterator[str]:
         yield from map(str, self.parts)
@@ -113,7 +113,7 @@ def command(
     target = out or Path(f"{programs.stem_of(token)}.safetensors")
     token_writing.write(target, learned_word.Token(token, rows, kept | origin), force=force)
     parts = [
-        Part(source, word.name, share, mixing.degrees(rows, word.vectors))
+        MixedWord(source, word.name, share, mixing.degrees(rows, word.vectors))
         for source, word, share in zip(files, words, shares, strict=True)
     ]
     console.show(Mixed(target, token, tuple(parts)), as_json=json)

@@ -28,7 +28,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Described:
+class FamilyDescription:
     """One model.
 
     Attributes:
@@ -55,7 +55,7 @@ class Described:
 class Descriptions:
     """All models asked about."""
 
-    models: tuple[Described, ...]
+    models: tuple[FamilyDescription, ...]
 
     def lines(self) -> Iterator[str]:
         for described in self.models:
@@ -87,7 +87,7 @@ def command(
     console.show(Descriptions(described), as_json=json)
 
 
-def _describe(target: str, base: str | None, variant: str | None, offline: bool) -> Described:
+def _describe(target: str, base: str | None, variant: str | None, offline: bool) -> FamilyDescription:
     from dticli.models import choice, contents
     from dticli.settings import model_layer
 
@@ -102,7 +102,7 @@ def _describe(target: str, base: str | None, variant: str | None, offline: bool)
     }
     family = replace(family, defaults=replace(family.defaults, **own))
     shapes = contents.shapes(model)
-    return Described(
+    return FamilyDescription(
         model.label, family, contents.parameter_counts(shapes), footprint.table(model, family, shapes)
     )
 

@@ -17,7 +17,7 @@ from dticli.errors import InputError, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dticli.words.card import Picture
+    from dticli.words.card import CardPicture
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MAX_PICTURE = 16 * 2**20
@@ -83,7 +83,7 @@ def command(
     console.show(Pushed(named.name, token.name, tuple(sorted(contents)), url), as_json=json)
 
 
-def _pictures(paths: Sequence[Path]) -> "list[Picture]":
+def _pictures(paths: Sequence[Path]) -> "list[CardPicture]":
     """Example pictures under names that are plain and differ."""
     pictures = []
     for number, path in enumerate(paths):
@@ -91,10 +91,10 @@ def _pictures(paths: Sequence[Path]) -> "list[Picture]":
     return pictures
 
 
-def _picture(path: Path, number: int) -> "Picture":
+def _picture(path: Path, number: int) -> "CardPicture":
     from PIL import Image
 
-    from dticli.words.card import Picture
+    from dticli.words.card import CardPicture
 
     kind = SUFFIXES.get(path.suffix.lower())
     if not kind or files.problem(path):
@@ -112,7 +112,7 @@ def _picture(path: Path, number: int) -> "Picture":
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} is no {kind} picture ({error}): expected one; draw it again") from None
     stem = re.sub(r"[^a-z0-9-]+", "-", path.stem.lower()).strip("-")[:48]
-    return Picture(f"{number}-{stem or 'picture'}{path.suffix.lower()}", content, prompt)
+    return CardPicture(f"{number}-{stem or 'picture'}{path.suffix.lower()}", content, prompt)
 
 
 def _without_exif(image: "Image", kind: str) -> bytes | None:

@@ -22,19 +22,19 @@ from dticli.words.pooling import Pooling
 LOG = logging.getLogger(__name__)
 
 
-class Line(Protocol):
+class ProgressLine(Protocol):
     """A live line."""
 
     def update(self, done: float, *parts: str) -> None: ...
 
 
-class Progress(Protocol):
+class ShowProgress(Protocol):
     """Shows a line while so many pieces of work are done; None for none."""
 
-    def __call__(self, total: int, *, every: int) -> AbstractContextManager[Line | None]: ...
+    def __call__(self, total: int, *, every: int) -> AbstractContextManager[ProgressLine | None]: ...
 
 
-def unseen(total: int, *, every: int) -> AbstractContextManager[Line | None]:
+def unseen(total: int, *, every: int) -> AbstractContextManager[ProgressLine | None]:
     """Shows nothing."""
     return nullcontext()
 
@@ -118,7 +118,7 @@ def draw(
     files: Sequence[Path] = (),
     what: str = "picture",
     every: int = 1,
-    progress: Progress = unseen,
+    progress: ShowProgress = unseen,
 ) -> list[Picture]:
     """Draw every shot under a live line that counts them.
 
@@ -162,7 +162,7 @@ def draw_mixes(
     *,
     files: Sequence[Path] = (),
     every: int = 1,
-    progress: Progress = unseen,
+    progress: ShowProgress = unseen,
 ) -> list[Picture]:
     """Draw prompts with mixes of the loaded words in place of {}; mix by mix, prompt by prompt, the same noises in each.
 

@@ -7,7 +7,7 @@ from typing import Any
 from PIL.Image import Image
 
 from dticli.draw import pictures, pipeline, sampler
-from dticli.draw.pipeline import Progress
+from dticli.draw.pipeline import ShowProgress
 from dticli.draw.sampler import Picture, Shot
 from dticli.errors import UsageError
 from dticli.evaluation.prompt import Prompt
@@ -53,7 +53,7 @@ def draw(
     kept: Sequence[Path],
     *,
     what: str = "picture",
-    progress: Progress,
+    progress: ShowProgress,
 ) -> list[Picture]:
     """Pictures of one word by itself: words of different pooling can be compared, and company changes no figure."""
     loaded = pipeline.with_words(pipe, opened, settings, [token])

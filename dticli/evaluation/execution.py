@@ -13,7 +13,7 @@ from PIL.Image import Image
 from dticli import atomic
 from dticli.dataclass_json import to_json
 from dticli.draw import pictures, pipeline
-from dticli.draw.pipeline import Progress
+from dticli.draw.pipeline import ShowProgress
 from dticli.draw.sampler import Shot
 from dticli.durations import Countdown
 from dticli.errors import DtiError, InputError, NumericalError, Stopped, UsageError
@@ -44,7 +44,7 @@ def carry_out(
     together: int,
     force: bool,
     quiet: bool,
-    progress: Progress,
+    progress: ShowProgress,
 ) -> PlanResult:
     """Learn, draw and judge what is not in the folder yet; results.json, results.md and results.svg are written as it comes.
 
@@ -119,7 +119,7 @@ class _Stage:
     together: int
     force: bool
     quiet: bool
-    progress: Progress
+    progress: ShowProgress
 
 
 def _stage(
@@ -131,7 +131,7 @@ def _stage(
     together: int,
     force: bool,
     quiet: bool,
-    progress: Progress,
+    progress: ShowProgress,
 ) -> _Stage:
     pipeline.require_drawable(opened, settings)
     device = devices.pick_device(settings.device)

@@ -126,7 +126,7 @@ def likeness(name: str, device: torch.device, *, offline: bool = False) -> Eyes:
     from transformers import AutoImageProcessor
 
     if name in stickers.JUDGES:
-        return stickers.Eyes(stickers.load(name))
+        return stickers.StickerEyes(stickers.load(name))
     with _loading(name, "--image-judge", offline) as folder:
         model = _model(folder)
         processor = foreign.load(AutoImageProcessor.from_pretrained, folder)
@@ -141,7 +141,7 @@ def alignment(name: str, device: torch.device, *, offline: bool = False) -> Read
     from transformers import AutoImageProcessor, AutoTokenizer
 
     if name in stickers.JUDGES:
-        return stickers.Reader(stickers.load(name))
+        return stickers.StickerReader(stickers.load(name))
     with _loading(name, "--text-judge", offline) as folder:
         model = _model(folder)
         if not hasattr(model, "logit_scale"):

@@ -101,7 +101,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlanSubject:
     """What is learned: `noun` is the class word that a word starts from, and that stands in its place for a judge.
 
     `look` is known of example subjects alone.
@@ -124,7 +124,7 @@ class Trial:
     """One arm on one subject with one seed."""
 
     arm: Arm
-    subject: Subject
+    subject: PlanSubject
     seed: int
 
     @property
@@ -175,7 +175,7 @@ class Plan:
     name: str
     file: PlanFile
     arms: tuple[Arm, ...]
-    subjects: tuple[Subject, ...]
+    subjects: tuple[PlanSubject, ...]
     prompts: tuple[Prompt, ...]
     passages: PassageSettings | None = None
 
@@ -314,7 +314,7 @@ def _passages(path: Path, file: PlanFile) -> PassageSettings | None:
     return found
 
 
-def _subjects(path: Path, file: PlanFile) -> tuple[Subject, ...]:
+def _subjects(path: Path, file: PlanFile) -> tuple[PlanSubject, ...]:
     if not isinstance(file.subjects, Mapping):
         return tuple(_example(name) for name in file.subjects)
     found, problems = [], []
@@ -328,13 +328,13 @@ def _subjects(path: Path, file: PlanFile) -> tuple[Subject, ...]:
     return tuple(found)
 
 
-def _example(name: str) -> Subject:
+def _example(name: str) -> PlanSubject:
     folder = bundled.photos(name)[0].parent
     known = bundled.subject(name)
-    return Subject(name, known.class_word, albums.read(folder), {"photos": str(folder)}, known.look)
+    return PlanSubject(name, known.class_word, albums.read(folder), {"photos": str(folder)}, known.look)
 
 
-def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:
+def _own(path: Path, name: str, table: Mapping[str, Any]) -> PlanSubject:
     learned_word.check_name(f"<{name}>")
     known = TrainSettings.named(Trait.SUBJECT)
     wrong = [key for key, value in table.items() if key not in known or not isinstance(value, str)]
@@ -345,4 +345,4 @@ def _own(path: Path, name: str, table: Mapping[str, Any]) -> Subject:
     source = TrainSettings.beside(
         _folder(path), {key: value for key, value in table.items() if key != "init"}
     )
-    return Subject(name, table["init"], albums.read(Path(source["photos"]), source.get("masks")), source)
+    return PlanSubject(name, table["init"], albums.read(Path(source["photos"]), source.get("masks")), source)

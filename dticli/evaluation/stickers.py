@@ -137,7 +137,7 @@ def candidates(noun: str, look: Look) -> tuple[tuple[str, Look], ...]:
 
 
 @dataclass(frozen=True)
-class Eyes:
+class StickerEyes:
     """Likeness as a judge of stickers sees it: the same noun with the same look. Backgrounds count for nothing."""
 
     judge: DualEncoder | Observer
@@ -161,7 +161,7 @@ UNLIKELY = 1e-4
 
 
 @dataclass(frozen=True)
-class Reader:
+class StickerReader:
     """Fit to the prompt as element recall: the share of what the prompt asks for, beside the word, that the judge sees."""
 
     judge: DualEncoder | Observer

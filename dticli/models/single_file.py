@@ -63,7 +63,7 @@ CLIP_L = Part("text_encoder", "text_encoders.clip_l.", (_CLIP,))
 
 
 @dataclass(frozen=True)
-class Layout:
+class CheckpointLayout:
     """How one family's checkpoints name their tensors.
 
     Attributes:
@@ -82,7 +82,7 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout(
+    CheckpointLayout(
         "sd3",
         "joint_blocks.0.context_block.adaLN_modulation.1.bias",
         ("sd3", "sd35_medium", "sd35_large"),
@@ -95,7 +95,7 @@ LAYOUTS = (
         ),
         bare=True,
     ),
-    Layout(
+    CheckpointLayout(
         "flux",
         "double_blocks.0.img_attn.norm.key_norm.scale",
         ("flux-dev", "flux-schnell"),
@@ -103,7 +103,7 @@ LAYOUTS = (
         (CLIP_L, Part("text_encoder_2", "text_encoders.t5xxl.", (_T5,)), *VAE),
         bare=True,
     ),
-    Layout(
+    CheckpointLayout(
         "sdxl",
         "label_emb.0.0.weight",
         ("xl_base",),
@@ -114,7 +114,7 @@ LAYOUTS = (
             *VAE,
         ),
     ),
-    Layout(
+    CheckpointLayout(
         "sd",
         "input_blocks.0.0.weight",
         ("v1", "v2"),
@@ -150,7 +150,7 @@ class SingleFile:
     """
 
     path: Path
-    layout: Layout
+    layout: CheckpointLayout
     shapes: Shapes
     prefix: str
     kind: str
@@ -293,7 +293,7 @@ def _shapes(path: Path) -> Shapes:
         return header(path)
 
 
-def _recognise(shapes: Shapes) -> tuple[Layout, str] | None:
+def _recognise(shapes: Shapes) -> tuple[CheckpointLayout, str] | None:
     """The layout, and the prefix of the denoiser's tensors."""
     for layout in LAYOUTS:
         for prefix in (DENOISER, "") if layout.bare else (DENOISER,):
@@ -315,7 +315,7 @@ def _look(shapes: Shapes) -> tuple[str, str]:
     )
 
 
-def _kind(path: Path, layout: Layout, shapes: Shapes) -> str:
+def _kind(path: Path, layout: CheckpointLayout, shapes: Shapes) -> str:
     """What diffusers would take it for.
 
     Raises:

@@ -133,7 +133,7 @@ def read(
             f"no folder {source} ({reason}): expected a folder of photos; check path and permissions"
         ) from None
     decoding.register_plugins()
-    found = _Found(source, without=masks)
+    found = _FoundPhotos(source, without=masks)
     pictures = found.pictures()
     checked = []
     for item in decoding.ahead(lambda path: _check(path, found.name(path), fit), pictures):
@@ -155,7 +155,7 @@ def read(
     return Album(_with_masks(photos, masks) if masks else photos, skipped, found.others)
 
 
-class _Found:
+class _FoundPhotos:
     """The files under a folder; links to folders are not followed, so that loops end.
 
     What programs put among photos is left out: thumbnails, masks, and runs of dti.
@@ -282,7 +282,7 @@ def _with_masks(photos: Sequence[Photo], masks: str) -> tuple[Photo, ...]:
 
 
 def _named(folder: Path) -> list[tuple[str, Path]]:
-    found = _Found(folder)
+    found = _FoundPhotos(folder)
     return [(found.name(path), path) for path in found.pictures()]
 
 

@@ -89,7 +89,7 @@ def register_plugins() -> None:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedPhoto:
     """A decoded picture.
 
     Attributes:
@@ -105,7 +105,7 @@ class Opened:
     drawn: bool
 
 
-def read(path: Path, fit: Fit | None = None) -> Opened:
+def read(path: Path, fit: Fit | None = None) -> OpenedPhoto:
     """Decode a picture.
 
     Args:
@@ -125,7 +125,9 @@ def read(path: Path, fit: Fit | None = None) -> Opened:
             file.draft("", (math.ceil(SPARE * least[0]), math.ceil(SPARE * least[1])))
         file.load()
         drawn = _is_drawn(file)
-        return Opened(_in_srgb(_in_eight_bits(ImageOps.exif_transpose(file))), (height, width), frames, drawn)
+        return OpenedPhoto(
+            _in_srgb(_in_eight_bits(ImageOps.exif_transpose(file))), (height, width), frames, drawn
+        )
 
 
 def _is_drawn(picture: Image.Image) -> bool:

@@ -37,7 +37,7 @@ MOST_STATES = 24
 
 
 @dataclass(frozen=True)
-class Frame:
+class PhotoFrame:
     """A preview."""
 
     step: int
@@ -50,7 +50,7 @@ class Strip:
 
     prompt: str
     seed: str
-    frames: tuple[Frame, ...]
+    frames: tuple[PhotoFrame, ...]
 
 
 @dataclass(frozen=True)
@@ -254,13 +254,13 @@ def _choice(run: RunFolder) -> Iterator[tuple[str, str]]:
 
 def _strips(run: RunFolder) -> list[Strip]:
     """Previews by prompt and seed, as the pictures themselves say; one that cannot be read is left out and told."""
-    found: dict[tuple[str, str], list[Frame]] = {}
+    found: dict[tuple[str, str], list[PhotoFrame]] = {}
     for path in sorted(run.previews.glob("*.png")):
         try:
             with Image.open(path) as image:
                 image.load()
                 said = {name: str(image.info.get(name, "")) for name in ("prompt", "seed", "step")}
-                frame = Frame(int(said["step"]), embedded(image))
+                frame = PhotoFrame(int(said["step"]), embedded(image))
         except (OSError, ValueError) as error:
             LOG.warning(f"{path} cannot be read ({error}): left out")
             continue

@@ -21,7 +21,7 @@ LICENCES = frozenset(
 
 
 @dataclass(frozen=True)
-class Picture:
+class CardPicture:
     """An example picture: its file name, content, and the prompt it was drawn from, if it says."""
 
     name: str
@@ -29,7 +29,7 @@ class Picture:
     prompt: str | None
 
 
-def contents(name: str, token: Token, pictures: Sequence[Picture]) -> dict[str, bytes]:
+def contents(name: str, token: Token, pictures: Sequence[CardPicture]) -> dict[str, bytes]:
     """What a repository of a word holds: our file, diffusers' for each encoder, a card and pictures."""
     families = programs.candidates(conversion.widths(token), token.metadata.get("dti.family"))
     split = conversion.export(token, "diffusers") if families else {}
@@ -41,7 +41,7 @@ def contents(name: str, token: Token, pictures: Sequence[Picture]) -> dict[str, 
     )
 
 
-def text(name: str, token: Token, pictures: Sequence[Picture]) -> str:
+def text(name: str, token: Token, pictures: Sequence[CardPicture]) -> str:
     """The model card, made from the word's metadata. Strangers wrote that: everything of it is escaped."""
     from huggingface_hub import ModelCardData
 
@@ -70,7 +70,7 @@ def _licence(text: str | None) -> dict[str, Any]:
     return {"license": plain} if plain in LICENCES else {"license": "other", "license_name": text.strip()}
 
 
-def _body(name: str, token: Token, pictures: Sequence[Picture]) -> Iterator[str]:
+def _body(name: str, token: Token, pictures: Sequence[CardPicture]) -> Iterator[str]:
     said = token.metadata
     stem = programs.stem_of(token.name)
     word = escaped(token.name)

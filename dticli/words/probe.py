@@ -34,7 +34,7 @@ FALLING = -0.5
 
 
 @dataclass(frozen=True)
-class Reading:
+class ProbeReading:
     """What an encoder makes of rows of one length.
 
     Attributes:
@@ -84,9 +84,9 @@ class Probed:
     encoder: str
     blocks: int
     places: int
-    vocabulary: tuple[Reading, ...]
+    vocabulary: tuple[ProbeReading, ...]
     exponents: Exponents
-    words: Mapping[str, Reading]
+    words: Mapping[str, ProbeReading]
 
     def lines(self) -> Iterator[str]:
         yield f"{self.encoder}, probed: {self.blocks} blocks, {self.places} places"
@@ -140,14 +140,14 @@ def probe(encoder: Any, tokenizer: Any, table: Table, words: Mapping[str, Tensor
     read_probe = fit(learned.read, learned.places, bench.places, seed)
     encoded_probe = fit(learned.states[:, -1], learned.places, bench.places, seed)
 
-    def reading(rows: Tensor, multiple: float) -> Reading:
+    def reading(rows: Tensor, multiple: float) -> ProbeReading:
         seen = bench.observe(SENTENCES, "test", rows)
         other = bench.observe(SENTENCES, "test", rows, shift=bench.places // 2)
         first, last = seen.states[:, 0], seen.states[:, -1]
         lengths = first.norm(dim=-1)
         units = sphere.normalize(seen.states)
         turned = torch.rad2deg(sphere.angle(units[:, 1:], units[:, :-1]))
-        return Reading(
+        return ProbeReading(
             multiple=multiple,
             moved=((other.read - seen.read).norm(dim=-1) / seen.read.norm(dim=-1)).mean().item(),
             turned=turned.mean().item(),
@@ -172,7 +172,7 @@ def probe(encoder: Any, tokenizer: Any, table: Table, words: Mapping[str, Tensor
     )
 
 
-def slope(readings: Sequence[Reading], figure: str) -> float | None:
+def slope(readings: Sequence[ProbeReading], figure: str) -> float | None:
     """Least-squares slope of log figure over log multiple, from the vocabulary's mean on; None if a figure is zero."""
     points = [(math.log(each.multiple), getattr(each, figure)) for each in readings if each.multiple >= 1]
     if not all(value > 0 for _, value in points):

@@ -41,7 +41,7 @@ def built(tmp_path_factory):
         patch.setattr(autoencoder, "WATCHED", 4)
         patch.setattr(judges, "WATCHED", 8)
         patch.setattr(gate, "SCALES", (1.0, 4.0))
-        log = training.Log(cache.folder("logs") / "log")
+        log = training.RecipeLog(cache.folder("logs") / "log")
         for kind in shards.KINDS:
             shards.make(kind, 48, 0, log)
         text_encoder.run(MOMENT, 0, log)

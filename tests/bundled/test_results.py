@@ -17,7 +17,7 @@ def gated(nouns, others):
         scale: {"noun": Tally(noun, 100), "setting": Tally(other, 100)}
         for scale, noun, other in zip(scales, nouns, others, strict=True)
     }
-    return gate.Report(100, {scale: inside for scale in scales}, {}, pictures, pictures[1.0])
+    return gate.GateReport(100, {scale: inside for scale in scales}, {}, pictures, pictures[1.0])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def measured(tmp_path, monkeypatch):
 
     def checking(*given):
         calls.append("check")
-        return check.Report(given[0], 26.4, {"a": table, "b": dict.fromkeys(check.BARS, Recall(8, 10))})
+        return check.CheckReport(given[0], 26.4, {"a": table, "b": dict.fromkeys(check.BARS, Recall(8, 10))})
 
     def gating(*given):
         calls.append("gate")
@@ -60,12 +60,12 @@ def measured(tmp_path, monkeypatch):
         }
         whole = figures | {"rest": Mean(0.98, 0.97, 0.99)}
         kinds = {kind: whole for kind in ceilings.BARS} | {"photos": figures}
-        return ceilings.Report({"a": kinds, "b": kinds})
+        return ceilings.CeilingsReport({"a": kinds, "b": kinds})
 
     def diagnosing(*given):
         calls.append("diagnosis")
         row = {"noun": Mean(0.9, 0.8, 1.0), "identified": Mean(0.5, 0.4, 0.6), "look": Mean(0.6, 0.5, 0.7)}
-        return diagnosis.Report({"class word": row | {"loss": Mean(0.35124, 0.3, 0.4)}})
+        return diagnosis.DiagnosisReport({"class word": row | {"loss": Mean(0.35124, 0.3, 0.4)}})
 
     monkeypatch.setattr(ceilings, "run", learning)
     monkeypatch.setattr(diagnosis, "run", diagnosing)

@@ -46,7 +46,7 @@ def test_rate_rises_holds_and_falls():
 
 def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
     """Weights, optimiser and step count come back; a finished run takes no further step."""
-    log = training.Log(tmp_path / "log")
+    log = training.RecipeLog(tmp_path / "log")
     layer = nn.Linear(2, 1)
     optimiser = torch.optim.AdamW(layer.parameters(), 0.1)
     indices = []
@@ -92,7 +92,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
 def test_the_average_follows_the_weights():
     """Early the average stays close; with constant weights it arrives at them."""
     layer = nn.Linear(1, 1)
-    average = training.Average(layer, decay=0.9)
+    average = training.MovingAverage(layer, decay=0.9)
     with torch.no_grad():
         layer.weight.fill_(5.0)
     for step in range(200):

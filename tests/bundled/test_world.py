@@ -8,7 +8,7 @@ from dticli.bundled.recipe import art, cache, drawing, shards, training
 from dticli.bundled.world import grammar
 
 
-class Lines(training.Log):
+class Lines(training.RecipeLog):
     """A log that only remembers."""
 
     def __init__(self, lines):

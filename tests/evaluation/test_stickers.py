@@ -86,7 +86,7 @@ def test_a_picture_that_shows_all_has_full_recall(name: str) -> None:
     """Every element is seen, the noun too, and nothing leaks."""
     for prompt in prompts.read(name):
         scene, seen = as_drawn(prompt, "cat")
-        reading = stickers.Reader(told(seen)).read(images(), prompt, "cat")
+        reading = stickers.StickerReader(told(seen)).read(images(), prompt, "cat")
         assert reading.scores == (1.0, 1.0)
         assert set(reading.elements.values()) == {1.0}
         assert reading.leakage == (0.0 if two_colours(scene) else None)
@@ -98,7 +98,7 @@ def test_the_words_own_noun_does_not_count_for_the_fit(name: str) -> None:
     for prompt in prompts.read(name):
         scene, seen = as_drawn(prompt, "cat")
         place = next((each for each in ("noun", "second noun") if seen.get(each) == "cat"), "noun")
-        reading = stickers.Reader(told(seen | {place: "dog"})).read(images(), prompt, "cat")
+        reading = stickers.StickerReader(told(seen | {place: "dog"})).read(images(), prompt, "cat")
         assert (reading.scores, reading.elements["noun"]) == ((1.0, 1.0), 0.0)
         assert reading.leakage == (0.0 if two_colours(scene) else None)
 
@@ -119,7 +119,7 @@ def test_things_on_the_wrong_sides_are_one_mistake() -> None:
         seen = {element: seen.get(element, known[0]) for element, known in elements.CLASSES.items()}
         twins = {each: f"second {each}" for each in ("noun", *LOOK)}
         swapped = seen | {a: seen[b] for a, b in twins.items()} | {b: seen[a] for a, b in twins.items()}
-        reading = stickers.Reader(told(swapped)).read(images(1), prompt, "cat")
+        reading = stickers.StickerReader(told(swapped)).read(images(1), prompt, "cat")
         assert {element for element, share in reading.elements.items() if share < 1} == {"layout"}
         assert reading.leakage in (0.0, None)
 
@@ -130,7 +130,7 @@ def test_colours_are_those_of_the_things_mentioned() -> None:
         scene, seen = as_drawn(prompt, "cat")
         place = "hue" if scene.relation in ("left", "above") else "second hue"
         wrong = seen | {place: third_hue(seen)}
-        reading = stickers.Reader(told(wrong)).read(images(1), prompt, "cat")
+        reading = stickers.StickerReader(told(wrong)).read(images(1), prompt, "cat")
         assert {element for element, share in reading.elements.items() if share < 1} == {"colour"}
 
 
@@ -147,7 +147,7 @@ def test_swapped_colours_leak() -> None:
     swapped = seen | {"hue": seen["second hue"], "second hue": seen["hue"]}
     third = third_hue(seen)
     for wrong, leakage in ((swapped, 1.0), (seen | {"hue": third, "second hue": third}, 0.0)):
-        reading = stickers.Reader(told(wrong)).read(images(), prompt, "cat")
+        reading = stickers.StickerReader(told(wrong)).read(images(), prompt, "cat")
         assert reading.leakage == leakage
         assert reading.elements["colour"] == reading.elements["second colour"] == 0.0
 
@@ -170,7 +170,7 @@ def test_a_subject_is_told_from_twenty_three_others() -> None:
     assert len(known) == len(set(known)) == 24
     for place, (noun, look) in enumerate(known):
         seen = as_drawn(prompt, "cat")[1] | shown(noun, look)
-        reading = stickers.Reader(told(seen)).read(images(), prompt, CAT.class_word)
+        reading = stickers.StickerReader(told(seen)).read(images(), prompt, CAT.class_word)
         assert reading.elements["identified"] == float(place == 0)
         kept = [reading.elements[f"kept {part}"] for part in ("hue", "pattern", "build")]
         assert reading.elements["look"] == pytest.approx(sum(kept) / 3)
@@ -199,7 +199,7 @@ def test_where_the_prompt_gives_another_colour_no_look_is_asked() -> None:
     for prompt in stickers.asking([*stickers.simple(), *stickers.complex()], CAT.look):
         assert prompt.scene
         scene, seen = as_drawn(prompt, "cat")
-        reading = stickers.Reader(told(seen)).read(images(1), prompt, "cat")
+        reading = stickers.StickerReader(told(seen)).read(images(1), prompt, "cat")
         open_to_it = not scene.things[0].told and scene.style != "sketch"
         assert ("identified" in reading.elements) == open_to_it
         assert "identified" not in reading.elements or reading.elements["look"] == 1.0
@@ -209,7 +209,7 @@ def test_likeness_is_the_affinity_of_noun_and_look() -> None:
     """1 for the same thing, 0 for another noun or look, and Bhattacharyya's sum between; other elements count for nothing."""
 
     def features(certainty: float = 30.0, **seen: str) -> Tensor:
-        return stickers.Eyes(told(seen, certainty=certainty)).features(images(1))[0]
+        return stickers.StickerEyes(told(seen, certainty=certainty)).features(images(1))[0]
 
     cat = features(noun="cat", hue="45", setting="snow")
     assert cat.norm() == pytest.approx(1, abs=1e-5)
@@ -242,7 +242,7 @@ def test_likeness_is_the_affinity_of_noun_and_look() -> None:
 
 def test_what_a_judge_of_stickers_cannot_read_is_said() -> None:
     """A prompt without a scene, and a noun of another world."""
-    reader = stickers.Reader(told({}))
+    reader = stickers.StickerReader(told({}))
     with pytest.raises(UsageError, match="--prompt-set stickers"):
         reader.require([Prompt("{} in the snow")], "cat")
     with pytest.raises(UsageError, match="cannot tell 'gargoyle'"):
@@ -292,7 +292,7 @@ def test_a_word_is_judged_without_a_hub(
 @pytest.mark.parametrize("name", stickers.JUDGES)
 def test_the_bundled_judges_know_each_subject_from_all_others(name: str) -> None:
     """Photos of an example subject are more like each other than like those of any other, on whatever backgrounds."""
-    eyes = stickers.Eyes(stickers.load(name))
+    eyes = stickers.StickerEyes(stickers.load(name))
     subjects = [subject.name for subject in bundled.subjects() if subject.look]
     features = [eyes.features([Image.open(path) for path in bundled.photos(each)]) for each in subjects]
     others = ~torch.eye(len(features[0]), dtype=torch.bool)

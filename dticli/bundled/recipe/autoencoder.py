@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from . import cache, shards
-from .training import Average, Log, accelerate, fast, rate, train
+from .training import MovingAverage, RecipeLog, accelerate, fast, rate, train
 
 BATCH = 8
 PEAK_RATE = 1.5e-3
@@ -48,7 +48,7 @@ def load(place: Path | None = None) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(place or folder()).float().eval()
 
 
-def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
+def run(minutes: float, seed: int, log: RecipeLog, start: Path | None = None) -> None:
     """Train and write the averaged weights.
 
     Args:
@@ -60,7 +60,7 @@ def run(minutes: float, seed: int, log: Log, start: Path | None = None) -> None:
     network = AutoencoderKL.from_pretrained(start).float() if start else new()
     accelerate(network).train()
     optimiser = torch.optim.AdamW(network.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = Average(network)
+    average = MovingAverage(network)
 
     def step(index: int, progress: float) -> dict[str, float]:
         for group in optimiser.param_groups:
@@ -120,7 +120,7 @@ def psnr(pictures: Tensor, rebuilt: Tensor) -> float:
     return (10 * torch.log10(4 / errors)).mean().item()
 
 
-def _publish(average: Average, sample: Tensor, watched: Tensor, log: Log) -> None:
+def _publish(average: MovingAverage, sample: Tensor, watched: Tensor, log: RecipeLog) -> None:
     network = new()
     network.load_state_dict(average.state_dict())
     network.eval()

@@ -6,10 +6,10 @@ from pathlib import Path
 from dticli.bundled import model_folder
 
 from . import autoencoder, cache, diffusion, text_encoder
-from .training import Log
+from .training import RecipeLog
 
 
-def run(start: Path | None, seed: int, log: Log) -> None:
+def run(start: Path | None, seed: int, log: RecipeLog) -> None:
     """Autoencoder as it is, text encoder with rows for the words it has never read, denoiser to train on.
 
     Args:

@@ -28,7 +28,7 @@ from dticli.evaluation.prompt import Prompt
 from dticli.evaluation.trials import weights_mark
 
 from . import cache, check, package, sampling, shards
-from .training import Log
+from .training import RecipeLog
 
 FIGURES = ("identified", "look", "noun", "rest")
 # kind -> figure -> least acceptable lower end of its interval
@@ -49,13 +49,13 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Report:
+class CeilingsReport:
     """By judge and by what was asked for: means over things with their intervals, of each of FIGURES that can be asked."""
 
     judged: dict[str, dict[str, dict[str, Mean]]]
 
 
-def run(seed: int, model: Path | None, log: Log) -> Report:
+def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
     """Learn, draw and judge; log and write `ceilings.json` and `words.png`, one row per subject."""
     pipeline = package.load(model)
     words = [_learned(subject, model or package.built(), log) for subject, _ in _reporting()]
@@ -76,14 +76,14 @@ def run(seed: int, model: Path | None, log: Log) -> Report:
         judged[name]["photos"] = _means([alone(eyes, each, photos(each)) for each, _ in _reporting()])
         log(f"ceilings, judge {name}: photos: {_line(judged[name]['photos'])}")
     _sheet(rows["learned word"], rows["class word"], cache.folder("ceilings") / "words.png")
-    report = Report(judged)
+    report = CeilingsReport(judged)
     cache.write_bytes(
         cache.folder("ceilings") / "ceilings.json", json.dumps(asdict(report), indent=1).encode()
     )
     return report
 
 
-def _learned(subject: bundled.Subject, model: Path, log: Log) -> Path:
+def _learned(subject: bundled.Subject, model: Path, log: RecipeLog) -> Path:
     """A word learned by the command at its defaults; kept for as long as the weights are these."""
     mark = weights_mark(model)
     file = cache.folder("ceilings") / mark / f"{subject.name}.safetensors"
@@ -164,7 +164,7 @@ def images(pictures: Tensor) -> list[Image.Image]:
 
 
 def _figures(eyes: DualEncoder | Observer, target: Target, shown: Sequence[Image.Image]) -> dict[str, float]:
-    reader = stickers.Reader(eyes)
+    reader = stickers.StickerReader(eyes)
     readings = [
         reader.read([image], prompt, target.noun)
         for image, prompt in zip(shown, _prompts(target), strict=True)
@@ -188,7 +188,7 @@ def alone(
     prompt = stickers.asking([Prompt("{}", Scene((Thing("{}", accessory=""),), Background()))], subject.look)[
         0
     ]
-    reading = stickers.Reader(eyes).read(shown, prompt, subject.class_word)
+    reading = stickers.StickerReader(eyes).read(shown, prompt, subject.class_word)
     return {name: reading.elements[name] for name in ("noun", "identified", "look")}
 
 

@@ -16,7 +16,7 @@ from dticli.bundled.world.elements import CLASSES
 from dticli.bundled.world.scenes import Scene
 
 from . import autoencoder, cache, judges, package, sampling, shards
-from .training import Log
+from .training import RecipeLog
 
 PSNR_BAR = 27.0
 PSNR_PICTURES = 500
@@ -56,7 +56,7 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What `run` measured: the autoencoder's fidelity in dB, and by judge the recall of every bar."""
 
     samples: int
@@ -123,7 +123,7 @@ def load_judges(model: Path | None) -> tuple[DualEncoder, Observer]:
     return judge.load_a(files[0]), judge.load_b(files[1])
 
 
-def run(samples: int, seed: int, model: Path | None, log: Log) -> Report:
+def run(samples: int, seed: int, model: Path | None, log: RecipeLog) -> CheckReport:
     """Measure every bar, log it, and write `check.json` into the cache folder."""
     pipeline = package.load(model)
     scenes, prompts = unseen(samples, seed)
@@ -144,7 +144,7 @@ def run(samples: int, seed: int, model: Path | None, log: Log) -> Report:
                 f"check: judge {name}: {bar} {recall.share:.1%} of {recall.asked}, at least {recall.lower:.1%}, "
                 f"bar {BARS[bar][0]:.0%}: {verdict(recall.passes(bar))}"
             )
-    report = Report(samples, psnr, judged)
+    report = CheckReport(samples, psnr, judged)
     cache.write_bytes(cache.folder("check") / "check.json", json.dumps(asdict(report), indent=1).encode())
     sampling.save_sheet(pictures[:100], cache.folder("check") / "sheet.png")
     return report

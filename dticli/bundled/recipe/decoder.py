@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import autoencoder, cache, diffusion, package, shards
 from .autoencoder import edges, psnr, rebuild, to_tensor
-from .training import Average, Log, accelerate, fast, rate, train
+from .training import MovingAverage, RecipeLog, accelerate, fast, rate, train
 
 PEAK_RATE = 5e-4
 SQUARE_WEIGHT = 10.0  # the bar is in dB
@@ -17,7 +17,7 @@ EDGE_WEIGHT = 0.5
 PLAIN_WEIGHT = 0.3
 
 
-def run(minutes: float, seed: int, log: Log) -> None:
+def run(minutes: float, seed: int, log: RecipeLog) -> None:
     """Train on the latents and pictures that the denoiser learned from, and write the averaged weights and the whole model."""
     torch.manual_seed(seed)
     latents = diffusion.encode_pictures(log)
@@ -29,7 +29,7 @@ def run(minutes: float, seed: int, log: Log) -> None:
         part.requires_grad_(False)
     learned = [value for value in network.parameters() if value.requires_grad]
     optimiser = torch.optim.AdamW(learned, PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = Average(network, decay=0.998)
+    average = MovingAverage(network, decay=0.998)
 
     def step(index: int, progress: float) -> dict[str, float]:
         for group in optimiser.param_groups:
@@ -78,7 +78,7 @@ def _losses(network: AutoencoderKL, latents: Tensor, pictures: Tensor) -> dict[s
     return {"loss": loss, "mse": square}
 
 
-def _publish(average: Average, watched: Tensor, log: Log) -> None:
+def _publish(average: MovingAverage, watched: Tensor, log: RecipeLog) -> None:
     network = autoencoder.load()
     network.load_state_dict(average.state_dict())
     cache.write_folder(_folder(), network.save_pretrained)

@@ -21,7 +21,7 @@ from dticli.evaluation.measure import Mean
 from dticli.evaluation.trials import weights_mark
 
 from . import autoencoder, cache, ceilings, check, diffusion, package, sampling
-from .training import Log, fast
+from .training import RecipeLog, fast
 
 PROMPT = "a photo of {}"
 PICTURES = 20
@@ -33,7 +33,7 @@ FREE_STEPS, FREE_RATE, FREE_BATCH = 800, 2e-2, 4
 
 
 @dataclass(frozen=True)
-class Report:
+class DiagnosisReport:
     """By way of saying the subject: the loss on fixed draws and what judge B sees, means over subjects with their intervals."""
 
     rows: dict[str, dict[str, Mean]]
@@ -48,7 +48,7 @@ class Draws:
     velocity: Tensor
 
 
-def run(seed: int, model: Path | None, log: Log) -> Report:
+def run(seed: int, model: Path | None, log: RecipeLog) -> DiagnosisReport:
     """Learn, draw and judge; log and write `diagnosis.json` and `diagnosis.png`, one row per subject."""
     pipeline = package.load(model)
     pipeline.unet.requires_grad_(False)
@@ -70,7 +70,7 @@ def run(seed: int, model: Path | None, log: Log) -> Report:
                 + ", ".join(f"{key} {value:.4f}" for key, value in found.items())
             )
         shown.append([ceilings.photos(subject)[0], *row])
-    report = Report({said: _means(rows) for said, rows in figures.items()})
+    report = DiagnosisReport({said: _means(rows) for said, rows in figures.items()})
     cache.write_bytes(
         cache.folder("diagnosis") / "diagnosis.json", json.dumps(asdict(report), indent=1).encode()
     )
@@ -84,7 +84,7 @@ def _ways(
     latents: Tensor,
     model: Path,
     seed: int,
-    log: Log,
+    log: RecipeLog,
 ) -> dict[str, Tensor]:
     """Text states of the prompt with the subject said in each way, (1, 32, width)."""
     plain = _states(pipeline, PROMPT.format(subject.class_word))
@@ -100,7 +100,7 @@ def _ways(
     return ways
 
 
-def _learned(subject: bundled.Subject, vectors: int, model: Path, log: Log) -> Path:
+def _learned(subject: bundled.Subject, vectors: int, model: Path, log: RecipeLog) -> Path:
     """A word of so many vectors, with its early state kept beside it; made once for these weights."""
     file = cache.folder("diagnosis") / weights_mark(model) / f"{subject.name}-{vectors}.safetensors"
     if not file.is_file():

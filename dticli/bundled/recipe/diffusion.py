@@ -22,7 +22,7 @@ from dticli.bundled.world.scenes import Scene
 from dticli.ranks import ALONE, Ranks
 
 from . import autoencoder, cache, package, shards, text_encoder, vocabulary
-from .training import Average, Log, Stateful, accelerate, fast, rate, train
+from .training import MovingAverage, RecipeLog, Stateful, accelerate, fast, rate, train
 
 BATCH = 16
 PEAK_RATE = 4e-4
@@ -73,7 +73,7 @@ def folder() -> Path:
 # --------------------------------------------------------------- what is computed once
 
 
-def encode_pictures(log: Log, ranks: Ranks = ALONE) -> Tensor:
+def encode_pictures(log: RecipeLog, ranks: Ranks = ALONE) -> Tensor:
     """Scaled latents, a shard at a time; needs no text encoder, so it can run while that one trains."""
     network = accelerate(autoencoder.load())
 
@@ -86,7 +86,9 @@ def encode_pictures(log: Log, ranks: Ranks = ALONE) -> Tensor:
     return _once("latents", autoencoder.weights(), latents, log, ranks)
 
 
-def _once(name: str, weights: Path, compute: Callable[[Path], Tensor], log: Log, ranks: Ranks) -> Tensor:
+def _once(
+    name: str, weights: Path, compute: Callable[[Path], Tensor], log: RecipeLog, ranks: Ranks
+) -> Tensor:
     """`compute` of every shard of pictures in float16; not computed again while the weights it rests on stay the same."""
     mark = cache.fingerprint(weights)
     sources = shards.shard_files("pictures")
@@ -111,7 +113,7 @@ class Material:
     scenes: tuple[Scene, ...]
 
 
-def _material(log: Log, ranks: Ranks) -> Material:
+def _material(log: RecipeLog, ranks: Ranks) -> Material:
     pictures = shards.read("pictures")
     return Material(encode_pictures(log, ranks), torch.from_numpy(pictures.masks), pictures.scenes)
 
@@ -148,7 +150,7 @@ class NewRows:
 # ------------------------------------------------------------------------------ training
 
 
-def run(minutes: float, seed: int, log: Log, start: Path | None = None, ranks: Ranks = ALONE) -> None:
+def run(minutes: float, seed: int, log: RecipeLog, start: Path | None = None, ranks: Ranks = ALONE) -> None:
     """Train and write the averaged denoiser and, with it, the whole model.
 
     Args:
@@ -174,7 +176,7 @@ def run(minutes: float, seed: int, log: Log, start: Path | None = None, ranks: R
         fused=True,
     )
     both = nn.ModuleDict({"network": network, "rows": encoder.get_input_embeddings()})
-    average = Average(both, decay=AVERAGING)
+    average = MovingAverage(both, decay=AVERAGING)
     signal = scheduler().alphas_cumprod
     log(
         f"diffusion: {len(material.latents)} pictures, {sum(value.numel() for value in network.parameters()):,} weights, "
@@ -274,7 +276,7 @@ def _timesteps(random: np.random.Generator, count: int) -> np.ndarray:
     return (place * count).astype(np.int64)
 
 
-def _publish(average: Average, rows: NewRows) -> None:
+def _publish(average: MovingAverage, rows: NewRows) -> None:
     state = average.state_dict()
     network = new()
     network.load_state_dict(

@@ -22,7 +22,7 @@ from dticli.bundled.world.elements import CLASSES
 from dticli.bundled.world.scenes import Scene
 
 from . import cache, check, package, probes, sampling
-from .training import Log
+from .training import RecipeLog
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 WATCHED = (8.0, 16.0)
@@ -38,7 +38,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Report:
+class GateReport:
     """By scale: the encoder's probes, and what the states and the pictures still tell of each element.
 
     `alone` is what pictures tell where the word's state, at its own length, is the one it has in a prompt that says nothing else.
@@ -68,12 +68,12 @@ def others(tallies: Mapping[str, Tally]) -> float:
     return sum(tally.right for tally in rest) / sum(tally.asked for tally in rest)
 
 
-def run(samples: int, seed: int, model: Path | None, log: Log) -> Report:
+def run(samples: int, seed: int, model: Path | None, log: RecipeLog) -> GateReport:
     """Sample the same prompts and noises at every scale; log and write `gate.json`."""
     pipeline = package.load(model)
     tower, observer = check.load_judges(model)
     scenes, prompts = prompts_on_subjects(samples, seed)
-    report = Report(samples, {}, {}, {}, {})
+    report = GateReport(samples, {}, {}, {}, {})
 
     def tally(what: str, named: dict[str, list[str]]) -> dict[str, Tally]:
         tallies = _tally(scenes, named)

@@ -26,7 +26,7 @@ from dticli.bundled.world.elements import CLASSES, UNKNOWN
 from dticli.errors import ModelError
 
 from . import autoencoder, cache, decoder, diffusion, shards, text_encoder
-from .training import Log, accelerate, channels_last, fast, rate, train
+from .training import RecipeLog, accelerate, channels_last, fast, rate, train
 
 Eyes = TypeVar("Eyes", DualEncoder, Observer)
 BATCH = 64
@@ -63,7 +63,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PictureBatch:
     """Pictures (BATCH, 3, 64, 64) in [-1, 1] with their labels, captions' pooled states and what captions say.
 
     `varied`: they do not look as they were drawn, and captions may be wrong about them; labels are not.
@@ -76,7 +76,7 @@ class Batch:
     varied: bool
 
 
-def run(minutes: float, seed: int, log: Log) -> None:
+def run(minutes: float, seed: int, log: RecipeLog) -> None:
     """Train each judge for `minutes` on its own pictures, held-out combinations included, and report their accuracy."""
     torch.manual_seed(seed)
     pictures = _pictures()
@@ -117,11 +117,11 @@ def _train(
     name: str,
     file: Path,
     eyes: nn.Module,
-    loss: Callable[[Any, Batch], Tensor],
+    loss: Callable[[Any, PictureBatch], Tensor],
     shown: Shown,
     minutes: float,
     seed: int,
-    log: Log,
+    log: RecipeLog,
 ) -> None:
     network = channels_last(eyes).train()
     optimiser = torch.optim.AdamW(
@@ -144,7 +144,7 @@ def _train(
     train(f"judges/{name}", {"network": network, "optimiser": optimiser}, step, minutes, log, publish)
 
 
-def _batch(shown: Shown, seed: int, index: int) -> Batch:
+def _batch(shown: Shown, seed: int, index: int) -> PictureBatch:
     """The batch of one step, drawn and rebuilt pictures in turn, varied every other time; a pure function of (seed, index)."""
     random = np.random.default_rng((seed, index))
     source = (shown.drawn, shown.rebuilt)[index % 2]
@@ -155,7 +155,7 @@ def _batch(shown: Shown, seed: int, index: int) -> Batch:
         pictures, labels = _varied(pictures, labels, random)
     else:
         pictures = _shifted(pictures, random)
-    return Batch(pictures, labels, shown.pooled[picks], shown.told[picks], varied)
+    return PictureBatch(pictures, labels, shown.pooled[picks], shown.told[picks], varied)
 
 
 ELEMENTS = list(CLASSES)
@@ -184,7 +184,7 @@ def _varied(pictures: Tensor, labels: Tensor, random: np.random.Generator) -> tu
     return (pictures[:, channels] * inverted).contiguous(memory_format=torch.channels_last), labels
 
 
-def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
+def _rebuilt(pixels: np.ndarray, log: RecipeLog) -> np.ndarray:
     """The first REBUILT pictures after the autoencoder, made once, a PORTION at a time."""
     return np.concatenate(
         [
@@ -194,7 +194,7 @@ def _rebuilt(pixels: np.ndarray, log: Log) -> np.ndarray:
     )
 
 
-def _portion(pixels: np.ndarray, log: Log) -> np.ndarray:
+def _portion(pixels: np.ndarray, log: RecipeLog) -> np.ndarray:
     drawn = hashlib.sha256(pixels.tobytes()).hexdigest()[:8]
     file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(decoder.weights())}-{drawn}.npz"
     if not file.is_file():
@@ -208,7 +208,7 @@ def _portion(pixels: np.ndarray, log: Log) -> np.ndarray:
 
 
 @torch.no_grad()
-def _pooled(pictures: shards.Pictures, seed: int, log: Log) -> Tensor:
+def _pooled(pictures: shards.Pictures, seed: int, log: RecipeLog) -> Tensor:
     """Pooled state of one caption of each picture, (pictures, WIDTH)."""
     log("judges: reading captions")
     tokens, encoder = diffusion.load_encoder()
@@ -231,13 +231,13 @@ def _shifted(pictures: Tensor, random: np.random.Generator) -> Tensor:
     )
 
 
-def _naming(network: Observer, batch: Batch) -> Tensor:
+def _naming(network: Observer, batch: PictureBatch) -> Tensor:
     with fast():
         features = network.features(batch.pictures)
     return text_encoder.naming(network.namer(features.float()), batch.labels)
 
 
-def _matching(network: DualEncoder, batch: Batch) -> Tensor:
+def _matching(network: DualEncoder, batch: PictureBatch) -> Tensor:
     """CLIP's loss between pictures and captions, and the naming of elements."""
     with fast():
         seen = network.image(batch.pictures)
@@ -251,7 +251,9 @@ def _matching(network: DualEncoder, batch: Batch) -> Tensor:
     return contrast + text_encoder.naming(network.image_namer(seen), batch.labels) + named_text
 
 
-def _report(name: str, eyes: DualEncoder | Observer, pictures: Tensor, labels: Tensor, log: Log) -> None:
+def _report(
+    name: str, eyes: DualEncoder | Observer, pictures: Tensor, labels: Tensor, log: RecipeLog
+) -> None:
     with torch.no_grad():
         logits = [
             torch.cat(parts) for parts in zip(*(eyes(batch) for batch in pictures.split(64)), strict=True)

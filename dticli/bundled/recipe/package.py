@@ -13,7 +13,7 @@ from dticli.bundled import MODEL_NAME, judge, model_folder
 from dticli.errors import ModelError
 
 from . import cache, decoder, diffusion, judges
-from .training import Log
+from .training import RecipeLog
 
 MOST_BYTES = 48 * 2**20
 
@@ -65,7 +65,7 @@ def load(model: Path | None = None) -> StableDiffusionPipeline:
     return pipeline
 
 
-def ship(log: Log) -> None:
+def ship(log: RecipeLog) -> None:
     """Put the recipe's model and judges into the package; refuses to ship more than MOST_BYTES of weights."""
     half = {name: _half(load_file(file)) for name, file in _judge_files().items()}
     size = _weight_bytes(built()) + sum(value.nbytes for state in half.values() for value in state.values())

@@ -20,7 +20,7 @@ from dticli.evaluation.measure import Mean
 from dticli.evaluation.trials import SCORING, weights_mark
 
 from . import cache, ceilings, check, diagnosis, gate
-from .training import Log
+from .training import RecipeLog
 
 UNMEASURED = "Not measured on these weights."
 PLANS = ("stickers", "stickers-ablations")
@@ -31,7 +31,7 @@ HOW = ("--precision", "bf16", "--quiet")
 Report = TypeVar("Report")
 
 
-def run(samples: int, seed: int, log: Log, plans: Sequence[str] = ()) -> None:
+def run(samples: int, seed: int, log: RecipeLog, plans: Sequence[str] = ()) -> None:
     """Measure whatever has not been measured on these weights, and write docs/results.md into the present folder.
 
     Args:
@@ -39,12 +39,14 @@ def run(samples: int, seed: int, log: Log, plans: Sequence[str] = ()) -> None:
     """
     mark = f"{weights_mark(model_folder())}-{weights_mark(judge.weights('a').parent)}-{SCORING}-{seed}"
     model = model_folder()
-    checked = _once(f"check-{mark}-{samples}", check.Report, lambda: check.run(samples, seed, model, log))
-    gated = _once(
-        f"gate-{mark}-{GATE_PROMPTS}", gate.Report, lambda: gate.run(GATE_PROMPTS, seed, model, log)
+    checked = _once(
+        f"check-{mark}-{samples}", check.CheckReport, lambda: check.run(samples, seed, model, log)
     )
-    learned = _once(f"ceilings-{mark}", ceilings.Report, lambda: ceilings.run(seed, model, log))
-    parts = _once(f"diagnosis-{mark}", diagnosis.Report, lambda: diagnosis.run(seed, model, log))
+    gated = _once(
+        f"gate-{mark}-{GATE_PROMPTS}", gate.GateReport, lambda: gate.run(GATE_PROMPTS, seed, model, log)
+    )
+    learned = _once(f"ceilings-{mark}", ceilings.CeilingsReport, lambda: ceilings.run(seed, model, log))
+    parts = _once(f"diagnosis-{mark}", diagnosis.DiagnosisReport, lambda: diagnosis.run(seed, model, log))
     claims = {plan: _carried_out(plan) if plan in plans else UNMEASURED for plan in PLANS}
     page = [
         *_opening(learned),
@@ -86,7 +88,7 @@ def _carried_out(plan: str) -> str:
 # ------------------------------------------------------------------------------- page
 
 
-def _opening(learned: ceilings.Report) -> Iterator[str]:
+def _opening(learned: ceilings.CeilingsReport) -> Iterator[str]:
     words = learned.judged["b"]
     yield "# Results"
     yield ""
@@ -101,7 +103,7 @@ def _opening(learned: ceilings.Report) -> Iterator[str]:
     yield "Written by `python -m dticli.bundled.recipe results`; a second judge, A, was trained apart from B."
 
 
-def _words(learned: ceilings.Report) -> Iterator[str]:
+def _words(learned: ceilings.CeilingsReport) -> Iterator[str]:
     yield from ("", "## Learned words, beside their floor and their ceilings", "")
     yield (
         "Pictures of the twenty prompts of `stickers-complex`, means over the twelve subjects with 95 % bootstrap intervals. "
@@ -137,7 +139,7 @@ def _share(found: Mean) -> str:
     return f"{found.value:.0%} ({found.low or 0:.0%} to {found.high or 0:.0%})"
 
 
-def _parts(found: diagnosis.Report) -> Iterator[str]:
+def _parts(found: diagnosis.DiagnosisReport) -> Iterator[str]:
     yield from ("", "## Which part sets the limit", "")
     yield (
         f"The four tuning subjects, {diagnosis.PICTURES} pictures of *{diagnosis.PROMPT.format('...')}* each, judge B, and the "
@@ -155,12 +157,12 @@ def _parts(found: diagnosis.Report) -> Iterator[str]:
     )
 
 
-def _pictures(checked: check.Report) -> Iterator[str]:
+def _pictures(checked: check.CheckReport) -> Iterator[str]:
     yield from ("", "## The bundled model", "")
     yield from _bars(checked)
 
 
-def _gate(gated: gate.Report) -> Iterator[str]:
+def _gate(gated: gate.GateReport) -> Iterator[str]:
     yield from ("", "## The gate: longer rows of the class word, nothing learned", "")
     yield from _curve(gated)
 
@@ -170,7 +172,7 @@ def _plans(claims: Mapping[str, str]) -> Iterator[str]:
         yield from ("", f"## Plan `{plan}`", "", report.rstrip())
 
 
-def _bars(checked: check.Report) -> Iterator[str]:
+def _bars(checked: check.CheckReport) -> Iterator[str]:
     yield (
         f"{checked.samples} prompts, each a combination of noun, style, setting and relation that no training picture shows. "
         "Share of pictures that show what was asked; in brackets the lower end of its 95 % Wilson interval, which passes or not, "
@@ -192,7 +194,7 @@ def _verdict(recall: check.Recall, bar: str) -> str:
     return f"{recall.share:.1%} ({recall.lower:.1%} of {recall.asked}) {check.verdict(recall.passes(bar))}"
 
 
-def _curve(gated: gate.Report) -> Iterator[str]:
+def _curve(gated: gate.GateReport) -> Iterator[str]:
     scales = " or ".join(f"{scale:g}x" for scale in gate.WATCHED)
     yield (
         f"{gated.samples} prompts on the example subjects, judge B. The model can show harm if at {scales} the other elements "

@@ -15,7 +15,7 @@ from dticli.bundled.world.looks import Look
 from dticli.bundled.world.scenes import Background, Scene, Thing
 
 from . import art, cache, drawing
-from .training import Log
+from .training import RecipeLog
 
 SHARD = 5_000
 SAMPLE = 50  # pictures drawn again to tell whether the rules have changed
@@ -39,7 +39,7 @@ class Pictures:
     scenes: tuple[Scene, ...]
 
 
-def make(kind: str, count: int, seed: int, log: Log) -> None:
+def make(kind: str, count: int, seed: int, log: RecipeLog) -> None:
     """Draw `count` pictures of a kind, ranks in turn; whole shards that lie there as today's rules draw them are kept."""
     icons = art.load()
     for number in range(log.ranks.rank, -(-count // SHARD), log.ranks.size):

@@ -7,13 +7,13 @@ from dticli.errors import DtiError
 from dticli.ranks import joined, launched
 
 from . import cache
-from .training import Log
+from .training import RecipeLog
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one step and return the exit code."""
     name = arguments.step
-    log = Log(cache.folder("logs") / f"{name}.log", launched())
+    log = RecipeLog(cache.folder("logs") / f"{name}.log", launched())
     try:
         with joined(log.ranks):
             _STEPS[name](arguments, log)
@@ -23,100 +23,100 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _art(arguments: argparse.Namespace, log: Log) -> None:
+def _art(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import art
 
     art.fetch()
     log("art: four sets ready")
 
 
-def _photos(arguments: argparse.Namespace, log: Log) -> None:
+def _photos(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import photos
 
     photos.make()
     log("photos: drawn")
 
 
-def _world(arguments: argparse.Namespace, log: Log) -> None:
+def _world(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import shards
 
     for kind in arguments.kinds or shards.KINDS:
         shards.make(kind, arguments.pictures, arguments.seed, log)
 
 
-def _autoencoder(arguments: argparse.Namespace, log: Log) -> None:
+def _autoencoder(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import autoencoder
 
     autoencoder.run(_minutes(arguments), arguments.seed, log, arguments.start)
 
 
-def _text_encoder(arguments: argparse.Namespace, log: Log) -> None:
+def _text_encoder(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import text_encoder
 
     text_encoder.run(_minutes(arguments), arguments.seed, log)
 
 
-def _begin(arguments: argparse.Namespace, log: Log) -> None:
+def _begin(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import begin
 
     begin.run(arguments.start, arguments.seed, log)
 
 
-def _latents(arguments: argparse.Namespace, log: Log) -> None:
+def _latents(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import diffusion
 
     diffusion.encode_pictures(log)
 
 
-def _diffusion(arguments: argparse.Namespace, log: Log) -> None:
+def _diffusion(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import diffusion
 
     diffusion.run(_minutes(arguments), arguments.seed, log, arguments.start, log.ranks)
 
 
-def _decoder(arguments: argparse.Namespace, log: Log) -> None:
+def _decoder(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import decoder
 
     decoder.run(_minutes(arguments), arguments.seed, log)
 
 
-def _judges(arguments: argparse.Namespace, log: Log) -> None:
+def _judges(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import judges
 
     judges.run(_minutes(arguments), arguments.seed, log)
 
 
-def _gate(arguments: argparse.Namespace, log: Log) -> None:
+def _gate(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import gate
 
     gate.run(arguments.samples, arguments.seed, arguments.model, log)
 
 
-def _check(arguments: argparse.Namespace, log: Log) -> None:
+def _check(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import check
 
     check.run(arguments.samples, arguments.seed, arguments.model, log)
 
 
-def _ceilings(arguments: argparse.Namespace, log: Log) -> None:
+def _ceilings(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import ceilings
 
     ceilings.run(arguments.seed, arguments.model, log)
 
 
-def _diagnosis(arguments: argparse.Namespace, log: Log) -> None:
+def _diagnosis(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import diagnosis
 
     diagnosis.run(arguments.seed, arguments.model, log)
 
 
-def _package(arguments: argparse.Namespace, log: Log) -> None:
+def _package(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import package
 
     package.ship(log)
 
 
-def _results(arguments: argparse.Namespace, log: Log) -> None:
+def _results(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import results
 
     results.run(arguments.samples, arguments.seed, log, arguments.plans)
@@ -128,7 +128,7 @@ def _minutes(arguments: argparse.Namespace) -> float:
     return arguments.minutes or MINUTES[arguments.step]
 
 
-_STEPS: dict[str, Callable[[argparse.Namespace, Log], None]] = {
+_STEPS: dict[str, Callable[[argparse.Namespace, RecipeLog], None]] = {
     "art": _art,
     "photos": _photos,
     "world": _world,

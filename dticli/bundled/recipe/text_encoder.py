@@ -25,7 +25,7 @@ from dticli.bundled.world.elements import UNKNOWN
 from . import cache, shards, vocabulary
 from .autoencoder import to_tensor
 from .negatives import almost
-from .training import Log, fast, rate, train
+from .training import RecipeLog, fast, rate, train
 
 BLOCKS = 8
 BATCH = 64
@@ -151,7 +151,7 @@ def judge_file() -> Path:
 
 
 @dataclass(frozen=True)
-class Batch:
+class CaptionBatch:
     """Pictures, their captions and almost-right ones for every second, with the labels of pictures and captions."""
 
     pictures: Tensor
@@ -161,14 +161,14 @@ class Batch:
     caption_labels: Tensor
 
 
-def draw_batch(pictures: shards.Pictures, seed: int, index: int) -> Batch:
+def draw_batch(pictures: shards.Pictures, seed: int, index: int) -> CaptionBatch:
     """The batch of one step; a pure function of (seed, index)."""
     random = Random(f"reading {seed} {index}")
     picks = [random.randrange(len(pictures.scenes)) for _ in range(BATCH)]
     scenes = [pictures.scenes[pick] for pick in picks]
     told = [random.random() >= BRIEF for _ in scenes]
     pairs = list(zip(scenes, told, strict=True))
-    return Batch(
+    return CaptionBatch(
         to_tensor(pictures.pixels[np.array(picks)]),
         [grammar.caption(scene, random, background=known) for scene, known in pairs],
         [grammar.caption(almost(scene, random), random, background=known) for scene, known in pairs[::2]],
@@ -177,7 +177,7 @@ def draw_batch(pictures: shards.Pictures, seed: int, index: int) -> Batch:
     )
 
 
-def run(minutes: float, seed: int, log: Log) -> None:
+def run(minutes: float, seed: int, log: RecipeLog) -> None:
     """Pretrain and write encoder, tokenizer and towers."""
     torch.manual_seed(seed)
     tokens = _tokenizer()
@@ -254,7 +254,7 @@ def _reading_losses(towers: Towers, tokens: CLIPTokenizer, seed: int, index: int
     return {"loss": names, "text names": names, "nouns right": _right(logits[0], wanted[:, 0])}
 
 
-def _losses(towers: Towers, tokens: CLIPTokenizer, batch: Batch) -> dict[str, Tensor]:
+def _losses(towers: Towers, tokens: CLIPTokenizer, batch: CaptionBatch) -> dict[str, Tensor]:
     judge = towers.judge
     ids = token_ids(tokens, batch.captions + batch.negatives)
     with fast():

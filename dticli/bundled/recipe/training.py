@@ -121,7 +121,7 @@ def _fast_forward(layer: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
 # --------------------------------------------------------------------- loop
 
 
-class Average:
+class MovingAverage:
     """Exponential moving average of a module's parameters, kept in float32."""
 
     def __init__(self, module: nn.Module, decay: float = 0.999):
@@ -151,7 +151,7 @@ def rate(progress: float, warmup: float = 0.02, decay_from: float = 0.6, floor: 
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fall))
 
 
-class Log:
+class RecipeLog:
     """Prints lines and appends them to a file; only the first rank speaks."""
 
     def __init__(self, file: Path, ranks: Ranks = ALONE):
@@ -172,7 +172,7 @@ def train(
     parts: Mapping[str, Stateful],
     step: Callable[[int, float], dict[str, float]],
     minutes: float,
-    log: Log,
+    log: RecipeLog,
     publish: Callable[[], None],
     ranks: Ranks = ALONE,
 ) -> None:
@@ -213,7 +213,7 @@ def train(
     log(f"{name} done: {steps} steps, {spent / 60:.1f} min")
 
 
-def _resume(file: Path, parts: Mapping[str, Stateful], log: Log) -> tuple[int, float]:
+def _resume(file: Path, parts: Mapping[str, Stateful], log: RecipeLog) -> tuple[int, float]:
     if not file.is_file():
         return 0, 0.0
     saved = torch.load(file, map_location="cpu", weights_only=True)
