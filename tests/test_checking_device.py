@@ -138,14 +138,15 @@ def left_behind(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @every_family
-@pytest.mark.parametrize("function", ["encode", "to_latents"])
-def test_what_is_left_on_the_cpu_is_found(name: str, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_on_the_cpu_is_found(name: str) -> None:
     """The device sees either of two planted faults in every family."""
     with plugged_in():
         task, learner = training(name, DEVICE, torch.float32)
-        recoded(monkeypatch, task.family, **{function: left_behind(getattr(task.family.code, function))})
-        with pytest.raises(MixedDevices):
-            next(trainings.fit(task, learner))
+        for function in ("encode", "to_latents"):
+            with pytest.MonkeyPatch.context() as patch:
+                recoded(patch, task.family, **{function: left_behind(getattr(task.family.code, function))})
+                with pytest.raises(MixedDevices):
+                    next(trainings.fit(task, learner))
 
 
 def test_what_waits_too_often_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
