@@ -265,15 +265,16 @@ def test_a_run_may_change_to_low_memory(train: Dti, tmp_path: Path) -> None:
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, fits: Callable[[int, bool], bool]) -> None:
     """A denoiser for which memory is out unless `fits` says so of the pictures and whether activations are kept."""
-    code = families.of_name("sd").code  # type: ignore[union-attr]
-    whole = code.predict
+    family = families.of_name("sd")
+    assert family
+    whole = family.code.predict
 
     def predict(pipe: Any, noisy: Tensor, level: Tensor, conditioning: Any) -> Tensor:
         if not fits(len(noisy), pipe.unet.is_gradient_checkpointing):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return whole(pipe, noisy, level, conditioning)
 
-    monkeypatch.setattr(code, "predict", predict)
+    recoded(monkeypatch, family, predict=predict)
 
 
 def test_out_of_memory_finds_out_whether_low_memory_helps(
