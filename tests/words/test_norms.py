@@ -496,8 +496,8 @@ def pickle_code(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (remove("model_index.json"), "model_index.json cannot be read"),
-        (fill("model_index.json", "{"), "model_index.json cannot be read"),
+        (remove("model_index.json"), "cannot read .*model_index.json .no such file"),
+        (fill("model_index.json", "{"), "model_index.json is not JSON"),
         (fill("model_index.json", "[]"), "model_index.json is damaged"),
         (fill("model_index.json", "{}"), "no text encoder"),
         (remove("text_encoder"), "no weights in"),
@@ -512,7 +512,7 @@ def pickle_code(folder: Path) -> None:
         ),
         (store(shared__weight=torch.ones(9, 3, dtype=torch.int8)), "not quantised"),
         (store(shared__weight=torch.ones(9)), "not quantised"),
-        (lose_a_shard, "cannot be read"),
+        (lose_a_shard, "cannot read .*model-00002-of-00036.safetensors"),
         (pickle_code, "pytorch_model.bin cannot be read"),
         (remove("tokenizer"), "no tokenizer in"),
         (fill("tokenizer/tokenizer.json", "{"), "no tokenizer in"),
