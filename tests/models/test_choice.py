@@ -54,7 +54,7 @@ def test_a_folder_is_known_by_its_name_and_not_its_path(tmp_path: Path) -> None:
 
 
 def test_a_model_of_the_hub_trains_and_draws(dti: Dti, remote: Hub, photos: Path, tmp_path: Path) -> None:
-    """Before anything is loaded a line says how much would be downloaded; the word remembers its model; `--offline` then does without the hub."""
+    """A line says at once how much would be downloaded; the word remembers its model; `--offline` then does without the hub."""
     file = tmp_path / "dog.safetensors"
     learn = ("--init", "dog", "--steps", 1, "--batch-size", 1, "--resolution", 16, "--model", "artist/tiny")
     outcome = dti("train", photos, "--token", "<dog>", "-o", file, *learn)
