@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 from dticli import bundled
 from dticli.bundled import judge, subjects
-from dticli.bundled.recipe import check, gate, package
+from dticli.bundled.recipe import assembly, check, gate
 from dticli.bundled.world import elements
 from dticli.bundled.world.elements import CLASSES
 from dticli.bundled.world.looks import Look
@@ -83,7 +83,7 @@ def test_gate_prompts_name_an_example_subject():
 
 def test_a_word_alone_has_its_plain_state_and_leaves_every_other():
     """Stock `encode_prompt` shows it as "a photo of a WORD" does; other slots and, afterwards, all are as they were."""
-    pipeline = package.load(bundled.model_folder())
+    pipeline = assembly.load(bundled.model_folder())
 
     def states(prompt):
         return pipeline.encode_prompt(prompt, "cpu", 1, False)[0][0]

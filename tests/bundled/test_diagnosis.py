@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from dticli import bundled
-from dticli.bundled.recipe import diagnosis, diffusion, package
+from dticli.bundled.recipe import assembly, diagnosis
 
 
 def test_every_draw_holds_its_photo_at_every_height_of_the_noise() -> None:
     """clean = sqrt(a) noisy - sqrt(1 - a) velocity (Salimans and Ho, arXiv:2202.00512, appendix D)."""
     photos = torch.randn(5, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     draws = diagnosis._draws(photos, 320, seed=1)
-    keep = diffusion.scheduler().alphas_cumprod[draws.steps].view(-1, 1, 1, 1)
+    keep = assembly.scheduler().alphas_cumprod[draws.steps].view(-1, 1, 1, 1)
     clean = keep.sqrt() * draws.noisy - (1 - keep).sqrt() * draws.velocity
     torch.testing.assert_close(clean, photos.repeat(64, 1, 1, 1), rtol=0, atol=2e-5)
     for photo in range(5):
@@ -25,7 +25,7 @@ def test_free_states_learn_the_subject(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps bring the loss on draws they were not learned on below that of the class word."""
     monkeypatch.setattr(diagnosis, "FREE_STEPS", 12)
     monkeypatch.setattr(diagnosis, "DRAWS", 32)
-    pipeline = package.load(bundled.model_folder())
+    pipeline = assembly.load(bundled.model_folder())
     pipeline.unet.requires_grad_(False)
     subject = bundled.subject("dog")
     latents = diagnosis._latents(pipeline, subject)

@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from dticli.bundled.recipe import (
     art,
+    assembly,
     autoencoder,
     cache,
     check,
@@ -49,7 +50,7 @@ def built(tmp_path_factory):
         diffusion.run(MOMENT, 0, log)
         decoder.run(MOMENT, 0, log)
         judges.run(MOMENT, 0, log)
-        yield log, package.built()
+        yield log, assembly.built()
 
 
 @pytest.mark.slow
@@ -69,7 +70,7 @@ def test_the_model_is_an_ordinary_one(built):
 def test_another_decoder_leaves_latents_as_they_are(built):
     """Only the decoder's weights change, the denoiser's latents are found again, and the model holds the new decoder."""
     _, folder = built
-    before, after = autoencoder.load(), decoder.load()
+    before, after = autoencoder.load(), assembly.load_decoder()
     pairs = {name: (value, after.state_dict()[name]) for name, value in before.state_dict().items()}
     changed = {name.split(".")[0] for name, pair in pairs.items() if not torch.equal(*pair)}
     assert changed == {"decoder", "post_quant_conv"}
@@ -110,7 +111,7 @@ def test_check_and_gate_measure_both_judges(built):
     check.run(4, 0, None, log)
     report = json.loads((cache.folder("check") / "check.json").read_text())
     assert set(report["judged"]["a"]) == set(report["judged"]["b"]) == set(check.BARS)
-    pipeline = package.load()
+    pipeline = assembly.load()
     rows = pipeline.text_encoder.get_input_embeddings().weight.detach().clone()
     with gate._scaled(pipeline, 8.0):
         assert not torch.equal(pipeline.text_encoder.get_input_embeddings().weight, rows)

@@ -59,7 +59,9 @@ def test_a_model_of_the_hub_trains_and_draws(dti: Dti, remote: Hub, photos: Path
     learn = ("--init", "dog", "--steps", 1, "--batch-size", 1, "--resolution", 16, "--model", "artist/tiny")
     outcome = dti("train", photos, "--token", "<dog>", "-o", file, *learn)
     assert outcome.code == 0, outcome.err
-    assert "model: artist/tiny (chosen with --model; up to 0.0 GB to download)" in outcome.err.splitlines()[:2]
+    assert (
+        "model: artist/tiny (chosen with --model; up to 0.0 GB to download)" in outcome.err.splitlines()[:2]
+    )
     asked = len(remote.requests)
     outcome = dti(
         "generate", "<dog>", "-t", file, "--steps", 1, "--size", 16, "-o", tmp_path / "out", "--offline"

@@ -31,7 +31,6 @@ STEPS = (
     "package",
     "results",
 )
-MINUTES = {"text-encoder": 25.0, "autoencoder": 25.0, "diffusion": 600.0, "decoder": 30.0, "judges": 10.0}
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dticli.bundled import model_folder
 
-from . import autoencoder, cache, diffusion, text_encoder
+from . import assembly, autoencoder, cache, text_encoder
 from .training import RecipeLog
 
 
@@ -17,7 +17,7 @@ def run(start: Path | None, seed: int, log: RecipeLog) -> None:
     """
     start = start or model_folder()
     cache.write_folder(autoencoder.folder(), lambda folder: _copy(start / "vae", folder))
-    cache.write_folder(diffusion.folder() / "start", lambda folder: _copy(start / "unet", folder))
+    cache.write_folder(assembly.denoiser_folder() / "start", lambda folder: _copy(start / "unet", folder))
     text_encoder.begin(start, seed)
     log(f"begin: {len(text_encoder.unread_ids())} words to learn with the denoiser")
 

@@ -27,7 +27,7 @@ from dticli.evaluation.measure import Mean
 from dticli.evaluation.prompt import Prompt
 from dticli.evaluation.trials import weights_mark
 
-from . import cache, check, package, sampling, shards
+from . import assembly, cache, check, sampling, shards
 from .training import RecipeLog
 
 FIGURES = ("identified", "look", "noun", "rest")
@@ -57,8 +57,8 @@ class CeilingsReport:
 
 def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
     """Learn, draw and judge; log and write `ceilings.json` and `words.png`, one row per subject."""
-    pipeline = package.load(model)
-    words = [_learned(subject, model or package.built(), log) for subject, _ in _reporting()]
+    pipeline = assembly.load(model)
+    words = [_learned(subject, model or assembly.built(), log) for subject, _ in _reporting()]
     for subject, file in zip(_reporting(), words, strict=True):
         pipeline.load_textual_inversion(str(file), token=f"<{subject[0].name}>")
     tower, observer = check.load_judges(model)

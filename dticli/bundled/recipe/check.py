@@ -15,7 +15,7 @@ from dticli.bundled.world import elements, grammar
 from dticli.bundled.world.elements import CLASSES
 from dticli.bundled.world.scenes import Scene
 
-from . import autoencoder, cache, judges, package, sampling, shards
+from . import assembly, autoencoder, cache, sampling, shards
 from .training import RecipeLog
 
 PSNR_BAR = 27.0
@@ -119,13 +119,13 @@ def unseen(count: int, seed: int) -> tuple[list[Scene], list[str]]:
 
 def load_judges(model: Path | None) -> tuple[DualEncoder, Observer]:
     """Judges A and B: those just trained for the model just trained, those of the package for any other."""
-    files = (None, None) if model else (judges.file_a(), judges.file_b())
+    files = (None, None) if model else (assembly.judge_a(), assembly.judge_b())
     return judge.load_a(files[0]), judge.load_b(files[1])
 
 
 def run(samples: int, seed: int, model: Path | None, log: RecipeLog) -> CheckReport:
     """Measure every bar, log it, and write `check.json` into the cache folder."""
-    pipeline = package.load(model)
+    pipeline = assembly.load(model)
     scenes, prompts = unseen(samples, seed)
     drawn = autoencoder.to_tensor(np.stack(shards.draw(scenes[:PSNR_PICTURES], seed)))
     psnr = autoencoder.psnr(drawn, autoencoder.rebuild(pipeline.vae, drawn))

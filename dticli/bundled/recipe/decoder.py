@@ -1,13 +1,11 @@
 """Step `decoder`: the autoencoder's decoder trained on, its encoder frozen: latents stay, and with them the denoiser."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from . import autoencoder, cache, diffusion, package, shards
+from . import assembly, autoencoder, cache, diffusion, shards
 from .autoencoder import edges, psnr, rebuild, to_tensor
 from .training import MovingAverage, RecipeLog, accelerate, fast, rate, train
 
@@ -45,27 +43,7 @@ def run(minutes: float, seed: int, log: RecipeLog) -> None:
         return {key: value.item() for key, value in losses.items()}
 
     parts = {"network": network, "optimiser": optimiser, "average": average}
-    train(_name(), parts, step, minutes, log, lambda: _publish(average, watched, log))
-
-
-def load() -> AutoencoderKL:
-    """The autoencoder with the decoder trained on, or as it was where that has not been done, float32."""
-    return autoencoder.load(weights().parent)
-
-
-def weights() -> Path:
-    """The weights that `load` reads."""
-    trained = _folder() / autoencoder.weights().name
-    return trained if trained.is_file() else autoencoder.weights()
-
-
-def _folder() -> Path:
-    return cache.folder(_name()) / "vae"
-
-
-def _name() -> str:
-    """In the cache: another decoder for every autoencoder."""
-    return f"decoder/{cache.fingerprint(autoencoder.weights())}"
+    train(assembly.decoder_name(), parts, step, minutes, log, lambda: _publish(average, watched, log))
 
 
 def _losses(network: AutoencoderKL, latents: Tensor, pictures: Tensor) -> dict[str, Tensor]:
@@ -81,6 +59,6 @@ def _losses(network: AutoencoderKL, latents: Tensor, pictures: Tensor) -> dict[s
 def _publish(average: MovingAverage, watched: Tensor, log: RecipeLog) -> None:
     network = autoencoder.load()
     network.load_state_dict(average.state_dict())
-    cache.write_folder(_folder(), network.save_pretrained)
-    package.assemble(package.built())
+    cache.write_folder(assembly.decoder_folder(), network.save_pretrained)
+    assembly.assemble(assembly.built())
     log(f"decoder psnr {psnr(watched, rebuild(network, watched)):.2f} dB on {len(watched)} unseen pictures")

@@ -20,7 +20,7 @@ from dticli.evaluation import measure
 from dticli.evaluation.measure import Mean
 from dticli.evaluation.trials import weights_mark
 
-from . import autoencoder, cache, ceilings, check, diffusion, package, sampling
+from . import assembly, autoencoder, cache, ceilings, check, sampling
 from .training import RecipeLog, fast
 
 PROMPT = "a photo of {}"
@@ -50,7 +50,7 @@ class Draws:
 
 def run(seed: int, model: Path | None, log: RecipeLog) -> DiagnosisReport:
     """Learn, draw and judge; log and write `diagnosis.json` and `diagnosis.png`, one row per subject."""
-    pipeline = package.load(model)
+    pipeline = assembly.load(model)
     pipeline.unet.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
     _, observer = check.load_judges(model)
@@ -60,7 +60,7 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> DiagnosisReport:
         latents = _latents(pipeline, subject)
         held_out = _draws(latents, DRAWS, seed)
         row = []
-        for said, states in _ways(pipeline, subject, latents, model or package.built(), seed, log).items():
+        for said, states in _ways(pipeline, subject, latents, model or assembly.built(), seed, log).items():
             images = _drawn(pipeline, states, seed)
             found = ceilings.alone(observer, subject, images) | {"loss": _loss(pipeline, states, held_out)}
             figures.setdefault(said, []).append(found)
@@ -136,7 +136,7 @@ def _latents(pipeline: StableDiffusionPipeline, subject: bundled.Subject) -> Ten
 
 def _draws(latents: Tensor, count: int, seed: int) -> Draws:
     """Photos in turn at timesteps spread evenly, each with its own noise."""
-    signal = diffusion.scheduler().alphas_cumprod
+    signal = assembly.scheduler().alphas_cumprod
     noise = torch.randn(count, *latents.shape[1:], generator=torch.Generator().manual_seed(seed))
     # 7 has no factor in common with the number of photos: each is seen at every height of the noise
     steps = (torch.arange(count) * len(signal) * 7 // count) % len(signal)

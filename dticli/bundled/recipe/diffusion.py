@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from dticli.bundled.world import grammar
 from dticli.bundled.world.scenes import Scene
 from dticli.ranks import ALONE, Ranks
 
-from . import autoencoder, cache, package, shards, text_encoder, vocabulary
+from . import assembly, autoencoder, cache, shards, text_encoder, vocabulary
 from .training import MovingAverage, RecipeLog, Stateful, accelerate, fast, rate, train
 
 BATCH = 16
@@ -51,25 +51,6 @@ def new() -> UNet2DConditionModel:
     )
 
 
-def scheduler() -> DDIMScheduler:
-    """The noise schedule the denoiser is trained and sampled with."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        steps_offset=1,
-    )
-
-
-def folder() -> Path:
-    """Where the denoiser, the latents and the text states lie."""
-    return cache.folder("diffusion")
-
-
 # --------------------------------------------------------------- what is computed once
 
 
@@ -93,7 +74,7 @@ def _once(
     mark = cache.fingerprint(weights)
     sources = shards.shard_files("pictures")
     targets = [
-        folder() / f"{name}-{mark}-{cache.fingerprint(source)}-{source.stem}.safetensors"
+        assembly.denoiser_folder() / f"{name}-{mark}-{cache.fingerprint(source)}-{source.stem}.safetensors"
         for source in sources
     ]
     for source, target in list(zip(sources, targets, strict=True))[ranks.rank :: ranks.size]:
@@ -116,14 +97,6 @@ class Material:
 def _material(log: RecipeLog, ranks: Ranks) -> Material:
     pictures = shards.read("pictures")
     return Material(encode_pictures(log, ranks), torch.from_numpy(pictures.masks), pictures.scenes)
-
-
-def load_encoder() -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """The text encoder with the rows learned beside the denoiser, or as pretrained where there are none yet, float32."""
-    tokens, encoder = text_encoder.load()
-    if (folder() / "text_encoder").is_dir():
-        encoder = CLIPTextModel.from_pretrained(folder() / "text_encoder").float().eval()
-    return tokens, encoder
 
 
 class NewRows:
@@ -177,7 +150,7 @@ def run(minutes: float, seed: int, log: RecipeLog, start: Path | None = None, ra
     )
     both = nn.ModuleDict({"network": network, "rows": encoder.get_input_embeddings()})
     average = MovingAverage(both, decay=AVERAGING)
-    signal = scheduler().alphas_cumprod
+    signal = assembly.scheduler().alphas_cumprod
     log(
         f"diffusion: {len(material.latents)} pictures, {sum(value.numel() for value in network.parameters()):,} weights, "
         f"{len(rows.ids)} rows"
@@ -210,7 +183,7 @@ def run(minutes: float, seed: int, log: RecipeLog, start: Path | None = None, ra
 
 def _begun(start: Path | None) -> UNet2DConditionModel:
     """From a folder of weights, those that `begin` laid out, or fresh ones."""
-    laid_out = folder() / "start"
+    laid_out = assembly.denoiser_folder() / "start"
     if start or laid_out.is_dir():
         return UNet2DConditionModel.from_pretrained(start or laid_out).float()
     return new()
@@ -286,6 +259,6 @@ def _publish(average: MovingAverage, rows: NewRows) -> None:
     with torch.no_grad():
         encoder.get_input_embeddings().weight.copy_(state["rows.weight"])
         rows.restore(encoder.get_input_embeddings().weight)  # a mean of rows is shorter than they are
-    cache.write_folder(folder() / "unet", network.save_pretrained)
-    cache.write_folder(folder() / "text_encoder", encoder.save_pretrained)
-    package.assemble(package.built())
+    cache.write_folder(assembly.denoiser_folder() / "unet", network.save_pretrained)
+    cache.write_folder(assembly.denoiser_folder() / "text_encoder", encoder.save_pretrained)
+    assembly.assemble(assembly.built())

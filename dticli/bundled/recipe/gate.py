@@ -21,7 +21,7 @@ from dticli.bundled.world import elements, grammar
 from dticli.bundled.world.elements import CLASSES
 from dticli.bundled.world.scenes import Scene
 
-from . import cache, check, package, probes, sampling
+from . import assembly, cache, check, probes, sampling
 from .training import RecipeLog
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -70,7 +70,7 @@ def others(tallies: Mapping[str, Tally]) -> float:
 
 def run(samples: int, seed: int, model: Path | None, log: RecipeLog) -> GateReport:
     """Sample the same prompts and noises at every scale; log and write `gate.json`."""
-    pipeline = package.load(model)
+    pipeline = assembly.load(model)
     tower, observer = check.load_judges(model)
     scenes, prompts = prompts_on_subjects(samples, seed)
     report = GateReport(samples, {}, {}, {}, {})

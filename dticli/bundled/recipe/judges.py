@@ -25,7 +25,7 @@ from dticli.bundled.world import elements, grammar
 from dticli.bundled.world.elements import CLASSES, UNKNOWN
 from dticli.errors import ModelError
 
-from . import autoencoder, cache, decoder, diffusion, shards, text_encoder
+from . import assembly, autoencoder, cache, shards, text_encoder
 from .training import RecipeLog, accelerate, channels_last, fast, rate, train
 
 Eyes = TypeVar("Eyes", DualEncoder, Observer)
@@ -35,16 +35,6 @@ SHIFT = 3  # px
 TURN, ZOOM = 0.14, 0.08  # radians, and the logarithm of a scale, at most
 WATCHED = 1_000
 REBUILT, PORTION = 20_000, 10_000
-
-
-def file_a() -> Path:
-    """Where judge A lies."""
-    return cache.folder("judges") / "judge-a.safetensors"
-
-
-def file_b() -> Path:
-    """Where judge B lies."""
-    return cache.folder("judges") / "judge-b.safetensors"
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,10 @@ def run(minutes: float, seed: int, log: RecipeLog) -> None:
     shown = Shown(seen, _rebuilt(seen, log), labels[WATCHED:], pooled[WATCHED:], told[WATCHED:])
     watched = autoencoder.to_tensor(pictures.pixels[:WATCHED])
     a, b = _begun(DualEncoder(), "a"), _begun(Observer(), "b")
-    for name, file, eyes, loss in (("b", file_b(), b, _naming), ("a", file_a(), a, _matching)):
+    for name, file, eyes, loss in (
+        ("b", assembly.judge_b(), b, _naming),
+        ("a", assembly.judge_a(), a, _matching),
+    ):
         _train(name, file, eyes, loss, shown, minutes, seed, log)
         _report(name, eyes.eval(), watched, labels[:WATCHED], log)
 
@@ -196,11 +189,13 @@ def _rebuilt(pixels: np.ndarray, log: RecipeLog) -> np.ndarray:
 
 def _portion(pixels: np.ndarray, log: RecipeLog) -> np.ndarray:
     drawn = hashlib.sha256(pixels.tobytes()).hexdigest()[:8]
-    file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(decoder.weights())}-{drawn}.npz"
+    file = cache.folder("judges") / f"rebuilt-{cache.fingerprint(assembly.decoder_weights())}-{drawn}.npz"
     if not file.is_file():
         log("judges: passing pictures through the autoencoder")
         with fast():
-            decoded = autoencoder.rebuild(accelerate(decoder.load()), autoencoder.to_tensor(pixels)).float()
+            decoded = autoencoder.rebuild(
+                accelerate(assembly.load_decoder()), autoencoder.to_tensor(pixels)
+            ).float()
         packed = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         cache.write(file, lambda out: np.savez(out, pixels=packed))
     with np.load(file) as packed:
@@ -211,7 +206,7 @@ def _portion(pixels: np.ndarray, log: RecipeLog) -> np.ndarray:
 def _pooled(pictures: shards.Pictures, seed: int, log: RecipeLog) -> Tensor:
     """Pooled state of one caption of each picture, (pictures, WIDTH)."""
     log("judges: reading captions")
-    tokens, encoder = diffusion.load_encoder()
+    tokens, encoder = assembly.load_encoder()
     random = Random(f"judging captions {seed}")
     captions = [grammar.caption(scene, random) for scene in pictures.scenes]
     parts = []

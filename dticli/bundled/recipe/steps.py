@@ -9,6 +9,8 @@ from dticli.ranks import joined, launched
 from . import cache
 from .training import RecipeLog
 
+MINUTES = {"text-encoder": 25.0, "autoencoder": 25.0, "diffusion": 600.0, "decoder": 30.0, "judges": 10.0}
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one step and return the exit code."""
@@ -123,8 +125,6 @@ def _results(arguments: argparse.Namespace, log: RecipeLog) -> None:
 
 
 def _minutes(arguments: argparse.Namespace) -> float:
-    from .__main__ import MINUTES
-
     return arguments.minutes or MINUTES[arguments.step]
 
 

@@ -1,0 +1,117 @@
+"""The parts of the model that is made: where each lies, and all of them put together in the diffusers layout, float16."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dticli.bundled import MODEL_NAME, model_folder
+
+from . import autoencoder, cache, text_encoder
+
+
+def scheduler() -> DDIMScheduler:
+    """The noise schedule the denoiser is trained and sampled with."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+def denoiser_folder() -> Path:
+    """Where the denoiser, the latents and the text states lie."""
+    return cache.folder("diffusion")
+
+
+def load_encoder() -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """The text encoder with the rows learned beside the denoiser, or as pretrained where there are none yet, float32."""
+    tokens, encoder = text_encoder.load()
+    if (denoiser_folder() / "text_encoder").is_dir():
+        encoder = CLIPTextModel.from_pretrained(denoiser_folder() / "text_encoder").float().eval()
+    return tokens, encoder
+
+
+def load_decoder() -> AutoencoderKL:
+    """The autoencoder with the decoder trained on, or as it was where that has not been done, float32."""
+    return autoencoder.load(decoder_weights().parent)
+
+
+def decoder_weights() -> Path:
+    """The weights that `load_decoder` reads."""
+    trained = decoder_folder() / autoencoder.weights().name
+    return trained if trained.is_file() else autoencoder.weights()
+
+
+def decoder_folder() -> Path:
+    """Where the decoder that was trained on lies."""
+    return cache.folder(decoder_name()) / "vae"
+
+
+def decoder_name() -> str:
+    """Its name in the cache: another decoder for every autoencoder."""
+    return f"decoder/{cache.fingerprint(autoencoder.weights())}"
+
+
+def judge_a() -> Path:
+    """Where judge A lies."""
+    return cache.folder("judges") / "judge-a.safetensors"
+
+
+def judge_b() -> Path:
+    """Where judge B lies."""
+    return cache.folder("judges") / "judge-b.safetensors"
+
+
+def built() -> Path:
+    """Where the recipe's own model lies before it ships."""
+    return cache.root() / MODEL_NAME
+
+
+def assemble(target: Path) -> None:
+    """Write the whole model to `target`, part by part, with the training defaults of the shipped one."""
+    tokens, encoder = load_encoder()
+    pipeline = StableDiffusionPipeline(
+        vae=load_decoder(),
+        text_encoder=encoder,
+        tokenizer=tokens,
+        unet=UNet2DConditionModel.from_pretrained(denoiser_folder() / "unet"),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16)
+    defaults = (model_folder() / "dti.toml").read_bytes()
+
+    def fill(folder: Path) -> None:
+        pipeline.save_pretrained(folder)
+        _forget_origins(folder)
+        (folder / "dti.toml").write_bytes(defaults)
+
+    cache.write_folder(target, fill)
+
+
+def _forget_origins(folder: Path) -> None:
+    """Take out where each part was loaded from, which diffusers notes: a path of the machine that made the model."""
+    for file in folder.glob("*/config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load(model: Path | None = None) -> StableDiffusionPipeline:
+    """A model folder as a float32 pipeline without progress bars; by default the recipe's own."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model or built(), safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
