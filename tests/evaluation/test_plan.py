@@ -354,7 +354,10 @@ def test_a_plan_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pyte
 def test_marks_know_the_precision_that_auto_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device where `auto` is another precision, words and pictures are others; a precision that was named stays itself."""
     before = marks("")
-    monkeypatch.setattr("dticli.models.devices.pick_dtype", lambda precision, device: torch.bfloat16)
+    monkeypatch.setattr(
+        "dticli.models.devices.pick_precision",
+        lambda precision, device: "bf16" if precision == "auto" else precision,
+    )
     assert not set(marks("")) & set(before)
 
 
@@ -395,7 +398,7 @@ def test_a_weight_file_is_known_by_its_ends(tmp_path: Path) -> None:
     [
         (("evaluate",), "expected token files and --photos, or --plan"),
         (("evaluate", "--plan", "stickers", "--count", 2), "--plan beside --count"),
-        (("evaluate", "--plan", "none"), "expected paper, stickers, stickers-ablations, stickers-tuning"),
+        (("evaluate", "--plan", "none"), "expected paper, stickers, stickers-ablations, stickers-steps, stickers-tuning"),
         (("evaluate", "--plan", "stickers", "--seed", 2), "--plan beside --seed"),
     ],
 )
