@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,14 @@ def records(path: Path) -> Iterator[bytes]:
 
 
 def losses(kept: Path) -> list[tuple[int, float]]:
-    """Steps with their losses, of a W&B run in a folder."""
+    """Steps with their losses, of a W&B run in a folder. Its service writes them behind the run's back, soon."""
+    until = time.monotonic() + 30
+    while not (found := _written(kept)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return found
+
+
+def _written(kept: Path) -> list[tuple[int, float]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = []
