@@ -247,7 +247,7 @@ def _facts(
 
 def _choice(run: RunFolder) -> Iterator[tuple[str, str]]:
     """The best of the states that were kept, where one was chosen."""
-    if paths.best(run.path).is_file():
+    if os.path.isfile(paths.best(run.path)):
         step, how = token_reading.chosen(run.path)
         yield "best state", f"step {step}: {how}"
 
