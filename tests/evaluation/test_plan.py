@@ -398,7 +398,10 @@ def test_a_weight_file_is_known_by_its_ends(tmp_path: Path) -> None:
     [
         (("evaluate",), "expected token files and --photos, or --plan"),
         (("evaluate", "--plan", "stickers", "--count", 2), "--plan beside --count"),
-        (("evaluate", "--plan", "none"), "expected paper, stickers, stickers-ablations, stickers-steps, stickers-tuning"),
+        (
+            ("evaluate", "--plan", "none"),
+            "expected paper, stickers, stickers-ablations, stickers-steps, stickers-tuning",
+        ),
         (("evaluate", "--plan", "stickers", "--seed", 2), "--plan beside --seed"),
     ],
 )
