@@ -10,7 +10,7 @@ import typer
 
 from dticli import bundled, console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Json, Quiet, with_settings
+from dticli.commands.options import Debug, Json, Noun, Quiet, with_settings
 from dticli.evaluation import IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE
 from dticli.settings import (
     GenerateSettings,
@@ -91,13 +91,7 @@ def command(
             rich_help_panel=Group.METHOD,
         ),
     ] = None,
-    noun: Annotated[
-        str | None,
-        typer.Option(
-            help="What the thing is, for the judge; default: the word it was learned from.",
-            rich_help_panel=Group.METHOD,
-        ),
-    ] = None,
+    noun: Noun = None,
     quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
@@ -107,8 +101,8 @@ def command(
     Example: dti best dog.run && dti generate "<dog> in the snow" -t dog.run@best
     """
     with console.busy("loading", quiet=quiet):
-        from dticli.draw import pipeline
-        from dticli.evaluation import best, drawing, judges, measure, prompts, stickers
+        from dticli.evaluation import best, drawing, prompts, stickers
+        from dticli.evaluation.jury import Jury
         from dticli.learn.run_folder import SETTINGS
         from dticli.models import devices
         from dticli.photos import albums
@@ -131,21 +125,17 @@ def command(
     asked = stickers.asking(prompts.read(prompt_set), known.look if known else None)
     device = devices.pick_device(settings.device)
     with console.busy(f"loading judges and {opened.model.label}", quiet=quiet):
-        eyes = judges.likeness(image_judge, device, offline=settings.offline)
-        reader = judges.alignment(text_judge, device, offline=settings.offline)
-        reader.require(asked, noun)
-        wanted = eyes.features([albums.whole(photo) for photo in album.photos])
-        pipe = pipeline.without_words(opened, settings, safety_checker=False)
+        jury = Jury.load(
+            opened, settings, asked, album.photos, [noun], device,
+            image_judge=image_judge, text_judge=text_judge,
+        )  # fmt: skip
     scores = {}
     for step, token in tokens.items():
         # The same noise for every state: what differs is the word.
         shots = drawing.shots(token.name, asked, settings.seed, count)
-        drawn = drawing.draw(
-            pipe, opened, settings, token, shots, (), what=f"step {step}, picture",
-            progress=partial(console.progress, quiet=quiet),
-        )  # fmt: skip
-        images = drawing.by_prompt([picture.image for picture in drawn], len(asked))
-        scores[step] = measure.scores(asked, images, noun, wanted, eyes, reader)
+        scores[step] = jury.scores(
+            token, noun, shots, what=f"step {step}, picture", progress=partial(console.progress, quiet=quiet)
+        )
     states = best.ranked(scores)
     (first,) = [state.step for state in states if state.behind is None]
     how = (

@@ -10,7 +10,7 @@ import typer
 
 from dticli import bundled, console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Force, Json, Quiet, Together, with_settings
+from dticli.commands.options import Debug, Force, Json, Noun, Quiet, Together, with_settings
 from dticli.errors import UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE
 from dticli.settings import GenerateSettings, Group, model_layer, resolve
@@ -114,13 +114,7 @@ def command(
             autocompletion=completion.prompt_sets,
         ),
     ] = None,
-    noun: Annotated[
-        str | None,
-        typer.Option(
-            help="What the thing is, for the judge; default: the word it was learned from.",
-            rich_help_panel=Group.METHOD,
-        ),
-    ] = None,
+    noun: Noun = None,
     count: Annotated[
         int | None,
         typer.Option(
@@ -205,8 +199,8 @@ def _words(
 ) -> Evaluation:
     with console.busy("loading", quiet=how.quiet):
         from dticli import atomic
-        from dticli.draw import pipeline
-        from dticli.evaluation import drawing, judges, measure, prompts, stickers
+        from dticli.evaluation import drawing, prompts, stickers
+        from dticli.evaluation.jury import Jury
         from dticli.models import devices
         from dticli.photos import albums
         from dticli.words import base_model
@@ -224,26 +218,20 @@ def _words(
     # Before the first picture: a file in the way, or a judge that is not there, must not cost the drawing.
     atomic.require_writable([file for each in kept for file in each], force=force)
     with console.busy(f"loading judges and {opened.model.label}", quiet=how.quiet):
-        eyes = judges.likeness(how.image_judge, device, offline=settings.offline)
-        reader = judges.alignment(how.text_judge, device, offline=settings.offline)
-        for each in nouns:
-            reader.require(asked, each)
-        wanted = eyes.features([albums.whole(photo) for photo in album.photos])
-        pipe = pipeline.without_words(opened, settings, safety_checker=False)
+        jury = Jury.load(
+            opened, settings, asked, album.photos, nouns, device,
+            image_judge=how.image_judge, text_judge=how.text_judge,
+        )  # fmt: skip
     results = []
     for index, token in enumerate(tokens):
-        drawn = drawing.draw(
-            pipe,
-            opened,
-            settings,
+        scores = jury.scores(
             token,
+            nouns[index],
             shots[index],
             kept[index],
             progress=partial(console.progress, quiet=how.quiet),
         )
-        images = drawing.by_prompt([picture.image for picture in drawn], len(asked))
-        scores = measure.scores(asked, images, nouns[index], wanted, eyes, reader)
-        results.append(_evaluated(files[index], token.name, nouns[index], len(drawn), scores))
+        results.append(_evaluated(files[index], token.name, nouns[index], len(shots[index]), scores))
     return Evaluation(opened.model.label, how.image_judge, how.text_judge, len(album.photos), tuple(results))
 
 

@@ -32,6 +32,13 @@ Force = Annotated[
 ]
 Base = Annotated[str | None, typer.Option(help=str(ModelSettings.model_fields["base"].description))]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=Group.OUTPUT)]
+Noun = Annotated[
+    str | None,
+    typer.Option(
+        help="What the thing is, for the judge; default: the word it was learned from.",
+        rich_help_panel=Group.METHOD,
+    ),
+]
 Together = Annotated[
     int | None,
     typer.Option(

@@ -1,0 +1,91 @@
+"""Judges at work: pictures of words are drawn by one model and looked at, beside photos."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dticli.draw import pipeline
+from dticli.draw.pipeline import ShowProgress
+from dticli.draw.sampler import Shot
+from dticli.evaluation import drawing, judges, measure
+from dticli.evaluation.measure import Eyes, PromptScore, Reader
+from dticli.evaluation.prompt import Prompt
+from dticli.photos import albums
+from dticli.photos.albums import Photo
+from dticli.settings import GenerateSettings
+from dticli.words.base_model import Opened
+from dticli.words.learned_word import Token
+
+
+@dataclass(frozen=True)
+class Jury:
+    """Two judges, the model that draws for them, and what they compare with.
+
+    Attributes:
+        asked: the prompts.
+        wanted: unit features of the photos, (photos, width).
+    """
+
+    opened: Opened
+    settings: GenerateSettings
+    pipe: Any
+    asked: Sequence[Prompt]
+    eyes: Eyes
+    reader: Reader
+    wanted: Tensor
+
+    @classmethod
+    def load(
+        cls,
+        opened: Opened,
+        settings: GenerateSettings,
+        asked: Sequence[Prompt],
+        photos: Iterable[Photo],
+        nouns: Iterable[str],
+        device: torch.device,
+        *,
+        image_judge: str,
+        text_judge: str,
+    ) -> "Jury":
+        """Load both judges, then the model.
+
+        Args:
+            nouns: what the words are.
+
+        Raises:
+            UsageError: a judge cannot judge these prompts or nouns.
+            ModelError, EnvironmentProblem: as what is loaded raises them.
+        """
+        eyes = judges.likeness(image_judge, device, offline=settings.offline)
+        reader = judges.alignment(text_judge, device, offline=settings.offline)
+        for noun in nouns:
+            reader.require(asked, noun)
+        wanted = eyes.features([albums.whole(photo) for photo in photos])
+        pipe = pipeline.without_words(opened, settings, safety_checker=False)
+        return cls(opened, settings, pipe, asked, eyes, reader, wanted)
+
+    def scores(
+        self,
+        token: Token,
+        noun: str,
+        shots: Sequence[Shot],
+        kept: Sequence[Path] = (),
+        *,
+        what: str = "picture",
+        progress: ShowProgress,
+    ) -> tuple[PromptScore, ...]:
+        """Draw a word, and judge its pictures by prompt.
+
+        Args:
+            shots: of the prompts, as `drawing.shots` makes them.
+            kept: files for the pictures; none to write none.
+        """
+        drawn = drawing.draw(
+            self.pipe, self.opened, self.settings, token, shots, kept, what=what, progress=progress
+        )
+        images = drawing.by_prompt([picture.image for picture in drawn], len(self.asked))
+        return measure.scores(self.asked, images, noun, self.wanted, self.eyes, self.reader)
