@@ -35,7 +35,7 @@ def kind(path: str | Path) -> str | None:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return "a link that leads nowhere" if os.path.islink(path) else None
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
+    return _kind(mode)
 
 
 def problem(path: str | Path) -> str | None:
@@ -46,7 +46,11 @@ def problem(path: str | Path) -> str | None:
         return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
     except ValueError:
         return "not a name that a file can have"
-    return None if stat.S_ISREG(mode) else f"it is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}"
+    return f"it is {found}" if (found := _kind(mode)) else None
+
+
+def _kind(mode: int) -> str | None:
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
 def require(path: str | Path, error: type[DtiError], advice: str) -> None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from dticli import files, mistaken
 from dticli.errors import ModelError, boundary, is_out_of_memory
 from dticli.models import foreign
-from dticli.models.families import Encoder
+from dticli.models.families import Encoder, tokenizer_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -242,8 +242,7 @@ def read_tokenizer(folder: Path, kind: str) -> Any:
         lambda reason: ModelError(f"no tokenizer in {folder} ({reason}); download the model again")
     ):
         loaded = foreign.load(loader.from_pretrained, folder, local_files_only=True)
-        # Of a processor, which handles pictures too.
-        found = loaded if isinstance(loaded, transformers.PreTrainedTokenizerBase) else loaded.tokenizer
+        found = tokenizer_in(loaded)
         require_words(found)
         return found
 

@@ -189,7 +189,7 @@ class _FoundPhotos:
                     self.others += 1
 
     def _is_foreign(self, folder: Path) -> bool:
-        run = folder.suffix == ".run" and os.path.isfile(folder / "run.toml")
+        run = folder.suffix == paths.RUN and os.path.isfile(folder / "run.toml")
         return folder.name.startswith((".", "@")) or run or os.path.realpath(folder) == self.without
 
     def _refused(self, error: OSError) -> None:
