@@ -58,7 +58,10 @@ class CeilingsReport:
 def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
     """Learn, draw and judge; log and write `ceilings.json` and `words.png`, one row per subject."""
     pipeline = assembly.load(model)
-    words = [_learned(subject, model or assembly.built(), log) for subject, _ in _reporting()]
+    words = [
+        learned("ceilings", subject.name, subject, model or assembly.built(), log)
+        for subject, _ in _reporting()
+    ]
     for subject, file in zip(_reporting(), words, strict=True):
         pipeline.load_textual_inversion(str(file), token=f"<{subject[0].name}>")
     tower, observer = check.load_judges(model)
@@ -83,39 +86,41 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
     return report
 
 
-def _learned(subject: bundled.Subject, model: Path, log: RecipeLog) -> Path:
-    """A word learned by the command at its defaults; kept for as long as the weights are these."""
-    mark = weights_mark(model)
-    file = cache.folder("ceilings") / mark / f"{subject.name}.safetensors"
-    if not file.is_file():
-        file.parent.mkdir(exist_ok=True)
-        learn(subject, model, file)
-        log(f"ceilings: learned {subject.name}")
-    return file
+def learned(
+    step: str, name: str, subject: bundled.Subject, model: Path, log: RecipeLog, *options: str
+) -> Path:
+    """A word of an example subject, learned by the command; kept for as long as the weights are these.
 
-
-def learn(subject: bundled.Subject, model: Path, target: Path, *options: str) -> None:
-    """Learn an example subject by the command, going on where it was stopped."""
+    Args:
+        step: in whose folder it is kept, under `name`; one that was stopped goes on.
+        options: of the command, besides what the subject says.
+    """
+    file = cache.folder(step) / weights_mark(model) / f"{name}.safetensors"
+    if file.is_file():
+        return file
+    file.parent.mkdir(exist_ok=True)
     folder = bundled.photos(subject.name)[0].parent
     named = ("--token", f"<{subject.name}>", "--init", subject.class_word, "--model", str(model))
-    resumed = ("--resume",) if target.with_suffix(".run").is_dir() else ()
+    resumed = ("--resume",) if file.with_suffix(".run").is_dir() else ()
     done = subprocess.run(
-        [sys.executable, "-m", "dticli", "train", str(folder), *named, "-o", str(target), "--quiet", *options, *resumed],
+        [sys.executable, "-m", "dticli", "train", str(folder), *named, "-o", str(file), "--quiet", *options, *resumed],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     if done.returncode:
         raise ModelError(f"dti train ended with exit code {done.returncode}: expected 0; see above")
+    log(f"{step}: learned {name}")
+    return file
 
 
 SCENES = (1, 3, 11)
 """Places in the prompt set of the pictures of a word that a sheet shows, and the first of them of the class word."""
 
 
-def _sheet(learned: Sequence[list[Image.Image]], plain: Sequence[list[Image.Image]], target: Path) -> None:
+def _sheet(drawn: Sequence[list[Image.Image]], plain: Sequence[list[Image.Image]], target: Path) -> None:
     """Photo, learned word in three scenes, class word; one row per subject, at twice their size."""
     rows = []
     for row, (subject, _) in enumerate(_reporting()):
-        rows.append([photos(subject)[0], *(learned[row][place] for place in SCENES), plain[row][SCENES[0]]])
+        rows.append([photos(subject)[0], *(drawn[row][place] for place in SCENES), plain[row][SCENES[0]]])
     save_rows(rows, target)
 
 

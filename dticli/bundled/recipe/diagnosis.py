@@ -18,9 +18,8 @@ from torch import Tensor
 from dticli import api, bundled
 from dticli.evaluation import measure
 from dticli.evaluation.measure import Mean
-from dticli.evaluation.trials import weights_mark
 
-from . import assembly, autoencoder, cache, ceilings, check, sampling
+from . import assembly, autoencoder, cache, ceilings, check, diffusion, sampling
 from .training import RecipeLog, fast
 
 PROMPT = "a photo of {}"
@@ -90,7 +89,8 @@ def _ways(
     plain = _states(pipeline, PROMPT.format(subject.class_word))
     ways = {"class word": plain}
     for said, vectors in VECTORS.items():
-        file = _learned(subject, vectors, model, log)
+        options = ("--vectors", str(vectors), "--steps", str(STEPS), "--keep", str(STEPS // EARLY))
+        file = ceilings.learned("diagnosis", f"{subject.name}-{vectors}", subject, model, log, *options)
         for steps, source in ((EARLY, f"{file.with_suffix('.run')}@{EARLY}"), (STEPS, str(file))):
             with api.place(pipeline, api.load_word(source)) as there:
                 ways[f"{said}, {steps} steps"] = _states(
@@ -98,26 +98,6 @@ def _ways(
                 )
     ways[f"free states, {FREE_STEPS} steps"] = _freed(pipeline, plain, latents, seed)
     return ways
-
-
-def _learned(subject: bundled.Subject, vectors: int, model: Path, log: RecipeLog) -> Path:
-    """A word of so many vectors, with its early state kept beside it; made once for these weights."""
-    file = cache.folder("diagnosis") / weights_mark(model) / f"{subject.name}-{vectors}.safetensors"
-    if not file.is_file():
-        file.parent.mkdir(exist_ok=True)
-        ceilings.learn(
-            subject,
-            model,
-            file,
-            "--vectors",
-            str(vectors),
-            "--steps",
-            str(STEPS),
-            "--keep",
-            str(STEPS // EARLY),
-        )
-        log(f"diagnosis: learned {file.stem}")
-    return file
 
 
 @torch.no_grad()
@@ -141,12 +121,8 @@ def _draws(latents: Tensor, count: int, seed: int) -> Draws:
     # 7 has no factor in common with the number of photos: each is seen at every height of the noise
     steps = (torch.arange(count) * len(signal) * 7 // count) % len(signal)
     clean = latents[torch.arange(count) % len(latents)]
-    keep = signal[steps].view(-1, 1, 1, 1)
-    return Draws(
-        keep.sqrt() * clean + (1 - keep).sqrt() * noise,
-        steps,
-        keep.sqrt() * noise - (1 - keep).sqrt() * clean,
-    )
+    noisy, velocity = diffusion.noised(clean, noise, signal[steps])
+    return Draws(noisy, steps, velocity)
 
 
 def _error(pipeline: StableDiffusionPipeline, states: Tensor, draws: Draws, part: slice) -> Tensor:

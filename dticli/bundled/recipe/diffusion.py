@@ -228,14 +228,18 @@ def _loss(
     clean = material.latents[picks].float()
     steps = torch.from_numpy(_timesteps(random, len(signal)))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(int(random.integers(2**62))))
-    keep = signal[steps].view(-1, 1, 1, 1)
-    noisy = keep.sqrt() * clean + (1 - keep).sqrt() * noise
-    velocity = keep.sqrt() * noise - (1 - keep).sqrt() * clean
+    noisy, velocity = noised(clean, noise, signal[steps])
     with fast():
         states = states_of(captions)
         predicted = network(noisy.to(memory_format=torch.channels_last), steps, states, return_dict=False)[0]
     weights = 1 + THINGS * material.masks[picks].float().unsqueeze(1) / 255
     return (weights * (predicted.float() - velocity).square()).sum() / (weights.sum() * clean.shape[1])
+
+
+def noised(clean: Tensor, noise: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents at these shares of signal, (batch,), and the velocities a denoiser should say (arXiv:2202.00512)."""
+    keep = signal.view(-1, 1, 1, 1)
+    return keep.sqrt() * clean + (1 - keep).sqrt() * noise, keep.sqrt() * noise - (1 - keep).sqrt() * clean
 
 
 def _timesteps(random: np.random.Generator, count: int) -> np.ndarray:

@@ -69,7 +69,8 @@ class PictureBatch:
 def run(minutes: float, seed: int, log: RecipeLog) -> None:
     """Train each judge for `minutes` on its own pictures, held-out combinations included, and report their accuracy."""
     torch.manual_seed(seed)
-    pictures = _pictures()
+    # Their own, the first WATCHED of which they never learn from, and the denoiser's.
+    pictures = shards.read("judging", "pictures")
     labels = torch.tensor([elements.labels(scene).indices for scene in pictures.scenes])
     seen = pictures.pixels[WATCHED:]
     told = torch.tensor([elements.caption_labels(scene, True).indices for scene in pictures.scenes])
@@ -83,16 +84,6 @@ def run(minutes: float, seed: int, log: RecipeLog) -> None:
     ):
         _train(name, file, eyes, loss, shown, minutes, seed, log)
         _report(name, eyes.eval(), watched, labels[:WATCHED], log)
-
-
-def _pictures() -> shards.Pictures:
-    """Their own renderings, the first WATCHED of which they never learn from, and the denoiser's."""
-    own, others = shards.read("judging"), shards.read("pictures")
-    return shards.Pictures(
-        np.concatenate([own.pixels, others.pixels]),
-        np.concatenate([own.masks, others.masks]),
-        own.scenes + others.scenes,
-    )
 
 
 def _begun(eyes: Eyes, name: Literal["a", "b"]) -> Eyes:

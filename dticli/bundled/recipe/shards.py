@@ -60,9 +60,9 @@ def draw(scenes: Sequence[Scene], seed: int) -> list[np.ndarray]:
     return [pixels for pixels, _ in _drawn(scenes, art.load(), Random(f"scenes {seed}"))]
 
 
-def read(kind: str) -> Pictures:
-    """All drawn pictures of a kind."""
-    shards = [read_shard(file) for file in shard_files(kind)]
+def read(*kinds: str) -> Pictures:
+    """All drawn pictures of these kinds, one kind after the other."""
+    shards = [read_shard(file) for kind in kinds for file in shard_files(kind)]
     return Pictures(
         np.concatenate([shard.pixels for shard in shards]),
         np.concatenate([shard.masks for shard in shards]),
