@@ -1,71 +1,73 @@
-"""Words per hour: several together against one at a time, on the bundled model; `python -m tests.benchmarks.together`.
+"""Several words learned together against one at a time, on the bundled model.
 
 Both take turns in one process, so that whatever else the machine does hits both. What counts is the time of the steps: loading
-and encoding are the same for both. CPU time stands beside wall time, because other programs may run.
+and encoding are the same for both.
 """
 
-import argparse
-import statistics
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from dticli import bundled
-from dticli.learn import trainer
-from dticli.learn.trainer import Lane, Outcomes
-from tests.benchmarks.step import training
+from dticli.learn import initial_rows, trainer
+from dticli.learn.trainer import Lane, Learner, Outcomes, Task
+from dticli.models import choice, contents, loading
+from dticli.photos import albums, captions, latents
+from dticli.settings import TrainSettings, resolve
+from dticli.words import norms, placement
+from tests.benchmarks.gated import Seconds
+
+CPU = torch.device("cpu")
 
 
-class Seconds(NamedTuple):
-    """What something took."""
+def training(batch_size: int, name: str = "dog", pipe: Any = None) -> tuple[Task, Learner]:
+    """A training of an example subject on the bundled model, ready to go.
 
-    wall: float
-    cpu: float
+    Args:
+        pipe: the model, where it is loaded already.
+    """
+    model = choice.choose(bundled.MODEL_NAME)
+    family = contents.family(model)
+    own = {"token": f"<{name}>", "init": bundled.subject(name).class_word, "steps": 10**6}
+    own |= {"batch_size": batch_size, "resolution": 64}
+    settings = resolve(TrainSettings, own, vars(family.defaults))
+    pipe = pipe or loading.load(model, CPU, torch.float32, safety_checker=False)
+    album = [photo for path in bundled.photos(name) for photo in albums.read(path).photos]
+    crops = albums.crops(album, albums.Cropping.of(settings, family.multiple))
+    encoded = latents.encode(pipe, family, crops, CPU)
+    texts = dict.fromkeys(encoded.paths, captions.from_templates(captions.OBJECT_TEMPLATES, settings.token))
+    rows = initial_rows.rows(pipe, family, settings.init, 1, 0)
+    vocabulary = {key: norms.summary(table) for key, table in placement.tables(pipe, family.encoders).items()}
+    lengths = initial_rows.magnitudes(rows, vocabulary, "mean")
+    return Task(pipe, family, encoded, texts, settings), trainer.learner(
+        settings, rows, lengths, initial_rows.directions(rows)
+    )
 
 
-def timed(reports: Sequence[Iterator[Outcomes]], steps: int) -> Seconds:
-    """So many steps of each."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(steps):
-        for each in reports:
-            next(each)
-    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def table(words: int, batch_size: int, steps: int, rounds: int) -> Iterator[str]:
-    """Seconds that a step of all words takes either way, and their ratio over the rounds."""
+def measure(words: int, batch_size: int, steps: int, rounds: int) -> list[tuple[Seconds, Seconds]]:
+    """What a step of all words takes together, and one word after the other; a pair each round."""
     names = [each.name for each in bundled.subjects()][:words]
     first = training(batch_size, names[0])
     trainings = [first, *(training(batch_size, name, first[0].pipe) for name in names[1:])]
     pairs = []
     for _ in range(rounds):
         with trainer.placed(lanes := [Lane(*each) for each in trainings]) as placed:
-            reports = [trainer.fit(lanes, placed)]
-            timed(reports, 1)
-            together = timed(reports, steps)
+            together = _timed(trainer.fit(lanes, placed), steps)
         alone = Seconds(0.0, 0.0)
         for each in trainings:
             with trainer.placed([lane := Lane(*each)]) as placed:
-                reports = [trainer.fit([lane], placed)]
-                timed(reports, 1)
-                alone = Seconds(*(a + b for a, b in zip(alone, timed(reports, steps), strict=True)))
+                taken = _timed(trainer.fit([lane], placed), steps)
+                alone = Seconds(alone.wall + taken.wall, alone.cpu + taken.cpu)
         pairs.append((together, alone))
-    yield f"{len(names)} words, batch {batch_size}, {torch.get_num_threads()} threads, {rounds} rounds of {steps} steps"
-    yield f"{'seconds a step of all words':<30}{'together':>10}{'one by one':>12}{'ratio':>8}"
-    for kind in Seconds._fields:
-        ours, theirs = ([getattr(pair[which], kind) / steps for pair in pairs] for which in (0, 1))
-        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-        yield f"{kind:<30}{statistics.median(ours):>10.3f}{statistics.median(theirs):>12.3f}{ratio:>8.2f}"
+    return pairs
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--words", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    for line in table(options.words, options.batch_size, options.steps, options.rounds):
-        print(line)
+def _timed(reports: Iterator[Outcomes], steps: int) -> Seconds:
+    """A step, after one that is not counted."""
+    next(reports)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(steps):
+        next(reports)
+    return Seconds((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps)

@@ -1,0 +1,70 @@
+"""The least that a training step can be: the model's own modules, forward and backward to one row of the table.
+
+    python -m tests.benchmarks.bare MODEL PHOTOS [--batch 4] [--size 64] [--precision fp32]
+
+Photos are encoded once and the caption is always the same: no draws, no captions, no checks, no log, no report.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+
+def main() -> None:
+    """Take steps until the process ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    options = parser.parse_args()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
+    pipe = StableDiffusionPipeline.from_pretrained(options.model, torch_dtype=dtype, safety_checker=None)
+    for module in (pipe.vae, pipe.unet, pipe.text_encoder):
+        module.requires_grad_(False)
+    latents = _latents(pipe, options.photos, options.size, dtype)
+    row = pipe.text_encoder.get_input_embeddings().weight[1].float().clone().requires_grad_()
+    pipe.text_encoder.get_input_embeddings().register_forward_hook(
+        lambda module, args, states: states + 0 * row.to(dtype)
+    )
+    optimizer = torch.optim.SGD([row], lr=1e-3)
+    texts = pipe.tokenizer(
+        ["a photo of a dog"] * options.batch,
+        padding="max_length",
+        max_length=pipe.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    clean = latents[torch.arange(options.batch) % len(latents)]
+    level = torch.full((options.batch,), 500)
+    while True:
+        noise = torch.randn_like(clean)
+        noisy = pipe.scheduler.add_noise(clean, noise, level)
+        said = pipe.unet(noisy, level, pipe.text_encoder(texts)[0], return_dict=False)[0]
+        torch.nn.functional.mse_loss(said.float(), noise.float()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def _latents(pipe: StableDiffusionPipeline, photos: Path, size: int, dtype: torch.dtype) -> Tensor:
+    """Scaled latents of all photos, squeezed to squares."""
+    pixels = np.stack(
+        [
+            np.asarray(Image.open(file).convert("RGB").resize((size, size)), np.float32)
+            for file in sorted(photos.iterdir())
+            if file.suffix in (".png", ".jpg")
+        ]
+    )
+    pictures = torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).to(dtype)
+    return pipe.vae.encode(pictures).latent_dist.mean * pipe.vae.config.scaling_factor
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""What is measured, each a table."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from psutil import Process
+
+from dticli import bundled
+from tests.benchmarks import together
+from tests.benchmarks.gated import Gated, Seconds, Spread
+
+ROUNDS = 5
+STEPS = 4
+BATCH = 4
+DTI = ("-m", "dticli")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head, and what to know of them."""
+
+    title: str
+    said: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def training(photos: Path, out: Path, model: Path, *options: str) -> tuple[str, ...]:
+    """Arguments of a training that has always more steps to take."""
+    fixed = ("--token", "<w>", "--init", "dog", "--model", str(model), "-o", str(out), "--steps", "100000")
+    sized = ("--batch-size", str(BATCH), "--quiet", "--force", *options)
+    return (*DTI, "train", str(photos), *fixed, *sized)
+
+
+def _bare(photos: Path, model: Path, *options: str) -> tuple[str, ...]:
+    return ("-m", "tests.benchmarks.bare", str(model), str(photos), "--batch", str(BATCH), *options)
+
+
+def steps(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
+    """A step, the first step and memory, against the bare loop and the peers."""
+    model, photos = bundled.model_folder(), bundled.photos("dog")[0].parent
+    for precision in ("fp32", "bf16"):
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            out = Path(folder)
+            programs = {
+                "bare loop": _bare(photos, model, "--precision", precision),
+                "dti": training(photos, out / "w.safetensors", model, "--precision", precision),
+            }
+            if precision == "fp32":
+                filled = {"model": str(model), "photos": str(photos), "batch": str(BATCH)}
+                programs |= {
+                    name: [each.format(out=out / name, **filled) for each in command]
+                    for name, command in peers.items()
+                }
+            run = [stack.enter_context(Gated(name, command)) for name, command in programs.items()]
+            for each in run:
+                each.steps(2)
+                each.rounds.clear()
+            for _ in range(ROUNDS):
+                for each in run:
+                    each.steps(STEPS)
+            bare = run[0]
+            yield Table(
+                f"A step, {precision}",
+                f"Batch {BATCH}, {ROUNDS} rounds of {STEPS} steps in turn, all programs alive at once. Ratios are of CPU time, "
+                "round by round, against a bare loop of the same modules.",
+                ("", "CPU ms a step", "ratio", "wall ms a step", "first step, wall s", "CPU s", "peak MB"),
+                tuple(
+                    (
+                        each.name,
+                        f"{Spread.of([1000 * one.cpu for one in each.rounds]):.0f}",
+                        f"{Spread.of([one.cpu / other.cpu for one, other in zip(each.rounds, bare.rounds, strict=True)]):.2f}",
+                        f"{Spread.of([1000 * one.wall for one in each.rounds]):.0f}",
+                        f"{each.first.wall:.1f}",
+                        f"{each.first.cpu:.1f}",
+                        f"{each.peak():.0f}",
+                    )
+                    for each in run
+                ),
+            )
+
+
+def growth(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
+    """How a step of dti grows with what it is asked for, and the start with the photos."""
+    model, photos = bundled.model_folder(), bundled.photos("dog")[0].parent
+    ways = {
+        "batch 1": ("--batch-size", "1"),
+        "batch 2": ("--batch-size", "2"),
+        "batch 4": (),
+        "batch 8": ("--batch-size", "8"),
+        "batch 16": ("--batch-size", "16"),
+        "4 vectors": ("--vectors", "4"),
+        "16 vectors": ("--vectors", "16"),
+        "96 pixels": ("--resolution", "96"),
+        "128 pixels": ("--resolution", "128"),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        rows = []
+        for name, options in ways.items():
+            command = training(photos, Path(folder) / "w.safetensors", model, *options)
+            with Gated(name, command) as run:
+                run.steps(2)
+                run.rounds.clear()
+                for _ in range(ROUNDS):
+                    run.steps(STEPS)
+                rows.append((name, *_step(run.rounds), f"{run.peak():.0f}"))
+    yield Table(
+        "What makes a step longer",
+        f"Of `dti train`, batch {BATCH} and 64 pixels where nothing else is said, one program after the other.",
+        ("", "CPU ms a step", "wall ms a step", "peak MB"),
+        tuple(rows),
+    )
+    rows = []
+    for count in (5, 50, 500):
+        with tempfile.TemporaryDirectory() as folder:
+            large = _photos(Path(folder) / "photos", count)
+            command = training(large, Path(folder) / "w.safetensors", model)
+            with Gated(str(count), command) as run:
+                rows.append(
+                    (str(count), f"{run.first.wall:.1f}", f"{run.first.cpu:.1f}", f"{run.peak():.0f}")
+                )
+    yield Table(
+        "Photos",
+        "JPEG files of 12 megapixels, from the start of the program to the end of the first step.",
+        ("photos", "wall s", "CPU s", "peak MB"),
+        tuple(rows),
+    )
+
+
+def _step(rounds: Sequence[Seconds]) -> tuple[str, str]:
+    return (
+        f"{Spread.of([1000 * one.cpu for one in rounds]):.0f}",
+        f"{Spread.of([1000 * one.wall for one in rounds]):.0f}",
+    )
+
+
+def _photos(folder: Path, count: int) -> Path:
+    """So many photos of 4000 x 3000: one picture, in as many files."""
+    folder.mkdir()
+    coarse = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize((4000, 3000), Image.Resampling.BICUBIC)
+    picture.save(folder / "0.jpg", quality=90)
+    for number in range(1, count):
+        shutil.copy(folder / "0.jpg", folder / f"{number}.jpg")
+    return folder
+
+
+def start(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
+    """How long commands take that compute next to nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        word = Path(folder) / "dog.safetensors"
+        photos = str(bundled.photos("dog")[0].parent)
+        made = training(Path(photos), word, bundled.model_folder(), "--steps", "1")
+        subprocess.run([sys.executable, *made], check=True, stdout=subprocess.DEVNULL)
+        commands = {
+            "python -c ''": (("-c", ""), 0),
+            "dti --help": ((*DTI, "--help"), 0),
+            "dti train --help": ((*DTI, "train", "--help"), 0),
+            "dti train --no-such-option": ((*DTI, "train", "--no-such-option"), 2),
+            "dti train ./photos --check": ((*DTI, "train", photos, "--check"), 0),
+            "dti info dog.safetensors": ((*DTI, "info", str(word)), 0),
+            "dti inspect-norms": ((*DTI, "inspect-norms"), 0),
+            "dti inspect-norms dog.safetensors": ((*DTI, "inspect-norms", str(word)), 0),
+            "dti models": ((*DTI, "models"), 0),
+            "dti doctor --offline": ((*DTI, "doctor", "--offline"), 0),
+        }
+        measured = {
+            name: [_process(arguments, code) for _ in range(ROUNDS)]
+            for name, (arguments, code) in commands.items()
+        }
+    yield Table(
+        "Start-up",
+        f"Whole processes, files in the system's cache, {ROUNDS} times each; the model is the one inside the package.",
+        ("", "wall s", "CPU s"),
+        tuple(
+            (
+                name,
+                f"{Spread.of([one.wall for one in taken]):.2f}",
+                f"{Spread.of([one.cpu for one in taken]):.2f}",
+            )
+            for name, taken in measured.items()
+        ),
+    )
+
+
+def _process(arguments: Sequence[str], code: int) -> Seconds:
+    own = Process()
+    before, started = own.cpu_times(), time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], capture_output=True)
+    wall, after = time.perf_counter() - started, own.cpu_times()
+    if done.returncode != code:
+        raise SystemExit(f"{arguments} ended with {done.returncode}: {done.stderr.decode()[-500:]}")
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    return Seconds(wall, cpu)
+
+
+def generate(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
+    """What a picture costs by the number drawn at once."""
+    rows = []
+    for size in (1, 2, 4, 8, 16):
+        with tempfile.TemporaryDirectory() as folder:
+            few, many = (
+                _process(
+                    (
+                        *DTI,
+                        "generate",
+                        "a dog",
+                        "--count",
+                        str(count),
+                        "--batch-size",
+                        str(size),
+                        "-o",
+                        f"{folder}/{count}",
+                    ),
+                    0,
+                )
+                for count in (16, 48)
+            )
+        rows.append((str(size), f"{(many.cpu - few.cpu) / 32:.3f}", f"{(many.wall - few.wall) / 32:.3f}"))
+    yield Table(
+        "Pictures",
+        "`dti generate` on the model inside the package: 48 pictures less 16, so that loading does not count.",
+        ("drawn at once", "CPU s a picture", "wall s a picture"),
+        tuple(rows),
+    )
+
+
+def words(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
+    """Words learned together against one at a time."""
+    rows = []
+    for count in (2, 4, 8):
+        taken = together.measure(count, BATCH, STEPS, ROUNDS)
+        rows.append(
+            (
+                str(count),
+                *_step([one for one, _ in taken]),
+                *_step([alone for _, alone in taken]),
+                f"{Spread.of([alone.cpu / one.cpu for one, alone in taken]):.2f}",
+                f"{Spread.of([alone.wall / one.wall for one, alone in taken]):.2f}",
+            )
+        )
+    yield Table(
+        "Several words at once",
+        f"A step of all words with `--together`, and one after the other, batch {BATCH}, in turn in one process.",
+        ("words", "together, CPU ms", "wall ms", "one by one, CPU ms", "wall ms", "gain, CPU", "gain, wall"),
+        tuple(rows),
+    )
+
+
+PARTS: dict[str, Callable[[Mapping[str, Sequence[str]]], Iterator[Table]]] = {
+    "steps": steps,
+    "growth": growth,
+    "start": start,
+    "generate": generate,
+    "words": words,
+}
