@@ -1,8 +1,8 @@
 """Measure what dti costs: `python -m tests.benchmarks [PART ...] [--peer NAME=COMMAND]`.
 
-Writes docs/benchmarks.json and, from it, the tables of docs/benchmarks.md; parts that are not named keep their figures. A
-peer is a program that trains with a torch optimizer, given as `SCRIPT ARGUMENTS` in which {model}, {photos}, {out} and {batch} are
-filled in.
+Writes docs/benchmarks.json and, from it, the tables of docs/benchmarks.md; parts that are not named keep their figures. A peer is
+a program that trains with a torch optimizer, given as `SCRIPT ARGUMENTS` in which {model}, {photos}, {out} and {batch} are filled
+in.
 """
 
 import argparse
