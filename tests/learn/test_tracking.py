@@ -91,7 +91,6 @@ def test_tables_hold_the_log_and_name_the_previews(train: Train, tmp_path: Path)
 
 def test_tensorboard_shows_the_log_and_the_previews(train: Train, tmp_path: Path) -> None:
     """Read back by TensorBoard's own reader: scalars of every step, every preview, and the settings without anyone's folders."""
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert train("dog", *PREVIEWS, "--tracker", "tensorboard").code == 0
@@ -162,8 +161,6 @@ def test_words_that_learn_side_by_side_are_tracked_apart(
     dti: Callable[..., Outcome], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
 ) -> None:
     """Each with the figures of its own log."""
-    if tracker != "csv":
-        pytest.importorskip(tracker)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     words = {name: f'[{name}]\nphotos = "{photos}"\ninit = "{name}"\n' for name in ("dog", "cat")}
     (tmp_path / "subjects.toml").write_text("".join(words.values()))
@@ -198,7 +195,6 @@ def test_weights_and_biases_without_a_network(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run to be sent later, in the run's folder: every step's figures and every preview's pixels."""
-    pytest.importorskip("wandb")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     outcome = train("dog", *PREVIEWS, "--tracker", "wandb", "--offline")
     assert outcome.code == 0, outcome.err
@@ -217,7 +213,6 @@ def test_a_tracker_that_fails_does_not_cost_the_run(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the step on at which it fails there is a warning and no tracker; the word is that of a run without one."""
-    pytest.importorskip("tensorboard")
     assert train("plain").code == 0
     whole = TensorBoardTracker.log
 
@@ -250,7 +245,8 @@ def test_weights_and_biases_without_an_account(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody is asked for a key in the middle of a run: before it, one line says how to get one or do without."""
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(type(wandb.api), "api_key", None)
