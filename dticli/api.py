@@ -1,6 +1,5 @@
 """The public functions: what the commands do, for programs. `import dticli` offers them, loading torch on first use."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +74,7 @@ def slerp(first: Token, second: Token, t: float) -> Token:
     """
     words = [first.vectors, second.vectors]
     mixing.require_alike(words)
-    return dataclasses.replace(first, vectors=mixing.mixed(words, (1 - t, t), "slerp"))
+    return first.with_vectors(mixing.mixed(words, (1 - t, t), "slerp"))
 
 
 def train(

@@ -140,8 +140,10 @@ def _info(name: str, source: "Source") -> Info:
 
 
 def _vectors(source: "Source") -> Iterator[Vectors]:
+    from dticli.words import learned_word
+
     stored = [(file, each) for file, layout in source.layouts.items() for each in layout.tensors.values()]
-    for (key, rows), (file, each) in zip(source.token.vectors.items(), stored, strict=True):
+    for (key, rows), (file, each) in zip(source.token.rows.items(), stored, strict=True):
         yield Vectors(
             encoder=None if key == SOLE else key,
             file=_plain(file),
@@ -149,7 +151,7 @@ def _vectors(source: "Source") -> Iterator[Vectors]:
             stored=f"{each.dtype} {list(each.shape)}",
             count=len(rows),
             width=rows.shape[1],
-            norms=tuple(rows.norm(dim=1).tolist()),
+            norms=tuple(learned_word.lengths(rows).tolist()),
         )
 
 

@@ -111,7 +111,7 @@ def command(
         ),
     }
     target = out or Path(f"{programs.stem_of(token)}.safetensors")
-    token_writing.write(target, learned_word.Token(token, rows, kept | origin), force=force)
+    token_writing.write(target, learned_word.Token.of(token, rows, kept | origin), force=force)
     parts = [
         MixedWord(source, word.name, share, mixing.degrees(rows, word.vectors))
         for source, word, share in zip(files, words, shares, strict=True)

@@ -6,7 +6,6 @@ Each file's name holds a mark, a hash of everything that decides its content: wh
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,7 @@ def untrained(plan: Plan, trial: Trial, pipe: Any, family: Family) -> Token:
     """The class word's rows, under the subject's name, read as the plan's words are."""
     rows = initial_rows.rows(pipe, family, trial.subject.noun, None, 0)
     pooling = plan.file.train.get("pooling")
-    return Token(
+    return Token.of(
         trial.subject.token,
         {key: each.float().cpu() for key, each in rows.items()},
         {"dti.pooling": str(pooling)} if pooling else {},
@@ -177,7 +176,7 @@ def at_length(token: Token, arm: Arm, vocabulary: Mapping[str, Summary]) -> Toke
         return token
     lengths = initial_rows.magnitudes(token.vectors, vocabulary, arm.magnitude)
     directions = initial_rows.directions(token.vectors)
-    return replace(token, vectors={key: lengths[key] * directions[key] for key in directions})
+    return token.with_vectors({key: lengths[key] * directions[key] for key in directions})
 
 
 def require_magnitudes(arms: Sequence[Arm], vocabulary: Mapping[str, Summary]) -> None:

@@ -73,7 +73,7 @@ def count(tokenizers: Sequence[Any], init: str, vectors: int | None) -> int:
     if vectors:
         return vectors
     if names_token_file(init):
-        return max(len(rows) for rows in token_reading.read(Path(init)).vectors.values())
+        return max(len(rows) for rows in token_reading.read(Path(init)).rows.values())
     if init in NO_PHRASES:
         return 1
     phrase = init.removeprefix(CROSS).strip()

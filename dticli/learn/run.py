@@ -69,7 +69,7 @@ class Run:
             loaded.fingerprint,
             count,
         )
-        return Token(self.settings.token, rows, metadata)
+        return Token.of(self.settings.token, rows, metadata)
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
@@ -373,7 +374,7 @@ def _nearest_note(run: RunFolder | None) -> str:
 
 
 def _differs(one: Token, other: Token) -> bool:
-    return any(not one.vectors[key].equal(rows) for key, rows in other.vectors.items())
+    return any(not np.array_equal(one.rows[key], rows) for key, rows in other.rows.items())
 
 
 def _around(word: Token, key: str, table: Table) -> str:

@@ -74,7 +74,7 @@ def _body(name: str, token: Token, pictures: Sequence[CardPicture]) -> Iterator[
     said = token.metadata
     stem = programs.stem_of(token.name)
     word = escaped(token.name)
-    count = len(next(iter(token.vectors.values())))
+    count = len(next(iter(token.rows.values())))
     yield f"# {escaped(said.get('modelspec.title') or stem)}\n"
     if said.get("modelspec.description"):
         yield f"{escaped(said['modelspec.description'])}\n"
@@ -105,7 +105,7 @@ def _body(name: str, token: Token, pictures: Sequence[CardPicture]) -> Iterator[
 def _encoders(token: Token) -> str:
     return " and ".join(
         f"an encoder of width {rows.shape[1]}" if key == programs.SOLE else f"{key} (width {rows.shape[1]})"
-        for key, rows in token.vectors.items()
+        for key, rows in token.rows.items()
     )
 
 
@@ -114,8 +114,8 @@ def _python(name: str, token: Token, family: str) -> str:
     from dticli.models import families
 
     row = families.of_name(family)
-    encoders = [each for each in row.encoders if each.key in token.vectors] if row else []
-    if len(token.vectors) == 1 or not encoders:
+    encoders = [each for each in row.encoders if each.key in token.rows] if row else []
+    if len(token.rows) == 1 or not encoders:
         return f'pipe.load_textual_inversion("{name}")  # the prompt says {token.name}'
     lines = []
     for number, encoder in enumerate(encoders, start=1):

@@ -73,7 +73,7 @@ class Source:
             word=self.token.name,
             stem=self.stem,
             family=sole_family(self.families),
-            names=dict(zip(self.token.vectors, (each.name for each in stored), strict=True)),
+            names=dict(zip(self.token.rows, (each.name for each in stored), strict=True)),
             widths=widths(self.token),
             flat=any(len(each.shape) == 1 for each in stored),
             halves=any(each.dtype != "float32" for each in stored),
@@ -87,12 +87,12 @@ class Source:
 
 def widths(token: Token) -> dict[str, int]:
     """Encoder key to the width of its vectors."""
-    return {key: rows.shape[1] for key, rows in token.vectors.items()}
+    return {key: rows.shape[1] for key, rows in token.rows.items()}
 
 
 def count(token: Token) -> int:
     """How many vectors the word has in each encoder."""
-    return len(next(iter(token.vectors.values())))
+    return len(next(iter(token.rows.values())))
 
 
 def sole_family(names: Collection[str]) -> str | None:
@@ -196,8 +196,8 @@ def _joined(tokens: list[Token], place: str) -> Token:
     """One word of the files for each of its encoders."""
     if len(tokens) == 1:
         return tokens[0]
-    rows = [rows for token in tokens for rows in token.vectors.values()]
-    keys = [key for token in tokens for key in token.vectors]
+    rows = [rows for token in tokens for rows in token.rows.values()]
+    keys = [key for token in tokens for key in token.rows]
     if SOLE in keys:
         keys = list(programs.in_order(tuple(each.shape[1] for each in rows)) or ())
     named = {token.name for token in tokens}
@@ -212,11 +212,11 @@ def _joined(tokens: list[Token], place: str) -> Token:
 
 def _named_by_encoder(token: Token) -> Token:
     """The token under its encoder's key where all families it can be for agree on that."""
-    if len(token.vectors) > 1:
+    if len(token.rows) > 1:
         return token
-    ((key, rows),) = token.vectors.items()
+    ((key, rows),) = token.rows.items()
     names = programs.candidates(widths(token), token.metadata.get("dti.family"))
-    return dataclasses.replace(token, vectors={programs.encoder_of(key, rows.shape[1], names): rows})
+    return dataclasses.replace(token, rows={programs.encoder_of(key, rows.shape[1], names): rows})
 
 
 # Changing
@@ -271,7 +271,7 @@ def rescaled(token: Token, vocabulary: "Mapping[str, Summary]", rule: str) -> To
 
     rows = learned_word.fit(token, {key: each.width for key, each in vocabulary.items()})
     scaled = {key: _with_length(each, magnitude(vocabulary[key], rule)) for key, each in rows.items()}
-    return dataclasses.replace(token, vectors=scaled, metadata={**token.metadata, "dti.rescaled": rule})
+    return token.with_vectors(scaled, {**token.metadata, "dti.rescaled": rule})
 
 
 def _with_length(rows: "Tensor", length: float) -> "Tensor":

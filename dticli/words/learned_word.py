@@ -3,8 +3,10 @@
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
 
 from dticli import spelling
 from dticli.errors import InputError, UsageError
@@ -21,38 +23,54 @@ MAX_WIDTH = 16384
 
 @dataclass(frozen=True, eq=False)
 class Token:
-    """A learned word.
+    """A learned word, as a file holds it. Reading, showing and writing one takes no torch.
 
     Attributes:
         name: what prompts call it, such as `<dog>`.
-        vectors: encoder key (`clip_l`, `clip_g`, `t5xxl`, ...) to (n, width) float32 on the CPU, n the same in
-            all. The key is `SOLE` where a file holds one tensor and does not name its encoder.
-        metadata: of the file, except what follows from name and vectors. Strangers wrote it: escape to show.
+        rows: encoder key (`clip_l`, `clip_g`, `t5xxl`, ...) to (n, width) float32, n the same in all. The key is `SOLE`
+            where a file holds one tensor and does not name its encoder.
+        metadata: of the file, except what follows from name and rows. Strangers wrote it: escape to show.
 
     Raises:
         UsageError: the name is not usable.
         InputError: no vectors, too many, NaN or inf, a row of zeros, or counts that differ between encoders.
-        TypeError: other dtypes or devices than the above, or metadata that is not text.
+        TypeError: other dtypes than the above, or metadata that is not text.
     """
 
     name: str
-    vectors: "Mapping[str, Tensor]"
+    rows: Mapping[str, np.ndarray]
     metadata: Mapping[str, str]
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def of(cls, name: str, vectors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> Self:
+        """The word with these vectors, encoder key to (n, width) float32 on the CPU."""
+        return cls(name, _arrays(vectors), metadata)
+
+    @property
+    def vectors(self) -> "dict[str, Tensor]":
+        """The rows as tensors on the CPU, which share their memory."""
         import torch
 
+        return {key: torch.from_numpy(rows) for key, rows in self.rows.items()}
+
+    def with_vectors(
+        self, vectors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
+    ) -> Self:
+        """The same word with other vectors, and other metadata if given."""
+        return replace(self, rows=_arrays(vectors), metadata=self.metadata if metadata is None else metadata)
+
+    def __post_init__(self) -> None:
         check_name(self.name)
         if not all(isinstance(text, str) for pair in self.metadata.items() for text in pair):
             raise TypeError("metadata maps text to text")
-        for key, rows in self.vectors.items():
-            if rows.ndim != 2 or rows.dtype != torch.float32 or rows.device.type != "cpu":
+        for key, rows in self.rows.items():
+            if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype != np.float32:
                 raise TypeError(
-                    f"{key}: expected (n, width) float32 on the CPU, got {rows.dtype} {rows.shape}"
+                    f"{key}: expected (n, width) float32, got {type(rows).__name__} {rows.dtype} {rows.shape}"
                 )
             require_shape(key, rows.shape)
             _require_directions(key, rows)
-        counts = {key: len(rows) for key, rows in self.vectors.items()}
+        counts = {key: len(rows) for key, rows in self.rows.items()}
         if len(set(counts.values())) != 1:
             listed = ", ".join(f"{count} for {key}" for key, count in counts.items()) or "no tensors"
             raise InputError(f"numbers of vectors: {listed}; expected the same number for every encoder")
@@ -120,25 +138,34 @@ def require_shape(key: str, shape: Sequence[int]) -> None:
         )
 
 
-def _require_directions(key: str, rows: "Tensor") -> None:
-    if not rows.isfinite().all():
+def _arrays(vectors: "Mapping[str, Tensor]") -> dict[str, np.ndarray]:
+    return {key: rows.detach().numpy() for key, rows in vectors.items()}
+
+
+def _require_directions(key: str, rows: np.ndarray) -> None:
+    if not np.isfinite(rows).all():
         raise InputError(
             f"{vectors_for(key)} hold NaN or inf: expected finite numbers; get another copy or train again"
         )
     # As everything computes them: squares of tiny numbers vanish, and of huge ones overflow.
-    lengths = rows.norm(dim=1)
-    if not lengths.isfinite().all():
-        row = int((~lengths.isfinite()).nonzero()[0])
+    measured = lengths(rows)
+    if not np.isfinite(measured).all():
+        row = int(np.isfinite(measured).argmin())
         raise InputError(
             f"vector {row} of {vectors_for(key)} is too long for its length to be a number: expected one near those of the "
             "vocabulary; get another copy or train again"
         )
-    empty = lengths == 0
-    if empty.any():
-        row = int(empty.nonzero()[0])
+    if not measured.all():
+        row = int(measured.argmin())
         raise InputError(
             f"vector {row} of {vectors_for(key)} is zero: expected a direction; train the word again"
         )
+
+
+def lengths(rows: np.ndarray) -> np.ndarray:
+    """Length of each row, (n,) float32."""
+    with np.errstate(over="ignore"):
+        return np.linalg.norm(rows, axis=1)
 
 
 def vectors_for(key: str) -> str:
@@ -166,7 +193,7 @@ def fit(token: Token, widths: Mapping[str, int]) -> "dict[str, Tensor]":
         if key == SOLE or (key.startswith("clip_") and encoder.startswith("clip_")):
             vectors = {encoder: rows}
     if {key: rows.shape[1] for key, rows in vectors.items()} != dict(widths):
-        theirs = " and ".join(_described(key, rows.shape[1]) for key, rows in token.vectors.items())
+        theirs = " and ".join(_described(key, rows.shape[1]) for key, rows in token.rows.items())
         ours = " and ".join(_described(key, width) for key, width in widths.items())
         raise InputError(f"{token.name} is for {theirs}: expected {ours}; use the model it was learned on")
     return {key: vectors[key] for key in widths}

@@ -57,9 +57,7 @@ def read(path: Path) -> Any:
 
 
 def _tensor(entry: dict[str, Any]) -> Any:
-    import torch
-
-    return torch.tensor(entry[TENSOR], dtype=torch.float32) if TENSOR in entry else entry
+    return np.array(entry[TENSOR], np.float32) if TENSOR in entry else entry
 
 
 def _beside(pixels: np.ndarray) -> bytes:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dticli import files, mistaken
@@ -42,6 +43,7 @@ _FLOATS = frozenset(
     {"float16", "bfloat16", "float32", "float64"}
     | {"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"}
 )
+_OF_NUMPY = frozenset({"F16", "F32", "F64"})
 # They follow from name and vectors and are written anew, so that no stale value is carried along.
 _COMPUTED = frozenset({"dti.name", "dti.encoder", "format", "modelspec.hash_sha256"})
 
@@ -114,7 +116,7 @@ class _Found:
     """What a file holds: rows by encoder, the name they are stored under if any, its metadata, and its layout."""
 
     name: str | None
-    vectors: "Mapping[str, Tensor]"
+    rows: Mapping[str, np.ndarray]
     metadata: Mapping[str, str]
     layout: Layout
 
@@ -196,15 +198,15 @@ def chosen(run: Path) -> tuple[int, str]:
 
 def _token(found: _Found, stem: str) -> Token:
     metadata = {key: value for key, value in found.metadata.items() if key not in _COMPUTED}
-    vectors, encoder = found.vectors, found.metadata.get("dti.encoder")
-    if encoder in ENCODERS and len(vectors) == 1:
-        vectors = dict.fromkeys([encoder], next(iter(vectors.values())))
+    rows, encoder = found.rows, found.metadata.get("dti.encoder")
+    if encoder in ENCODERS and len(rows) == 1:
+        rows = dict.fromkeys([encoder], next(iter(rows.values())))
     given = next(name for name in (found.name, found.metadata.get("dti.name"), stem) if name is not None)
     _require_harmless(given)
     name = learned_word.nearest_usable(given) or learned_word.nearest_usable(stem) or "<token>"
     if name != given:
         metadata.setdefault("dti.original_name", given)
-    return Token(name, vectors, metadata)
+    return Token(name, rows, metadata)
 
 
 def _read(path: Path, pick: str | None) -> _Found:
@@ -214,7 +216,7 @@ def _read(path: Path, pick: str | None) -> _Found:
     if head[8:9] == b"{":
         return _read_safetensors(path, pick)
     if pictured.is_picture(head):
-        return _of_content(pictured.read(path), "picture", pick)
+        return _of_content(pictured.read(path), "picture", pick, np.ndarray)
     if what := mistaken.known(head):
         raise InputError(f"{what} (expected a token file)")
     return _read_pickle(path, pick)
@@ -223,10 +225,14 @@ def _read(path: Path, pick: str | None) -> _Found:
 def _read_safetensors(path: Path, pick: str | None) -> _Found:
     metadata = _metadata(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             name, sources = _choose(file.keys(), pick)
-            for key, source in sources.items():
-                learned_word.require_shape(key, file.get_slice(source).get_shape())
+            slices = {key: file.get_slice(source) for key, source in sources.items()}
+            for key, each in slices.items():
+                learned_word.require_shape(key, each.get_shape())
+        # Torch knows more kinds of numbers, and takes a second to come.
+        known = {each.get_dtype() for each in slices.values()} <= _OF_NUMPY
+        with safe_open(path, framework="np" if known else "pt") as file:
             tensors = {key: file.get_tensor(source) for key, source in sources.items()}
     except SafetensorError as error:
         raise InputError(
@@ -239,7 +245,7 @@ def _found(
     container: Container,
     name: str | None,
     sources: Mapping[str, str],
-    tensors: "Mapping[str, Tensor]",
+    tensors: "Mapping[str, np.ndarray | Tensor]",
     metadata: Mapping[str, str],
 ) -> _Found:
     """The rows of the chosen tensors, repaired.
@@ -282,18 +288,16 @@ def _by_width(widths: Mapping[str, int]) -> dict[str, str]:
     return {key: by_width[width] for key, width in widths.items()}
 
 
-def _dtype(tensor: "Tensor") -> str:
+def _dtype(tensor: "np.ndarray | Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _empty(rows: "Mapping[str, Tensor]") -> tuple[int, ...]:
+def _empty(rows: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     """Which rows are zeros in some encoder, if all have as many rows."""
-    import torch
-
     if len({len(each) for each in rows.values()}) > 1:
         return ()
-    zeros = torch.stack([~each.any(dim=1) for each in rows.values()]).any(dim=0)
-    return tuple(zeros.nonzero().flatten().tolist())
+    zeros = ~np.stack([each.any(axis=1) for each in rows.values()]).all(axis=0)
+    return tuple(np.flatnonzero(zeros).tolist())
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -331,25 +335,22 @@ def _read_pickle(path: Path, pick: str | None) -> _Found:
         raise InputError(f"{size} bytes: expected at most {MAX_PICKLE}; is this a whole model?")
     content = _unpickle(path.read_bytes())
     inside = content.get("string_to_param") if isinstance(content, Mapping) else None
-    return _of_content(
-        content, "old pickle" if isinstance(inside, torch.nn.ParameterDict) else "pickle", pick
-    )
+    container: Container = "old pickle" if isinstance(inside, torch.nn.ParameterDict) else "pickle"
+    return _of_content(content, container, pick, torch.Tensor)
 
 
-def _of_content(content: Any, container: Container, pick: str | None) -> _Found:
-    """The word in what a pickle holds."""
-    tensors = _pickled_tensors(content)
+def _of_content(content: Any, container: Container, pick: str | None, kind: type) -> _Found:
+    """The word in what a pickle holds, or in what stands for one; its tensors are of this kind."""
+    tensors = _tensors(content, kind)
     name, sources = _choose(tensors, pick)
     pickled = content.get("name") if isinstance(content, Mapping) else None
     said = {"dti.name": pickled} if isinstance(pickled, str) and pickled else {}
     return _found(container, name, sources, {key: tensors[source] for key, source in sources.items()}, said)
 
 
-def _pickled_tensors(content: Any) -> "dict[str, Tensor]":
+def _tensors(content: Any, kind: type) -> dict[str, Any]:
     """The tensors by name: a bare one, those of A1111's `string_to_param`, or all in a mapping."""
-    from torch import Tensor
-
-    if isinstance(content, Tensor):
+    if isinstance(content, kind):
         return {SOLE: content}
     if not isinstance(content, Mapping):
         raise InputError(f"holds a {type(content).__name__}: expected tensors by name; choose a token file")
@@ -360,7 +361,7 @@ def _pickled_tensors(content: Any) -> "dict[str, Tensor]":
             raise InputError("string_to_param holds no words by name: expected one; get another copy")
         content = {STRING_TO_PARAM if name == SOLE else name: value for name, value in content.items()}
     return {
-        name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
+        name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, kind)
     }
 
 
@@ -467,12 +468,17 @@ def _encoder_of(part: str) -> str | None:
     return SOLE if part in _ANONYMOUS else key if key in ENCODERS else None
 
 
-def _rows(key: str, tensor: "Tensor") -> "Tensor":
+def _rows(key: str, tensor: "np.ndarray | Tensor") -> np.ndarray:
     """A file's tensor as (n, width) float32 with memory of its own."""
-    import torch
-
-    if _dtype(tensor) not in _FLOATS or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    plain = isinstance(tensor, np.ndarray) or (
+        str(tensor.layout) == "torch.strided" and tensor.device.type == "cpu"
+    )
+    if _dtype(tensor) not in _FLOATS or not plain:
+        layout = "" if isinstance(tensor, np.ndarray) else f", {tensor.layout}"
         raise InputError(
-            f"{learned_word.vectors_for(key)} are {tensor.dtype}, {tensor.layout}: expected floating-point numbers"
+            f"{learned_word.vectors_for(key)} are {tensor.dtype}{layout}: expected floating-point numbers"
         )
-    return torch.atleast_2d(tensor.detach()).to(torch.float32, copy=True).contiguous()
+    if not isinstance(tensor, np.ndarray):
+        tensor = tensor.detach().float().numpy()
+    with np.errstate(over="ignore"):
+        return np.array(np.atleast_2d(tensor), np.float32, order="C")

@@ -11,15 +11,14 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from dticli import atomic
 from dticli.errors import UsageError
 from dticli.words.learned_word import Token
 from dticli.words.programs import SOLE
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def write(path: str | Path, token: Token, *, force: bool = False) -> None:
@@ -39,9 +38,9 @@ def write(path: str | Path, token: Token, *, force: bool = False) -> None:
 
 def to_bytes(token: Token) -> bytes:
     """The token file's content; a function of the token alone."""
-    if len(token.vectors) > 1:
-        return to_bytes_as(token, {key: key for key in token.vectors})
-    (key,) = token.vectors
+    if len(token.rows) > 1:
+        return to_bytes_as(token, {key: key for key in token.rows})
+    (key,) = token.rows
     return to_bytes_as(token, {key: token.name})
 
 
@@ -54,17 +53,17 @@ def to_bytes_as(token: Token, names: Mapping[str, str]) -> bytes:
     computed = {"dti.name": token.name}
     if len(names) == 1 and SOLE not in names:
         computed["dti.encoder"] = next(iter(names))
-    tensors = {name: token.vectors[key] for key, name in names.items()}
+    tensors = {name: token.rows[key] for key, name in names.items()}
     return serialize(tensors, {**token.metadata, **computed})
 
 
-def serialize(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> bytes:
+def serialize(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     """A safetensors file with everything in sorted order, which the library's own writer does not promise.
 
     Adds `format` and `modelspec.hash_sha256`, the digest of the bytes after the header.
 
     Args:
-        tensors: float32 on the CPU.
+        tensors: float32.
         metadata: text to text; the format cannot hold lone surrogates, which become question marks.
 
     Source: https://github.com/huggingface/safetensors#format.
@@ -89,10 +88,10 @@ def serialize(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> b
 def content_hash(token: Token) -> str:
     """SHA-256 of the vectors in hexadecimal, as in `modelspec.hash_sha256`; ignores name and metadata."""
     digest = hashlib.sha256()
-    for key in sorted(token.vectors):
-        digest.update(_little_endian(token.vectors[key]))
+    for key in sorted(token.rows):
+        digest.update(_little_endian(token.rows[key]))
     return digest.hexdigest()
 
 
-def _little_endian(rows: "Tensor") -> bytes:
-    return rows.detach().numpy().astype("<f4").tobytes()
+def _little_endian(rows: np.ndarray) -> bytes:
+    return rows.astype("<f4").tobytes()

@@ -308,7 +308,9 @@ def test_a_grid_between_three_words_is_a_triangle_of_them(
     """Its corners are the words' own pictures, its edges are paths, and two words make no grid."""
     fox = tmp_path / "fox.safetensors"
     ((_, rows),) = load_file(dog).items()
-    token_writing.write(fox, replace(token_reading.read(dog), name="<fox>", vectors={"clip_l": -rows + 0.1}))
+    token_writing.write(
+        fox, replace(token_reading.read(dog), name="<fox>").with_vectors({"clip_l": -rows + 0.1})
+    )
     sheet, strip = tmp_path / "grid.png", tmp_path / "strip.png"
     outcome = dti("interpolate", dog, cat, fox, "--grid", "--frames", 3, "-o", sheet, *QUICK, "--json")
     assert outcome.code == 0, outcome.err

@@ -44,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run([str(each) for each in arguments]) == 0
     token = token_reading.read(word)
     token_writing.write(
-        word, Token(token.name, token.vectors, {**token.metadata, "dti.note": HOSTILE}), force=True
+        word, Token.of(token.name, token.vectors, {**token.metadata, "dti.note": HOSTILE}), force=True
     )
     return folder
 

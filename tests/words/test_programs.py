@@ -56,7 +56,7 @@ def word(family: str, count: int = 2, **metadata: str) -> Token:
     vectors = {
         key: torch.randn(count, width, generator=generator) for key, width in PUBLISHED[family][0].items()
     }
-    return conversion.described(Token(NAME, vectors, {"dti.family": family, "dti.seed": "3", **metadata}))
+    return conversion.described(Token.of(NAME, vectors, {"dti.family": family, "dti.seed": "3", **metadata}))
 
 
 def put(folder: Path, files: dict[str, bytes]) -> Path:
@@ -168,7 +168,7 @@ def test_stock_diffusers_loads_the_files_of_every_encoder(family: str, tmp_path:
         encoder.key: torch.randn(2, table.shape[1], generator=generator)
         for encoder, table in zip(row.encoders, tables, strict=True)
     }
-    folder = put(tmp_path, conversion.export(Token(NAME, vectors, {"dti.family": family}), "diffusers"))
+    folder = put(tmp_path, conversion.export(Token.of(NAME, vectors, {"dti.family": family}), "diffusers"))
     if not isinstance(pipe, TextualInversionLoaderMixin):
         pipe.__class__ = type("WithMixin", (TextualInversionLoaderMixin, type(pipe)), {})
     for encoder, file in zip(row.encoders, sorted(folder.iterdir()), strict=True):
@@ -222,7 +222,7 @@ def test_what_a_file_says_and_its_widths_decide_the_family(
 
 def test_words_of_unknown_models_are_refused() -> None:
     """The bundled model's words fit no other program, and the message says why."""
-    token = Token("<dog>", {"clip_l": torch.ones(1, 256)}, {"dti.family": "sd"})
+    token = Token.of("<dog>", {"clip_l": torch.ones(1, 256)}, {"dti.family": "sd"})
     assert set(conversion.export(token, "dti")) == {"dog.safetensors"}
     for target in EXPECTED:
         with pytest.raises(
@@ -230,12 +230,12 @@ def test_words_of_unknown_models_are_refused() -> None:
         ):
             conversion.export(token, target)
     with pytest.raises(UsageError, match="--model"):
-        conversion.export(Token("<dog>", {SOLE: torch.ones(1, 300)}, {}), "a1111")
+        conversion.export(Token.of("<dog>", {SOLE: torch.ones(1, 300)}, {}), "a1111")
 
 
 def test_families_a_program_stores_differently_must_be_told_apart() -> None:
     """Gemma's 2304 may be a word of SANA, Lumina or SANA-Sprint: the same for diffusers, not for OneTrainer."""
-    token = Token("<dog>", {"gemma2_2b": torch.ones(1, 2304)}, {})
+    token = Token.of("<dog>", {"gemma2_2b": torch.ones(1, 2304)}, {})
     assert list(conversion.export(token, "diffusers")) == ["dog/learned_embeds.safetensors"]
     with pytest.raises(UsageError, match=r"sana or lumina2 or sana_sprint.*--model"):
         conversion.export(token, "onetrainer")
@@ -488,7 +488,7 @@ def test_the_specification_is_claimed_with_all_it_demands_or_not_at_all(
 
 def test_metadata_is_kept_and_the_architecture_is_not_guessed() -> None:
     """What a file says stays; SD 2's two architectures share a width, so neither is claimed."""
-    token = Token("<dog>", {"clip_l": torch.ones(1, 1024)}, {"modelspec.title": "A dog", "x": "y"})
+    token = Token.of("<dog>", {"clip_l": torch.ones(1, 1024)}, {"modelspec.title": "A dog", "x": "y"})
     described = conversion.described(token, {"author": "Ada", "date": "2025-12-31"})
     assert described.metadata["modelspec.title"] == "A dog"
     assert described.metadata["x"] == "y"
@@ -571,7 +571,7 @@ def test_rescaling_keeps_directions(tmp_path: Path) -> None:
 
     table = embeddings.Table("text_encoder", torch.randn(50, 24), tuple(map(str, range(50))))
     vocabulary = {"clip_l": norms.summary(table)}
-    token = Token("<dog>", {SOLE: torch.randn(3, 24) * 40}, {})
+    token = Token.of("<dog>", {SOLE: torch.randn(3, 24) * 40}, {})
     once = conversion.rescaled(token, vocabulary, "mean")
     before, after = (each.double().numpy() for each in (token.vectors[SOLE], once.vectors["clip_l"]))
     mean = np.linalg.norm(table.rows.double().numpy(), axis=1).mean()

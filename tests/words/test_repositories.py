@@ -45,7 +45,7 @@ def word(tmp_path: Path) -> Path:
         "modelspec.author": "A|da <b>*x*</b>",
     }
     path = tmp_path / "rex.safetensors"
-    token_writing.write(path, conversion.described(Token("<rex>", vectors, said)))
+    token_writing.write(path, conversion.described(Token.of("<rex>", vectors, said)))
     return path
 
 
@@ -123,7 +123,9 @@ def test_stock_diffusers_loads_what_was_pushed(dti: Dti, server: Hub, tmp_path: 
 
     pipe = tiny.build("sd1")
     rows = torch.randn(1, pipe.text_encoder.config.hidden_size)
-    token_writing.write(tmp_path / "toy.safetensors", Token("<toy>", {"clip_l": rows}, {"dti.family": "sd"}))
+    token_writing.write(
+        tmp_path / "toy.safetensors", Token.of("<toy>", {"clip_l": rows}, {"dti.family": "sd"})
+    )
     assert dti("push", tmp_path / "toy.safetensors", "me/toy").code == 0
     pipe.load_textual_inversion("me/toy")
     index = pipe.tokenizer.convert_tokens_to_ids("<toy>")
@@ -220,7 +222,7 @@ def test_a_repository_of_the_concepts_library(dti: Dti, server: Hub) -> None:
 def test_revisions_and_files_of_a_repository(server: Hub, word: Path) -> None:
     """`user/name@revision`, and `user/name:file` where a repository holds several words."""
     data = word.read_bytes()
-    other = token_writing.to_bytes(Token("<tom>", {"clip_l": torch.ones(1, 768)}, {}))
+    other = token_writing.to_bytes(Token.of("<tom>", {"clip_l": torch.ones(1, 768)}, {}))
     server.repositories["a/two"] = found = Repository({"rex.safetensors": data, "tom.safetensors": other})
     with pytest.raises(InputError, match="several token files"):
         repositories.read("a/two")
@@ -333,7 +335,7 @@ def test_the_endpoint_of_the_environment(server: Hub, word: Path, tmp_path: Path
 
 def test_licences_and_cards_of_plain_words() -> None:
     """A licence the hub has no id for is named; a word without anything said has a card nevertheless."""
-    token = Token("<dog>", {"*": torch.ones(1, 300)}, {"modelspec.license": "Do what you like"})
+    token = Token.of("<dog>", {"*": torch.ones(1, 300)}, {"modelspec.license": "Do what you like"})
     front = yaml.safe_load(card.text("me/dog", token, []).split("---\n")[1])
     assert (front["license"], front["license_name"]) == ("other", "Do what you like")
     assert "base_model" not in front

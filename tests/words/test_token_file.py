@@ -41,11 +41,11 @@ def rows_of(count: int, width: int, seed: int = 0) -> Tensor:
 
 
 def sole(count: int = 2, width: int = 32) -> Token:
-    return Token("<sks-dog>", {SOLE: rows_of(count, width)}, {"modelspec.title": "a dog"})
+    return Token.of("<sks-dog>", {SOLE: rows_of(count, width)}, {"modelspec.title": "a dog"})
 
 
 def pair() -> Token:
-    return Token("<dog>", {"clip_l": rows_of(2, 32), "clip_g": rows_of(2, 48, 1)}, {"dti.seed": "3"})
+    return Token.of("<dog>", {"clip_l": rows_of(2, 32), "clip_g": rows_of(2, 48, 1)}, {"dti.seed": "3"})
 
 
 def same(a: Token, b: Token) -> bool:
@@ -118,10 +118,10 @@ def test_bytes_are_the_same_in_another_process() -> None:
         "from dticli.words.learned_word import Token; from dticli.words.token_writing import to_bytes\n"
         "rows = {'t5xxl': torch.full((1, 8), .5), 'clip_l': torch.ones(1, 4)}\n"
         "metadata = {'b': '2', 'a': 'é', 'c': '3', 'd': '\\udcff'}\n"
-        "print(hashlib.sha256(to_bytes(Token('<dog>', rows, metadata))).hexdigest())"
+        "print(hashlib.sha256(to_bytes(Token.of('<dog>', rows, metadata))).hexdigest())"
     )
     rows = {"clip_l": torch.ones(1, 4), "t5xxl": torch.full((1, 8), 0.5)}
-    here = token_writing.to_bytes(Token("<dog>", rows, {"d": "?", "c": "3", "a": "é", "b": "2"}))
+    here = token_writing.to_bytes(Token.of("<dog>", rows, {"d": "?", "c": "3", "a": "é", "b": "2"}))
     environment = os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
     there = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
@@ -132,16 +132,16 @@ def test_bytes_are_the_same_in_another_process() -> None:
 def test_content_hash_ignores_name_and_metadata() -> None:
     """Renamed or annotated, a word keeps its hash; changed in one bit, it does not."""
     first = sole()
-    other = Token("<cat>", first.vectors, {})
+    other = Token.of("<cat>", first.vectors, {})
     changed = first.vectors[SOLE].clone()
     changed[0, 0] = torch.nextafter(changed[0, 0], torch.tensor(9.0))
     assert token_writing.content_hash(first) == token_writing.content_hash(other)
     assert token_writing.content_hash(first) != token_writing.content_hash(
-        Token("<cat>", {SOLE: changed}, {})
+        Token.of("<cat>", {SOLE: changed}, {})
     )
 
 
-@pytest.mark.parametrize("token", [sole(), pair(), Token("<a>", {"clip_l": rows_of(1, 8)}, {"é": "ü\n"})])
+@pytest.mark.parametrize("token", [sole(), pair(), Token.of("<a>", {"clip_l": rows_of(1, 8)}, {"é": "ü\n"})])
 def test_reading_returns_what_was_written(token: Token, tmp_path: Path) -> None:
     """Name, encoder keys, numbers and metadata survive, under whatever file name."""
     path = tmp_path / "renamed.safetensors"
@@ -164,7 +164,7 @@ def test_reading_returns_what_was_written(token: Token, tmp_path: Path) -> None:
 def test_a_token_is_valid_or_is_not(vectors: Any, metadata: Any, error: type[Exception]) -> None:
     """What could not be written or read back cannot be made."""
     with pytest.raises(error):
-        Token("<dog>", vectors, metadata)
+        Token.of("<dog>", vectors, metadata)
 
 
 def test_writing_over_a_file_needs_force(tmp_path: Path) -> None:
@@ -536,8 +536,8 @@ def test_what_is_no_file_is_refused(make: Callable[[Path], None], tmp_path: Path
 
 
 SEEDS = [
-    token_writing.to_bytes(Token("<dog>", {SOLE: rows_of(1, 4)}, {"a": "b"})),
-    token_writing.to_bytes(Token("<dog>", {"clip_l": rows_of(1, 4), "clip_g": rows_of(1, 6)}, {})),
+    token_writing.to_bytes(Token.of("<dog>", {SOLE: rows_of(1, 4)}, {"a": "b"})),
+    token_writing.to_bytes(Token.of("<dog>", {"clip_l": rows_of(1, 4), "clip_g": rows_of(1, 6)}, {})),
     safe({"bundle_emb.dog.clip_l": rows_of(1, 4), "bundle_emb.dog.t5": rows_of(1, 4)}),
     pickled(a1111(rows_of(1, 4))),
     pickled(a1111(rows_of(1, 4)), _use_new_zipfile_serialization=False),
@@ -645,7 +645,9 @@ def test_every_bad_name_is_offered_a_good_one(name: str) -> None:
 
 
 def token_with(**widths: int) -> Token:
-    return Token("<dog>", {key.replace("sole", SOLE): rows_of(1, width) for key, width in widths.items()}, {})
+    return Token.of(
+        "<dog>", {key.replace("sole", SOLE): rows_of(1, width) for key, width in widths.items()}, {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -819,7 +821,7 @@ def test_a_vector_whose_length_is_no_number_is_refused(tmp_path: Path, value: fl
     rows = torch.full((2, 32), value)
     rows[0] = 1
     with pytest.raises(InputError, match=f"vector 1 .*{part}"):
-        learned_word.Token("<dog>", {"clip_l": rows}, {})
+        learned_word.Token.of("<dog>", {"clip_l": rows}, {})
     for dtype in (torch.float32, torch.float64):
         safetensors.torch.save_file({"<dog>": rows.to(dtype)}, tmp_path / "dog.safetensors")
         with pytest.raises(InputError, match=part):
