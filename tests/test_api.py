@@ -83,7 +83,7 @@ def test_a_word_in_the_middle_lies_on_the_arc(word: Path) -> None:
     other = other - (other * unit).sum() * unit
     other = 3 * rows.norm() * other / other.norm()
     second = dticli.load_word(f"<cat>={word}")
-    second = type(second)(second.name, {key: other.float()}, second.metadata)
+    second = second.with_vectors({key: other.float()})
     half = dticli.slerp(first, second, 0.5)
     expected = (unit + other / other.norm()) / 2**0.5 * (3**0.5 * rows.norm())
     torch.testing.assert_close(half.vectors[key].double(), expected, rtol=1e-5, atol=1e-6)

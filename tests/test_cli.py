@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dticli import __version__, command_reference, console, errors
 from dticli.cli import COMMANDS, run
@@ -114,6 +116,24 @@ def test_start_up_imports_no_heavy_library(arguments: list[str], forbidden: set[
     )
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert not loaded & forbidden
+
+
+def test_a_word_is_shown_without_torch(tmp_path: Path) -> None:
+    """Half precision too, as other tools write it, and several encoders; torch alone takes longer than all the rest."""
+    rows = {"clip_l": np.ones((2, 768), np.float16), "clip_g": np.ones((2, 1280), np.float16)}
+    save_file(rows, tmp_path / "dog.safetensors")
+    code = (
+        "import sys; from dticli.cli import run\n"
+        "code = run(sys.argv[1:]); print(code, sorted({'torch', 'transformers', 'diffusers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "info", str(tmp_path / "dog.safetensors")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert "norm 35.7771, 35.7771" in done.stdout  # the square root of 1280
 
 
 WORD = ["--token", "<dog>", "--init", "dog"]
