@@ -160,10 +160,10 @@ class TrainSettings(ModelSettings):
 
     group = Group.METHOD
 
-    token: Annotated[str, Group.REQUIRED, Trait.FOR_ALL_ARMS] = Field(
+    token: Annotated[str, Group.REQUIRED, Trait.RECORDED, Trait.FOR_ALL_ARMS] = Field(
         description="The new word, in brackets: <dog>."
     )
-    init: Annotated[str, Group.REQUIRED, Trait.WORD_OR_FILE, Trait.SUBJECT] = Field(
+    init: Annotated[str, Group.REQUIRED, Trait.WORD_OR_FILE, Trait.RECORDED, Trait.SUBJECT] = Field(
         description="Class word or phrase to start from, a token file, random, mean, or cross:WORD (what the encoder makes of "
         "WORD)."
     )
@@ -185,15 +185,15 @@ class TrainSettings(ModelSettings):
     kappa: Annotated[float, Field(ge=0), Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         description="How strongly the prior (von Mises-Fisher) pulls; 0: not at all."
     )
-    prior: Annotated[str, Trait.WORD_OR_FILE] = Field(
+    prior: Annotated[str, Trait.WORD_OR_FILE, Trait.RECORDED] = Field(
         "init", description="What the prior pulls towards: init, none, or a WORD."
     )
-    magnitude: Annotated[str | None, Trait.OF_A_MODEL] = Field(
+    magnitude: Annotated[str | None, Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         None,
         description="Norm of the rows: mean (dti's default), median, min or max of the vocabulary, a number, 10x the mean, "
         "or init (ti's default): that of the init row.",
     )
-    pooling: Annotated[Literal["stock", "eos", "mixed"], Trait.OF_A_MODEL] = Field(
+    pooling: Annotated[Literal["stock", "eos", "mixed"], Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         "stock",
         description="Where CLIP's pooled state is read: stock, as diffusers does, at the word; eos, as ComfyUI and kohya do, at "
         "the end of text; mixed, in turn, for both.",
@@ -304,6 +304,16 @@ class TrainSettings(ModelSettings):
     def magnitude_rule(self) -> str:
         """`magnitude`, or what the method starts from."""
         return self.magnitude or ("init" if self.method == "ti" else "mean")
+
+    @builtins.property
+    def recorded(self) -> dict[str, str]:
+        """What the token file says of them, by name."""
+        said = {name: str(getattr(self, name)) for name in self.named(Trait.RECORDED)}
+        # Of files their names say enough, and say nothing about the machine.
+        return {
+            name: Path(value).name if self.may_name_file(name, value) else value
+            for name, value in said.items()
+        } | {"magnitude": self.magnitude_rule}
 
     @field_validator("crops")
     @classmethod

@@ -37,7 +37,7 @@ def on_host(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def drawn(task: Task, rows: Mapping[str, Tensor]) -> np.ndarray:
     """A picture of the word."""
-    settings = GenerateSettings(steps=2, size=str(task.settings.resolution))
+    settings = GenerateSettings(steps=2, size=str(task.latents.frames[0].target[0]))
     shots = sampler.shots(["a photo of <dog>"], 0, 1)
     (picture,) = sampler.sample(task.pipe, task.family, [FreeWord("<dog>", rows)], shots, settings)
     return np.asarray(picture.image).astype(int)
@@ -119,9 +119,7 @@ def test_half_precision_and_low_memory_work_on_a_device_of_its_own(name: str) ->
     """In bf16 with activations computed again; then every part is on the device only while it draws."""
     with plugged_in():
         task, learner = training(name, DEVICE, torch.bfloat16, low_memory=True)
-        (report, *_) = trainings.fit(
-            replace(task, settings=task.settings.model_copy(update={"steps": 1})), learner
-        )
+        (report,) = trainings.fit(replace(task, optimisation=replace(task.optimisation, steps=1)), learner)
         assert math.isfinite(report.loss)
         assert report.angle > 0
         task.pipe.vae.to(torch.bfloat16)  # as drawing loads it

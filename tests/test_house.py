@@ -17,6 +17,10 @@ def found() -> set[Arrow]:
     return house.arrows(ROOT)
 
 
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def test_every_room_has_a_floor() -> None:
     """A new room must say where it stands, and one that is gone must not."""
     assert {house.room(name) for name in house.modules(ROOT)} == set().union(*house.FLOORS)
@@ -40,6 +44,22 @@ def test_only_commands_and_the_live_line_know_the_console(found: set[Arrow]) -> 
     """Everything else returns, raises, logs, or is handed what shows its progress."""
     knowing = {each.source for each in found if each.target == "console"}
     assert {name for name in knowing if not name.startswith("commands.")} == {"cli", "learn.live"}
+
+
+def test_the_rooms_of_a_training_get_values_and_not_all_its_settings() -> None:
+    """Whoever asks for a training, records it or fits it into memory knows its settings; what does the work does not."""
+    knowing = {
+        name
+        for name, path in house.modules(ROOT).items()
+        if any(isinstance(node, ast.alias) and node.name == "TrainSettings" for node in ast.walk(tree(path)))
+    }
+    assert {name for name in knowing if house.room(name) not in {"commands", "evaluation", "report"}} == {
+        "learn.hyperparameters",
+        "learn.jobs",
+        "learn.run",
+        "learn.run_identity",
+        "models.footprint",
+    }
 
 
 def test_the_sphere_is_mathematics(found: set[Arrow]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from dticli import bundled
 from dticli.errors import UsageError
 from dticli.learn import initial_rows, trainer
+from dticli.learn.hyperparameters import Batches, Optimisation
 from dticli.learn.trainer import Task
 from dticli.models import families
 from dticli.models.families.shape import Frame
@@ -55,8 +56,10 @@ def learned(ranks: Ranks, batch: int) -> Tensor:
     captions = dict.fromkeys(paths, ("a photo of <dog>", "<dog> in the snow"))
     rows = {"clip_l": table(pipe, family.encoders[0])[initial_rows.pieces(pipe, family.encoders[0], "dog")]}
     lengths = {"clip_l": torch.ones(1, 1, dtype=torch.float64)}
-    learner = trainer.learner(settings, rows, lengths, None)
-    reports = list(trainings.fit(Task(pipe, family, latents, captions, settings, ranks), learner))
+    how = Optimisation.of(settings)
+    learner = trainer.learner("<dog>", how, rows, lengths, None)
+    task = Task(pipe, family, latents, captions, Batches.of(settings), how, ranks=ranks)
+    reports = list(trainings.fit(task, learner))
     assert len(reports) == STEPS
     return learner.word.rows["clip_l"].detach()
 

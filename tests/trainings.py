@@ -10,7 +10,8 @@ from torch import nn
 
 from dticli import bundled
 from dticli.errors import DtiError
-from dticli.learn import initial_rows, trainer
+from dticli.learn import hyperparameters, initial_rows, trainer
+from dticli.learn.hyperparameters import Batches, Optimisation, Start
 from dticli.learn.trainer import Lane, Learner, Outcomes, StepReport, Task
 from dticli.models import families, memory
 from dticli.models.families import Family
@@ -49,16 +50,15 @@ def training(
         pipe.to(device)
     photos = albums.read(bundled.photos("dog")[0]).photos
     encoded = latents.encode(
-        pipe, family, albums.crops(photos, albums.Cropping.of(settings, family.multiple)), device
+        pipe, family, albums.crops(photos, hyperparameters.cropping(settings, family.multiple)), device
     )
     if low_memory:
         memory.economize(pipe, family, device)
-    rows = initial_rows.rows(pipe, family, "dog", 2, 0)
     vocabulary = {key: norms.summary(each) for key, each in placement.tables(pipe, family.encoders).items()}
-    magnitude = initial_rows.magnitudes(rows, vocabulary, "mean")
-    learner = trainer.learner(settings, rows, magnitude, initial_rows.directions(rows))
+    start, how = Start("dog", 2, "mean", "init", 0), Optimisation.of(settings)
+    learner = trainer.learner("<dog>", how, *initial_rows.begin(pipe, family, start, vocabulary))
     texts = {path: ["a photo of <dog>"] for path in encoded.paths}
-    return Task(pipe, family, encoded, texts, settings), learner
+    return Task(pipe, family, encoded, texts, Batches.of(settings), how), learner
 
 
 def fit(task: Task, learner: Learner) -> Iterator[StepReport]:

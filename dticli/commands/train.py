@@ -322,13 +322,13 @@ def _checks(jobs: "tuple[Job, ...]", *, many: bool) -> "Checked | CheckedWords":
 
 
 def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Checked:
-    from dticli.learn import initial_rows
+    from dticli.learn import hyperparameters, initial_rows
     from dticli.models import contents
     from dticli.photos import captions
-    from dticli.photos.albums import Cropping, crops, in_folders
+    from dticli.photos.albums import crops, in_folders
 
     album, settings = job.album, job.settings
-    windows = crops(album.photos, Cropping.of(settings, job.opened.family.multiple))
+    windows = crops(album.photos, hyperparameters.cropping(settings, job.opened.family.multiple))
     framed = []
     for photo in album.photos:
         own = [crop for crop in windows if crop.photo is photo]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dticli import randomness, sphere
 from dticli.errors import UsageError
+from dticli.learn.hyperparameters import Start
 from dticli.models import contents
 from dticli.models.choice import Model
 from dticli.models.families import Encoder, Family
@@ -21,6 +22,30 @@ from dticli.words.norms import Summary
 
 CROSS = "cross:"
 NO_PHRASES = frozenset({"random", "mean", "init", "none", CROSS.rstrip(":")})
+
+
+def begin(
+    pipe: Any, family: Family, start: Start, vocabulary: Mapping[str, Summary]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
+    """Everything a word starts with.
+
+    Returns:
+        encoder key to rows (vectors, width), to the lengths they get (vectors, 1), and to the unit rows its prior pulls
+        towards, shaped as the rows; None for no prior.
+
+    Raises:
+        UsageError: as `rows`.
+    """
+    found = rows(pipe, family, start.init, start.vectors, start.seed)
+    lengths = magnitudes(found, vocabulary, start.magnitude)
+    match start.prior:
+        case "none":
+            return found, lengths, None
+        case "init":
+            return found, lengths, directions(found)
+        case phrase:
+            count = len(next(iter(found.values())))
+            return found, lengths, directions(rows(pipe, family, phrase, count, start.seed))
 
 
 def rows(pipe: Any, family: Family, init: str, vectors: int | None, seed: int) -> dict[str, Tensor]:

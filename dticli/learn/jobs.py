@@ -7,6 +7,7 @@ from typing import Any
 
 from dticli import atomic, spelling
 from dticli.errors import DtiError, UsageError
+from dticli.learn import hyperparameters
 from dticli.learn.run_folder import RunFolder
 from dticli.models import contents
 from dticli.photos import albums, captions
@@ -88,12 +89,13 @@ def one(
         # Imports torch.
         from dticli.learn import tracking
 
-        tracking.require(settings)
+        tracking.require(settings.tracker, offline=settings.offline)
     contents.require_multiple((settings.resolution, settings.resolution), family)
     target = out or Path(_file_name(settings.token))
-    fit = albums.fit(albums.Cropping.of(settings, family.multiple))
+    fit = albums.fit(hyperparameters.cropping(settings, family.multiple))
     album = albums.read(Path(settings.photos), settings.masks, fit, told)
-    return Job(opened, settings, album, captions.read(album.photos, settings), target, program)
+    said = captions.read(album.photos, hyperparameters.captioning(settings))
+    return Job(opened, settings, album, said, target, program)
 
 
 def _file_name(token: str) -> str:

@@ -322,9 +322,9 @@ def _worry(attempt: "Attempt", *, several: bool) -> None:
     """Warn of signs that nothing was learned."""
     from dticli.learn.outcome import concerns
 
-    settings = attempt.run.settings
-    for concern in concerns(attempt.folder, settings):
-        console.warn(f"{settings.token}: {concern}" if several else concern)
+    word, lr = attempt.run.settings.token, attempt.run.settings.lr
+    for concern in concerns(attempt.folder, word, lr):
+        console.warn(f"{word}: {concern}" if several else concern)
 
 
 def _show(drawn: "Drawn", quiet: bool) -> None:

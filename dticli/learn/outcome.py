@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Iterator
 
 from dticli.learn.run_folder import RunFolder, read_log
-from dticli.settings import TrainSettings
 
 STILL = 0.5
 """Fewer step lengths than this in a whole run are no movement."""
@@ -17,12 +16,12 @@ CLEAR = 3.0
 """Standard errors that a difference of averages must exceed to be one."""
 
 
-def concerns(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
-    """Signs in the log that nothing was learned, each with its likely cause."""
+def concerns(folder: RunFolder, word: str, lr: float) -> Iterator[str]:
+    """Signs in the log that nothing of a word was learned, each with its likely cause."""
     entries = read_log(folder.path)
     if not entries:
         return
-    if entries[-1]["angle"] < max(STILL_DEGREES, STILL * math.degrees(math.atan(settings.lr))):
+    if entries[-1]["angle"] < max(STILL_DEGREES, STILL * math.degrees(math.atan(lr))):
         yield (
             f"the direction did not move ({entries[-1]['angle']:.2g} degrees in {len(entries)} steps): "
             "--lr is too small, the steps cancel, or the prior holds it; try a larger --lr or --batch-size, or a smaller --kappa"
@@ -38,5 +37,5 @@ def concerns(folder: RunFolder, settings: TrainSettings) -> Iterator[str]:
     if late - early > CLEAR * error:
         yield (
             f"the loss rose ({early:.4f} in the first third, {late:.4f} in the last): "
-            f"look at a picture before you trust {settings.token}; --init may be far off, or --lr too large"
+            f"look at a picture before you trust {word}; --init may be far off, or --lr too large"
         )

@@ -18,29 +18,15 @@ import torch
 from dticli.draw import pictures, pipeline, sampler
 from dticli.draw.sampler import Shot
 from dticli.errors import EnvironmentProblem
+from dticli.learn.hyperparameters import Previewing
 from dticli.learn.run_folder import RunFolder
 from dticli.learn.trainer import Task
 from dticli.models import devices, memory
 from dticli.models.choice import Model
-from dticli.settings import GenerateSettings, TrainSettings, model_layer, resolve
+from dticli.settings import GenerateSettings, model_layer, resolve
 from dticli.words import pooling
 from dticli.words.base_model import Opened
 from dticli.words.learned_word import Token
-
-
-def drawing(model: Model, settings: TrainSettings) -> GenerateSettings:
-    """How a run's previews are drawn: as `generate` would, at the size of the crops.
-
-    Raises:
-        UsageError: as `resolve`.
-    """
-    own = {
-        "size": str(settings.resolution),
-        "seed": settings.seed,
-        "negative": settings.preview_negative,
-        "steps": settings.preview_steps,
-    }
-    return resolve(GenerateSettings, own, model_layer(model.folder, "generate"))
 
 
 @dataclass
@@ -100,23 +86,19 @@ class Drawn:
 class Previews:
     """The previews of a run, in its folder."""
 
+    asked: Previewing
     task: Task
     model: Model
     folder: RunFolder
-    how: GenerateSettings
-    timetable: Timetable
+    how: GenerateSettings = field(init=False)
+    timetable: Timetable = field(init=False)
     shots: tuple[Shot, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        settings = self.task.settings
-        self.shots = sampler.shots(settings.preview_prompts, settings.seed, settings.preview_count)
-
-    @classmethod
-    def of(cls, task: Task, model: Model, folder: RunFolder) -> "Previews":
-        """As the settings ask for them; without prompts, none ever."""
-        settings = task.settings
-        timetable = Timetable(settings.preview_every, settings.steps, settings.preview_share)
-        return cls(task, model, folder, drawing(model, settings), timetable)
+        asked = self.asked
+        self.how = resolve(GenerateSettings, asked.drawing, model_layer(self.model.folder, "generate"))
+        self.timetable = Timetable(asked.every, self.task.optimisation.steps, asked.share)
+        self.shots = sampler.shots(self.task.prompts, self.how.seed, asked.count)
 
     def due(self, step: int) -> bool:
         """Whether there are pictures to draw after so many steps."""
@@ -178,11 +160,11 @@ class Previews:
     @contextmanager
     def _ready(self) -> Iterator[None]:
         """A pipeline that can draw: training has sent the autoencoder away, and wants its scheduler untouched."""
-        pipe, settings, device = self.task.pipe, self.task.settings, self.task.latents.device
+        pipe, device = self.task.pipe, self.task.latents.device
         own = {"vae": pipe.vae, "scheduler": pipe.scheduler}
-        dtype = devices.pick_dtype(settings.precision, device)
+        dtype = devices.pick_dtype(self.asked.precision, device)
         vae: Any = copy.deepcopy(pipe.vae).to(device, dtype)
-        if settings.low_memory:
+        if self.asked.low_memory:
             memory.tile(vae)
         pipe.vae, pipe.scheduler = vae, copy.deepcopy(pipe.scheduler)
         try:

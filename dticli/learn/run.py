@@ -14,8 +14,9 @@ from safetensors.torch import save as save_state
 
 from dticli import atomic, signals
 from dticli.errors import DtiError, EnvironmentProblem, NumericalError, Stopped, is_out_of_memory
-from dticli.learn import checkpoint, initial_rows, run_identity, tracking, trainer
+from dticli.learn import checkpoint, hyperparameters, initial_rows, run_identity, tracking, trainer
 from dticli.learn.checkpoint import Checkpoint, Identity
+from dticli.learn.hyperparameters import Batches, Optimisation, Previewing, Start
 from dticli.learn.previews import Drawn, Previews
 from dticli.learn.run_folder import Log, RunFolder
 from dticli.learn.tracking import Tracking
@@ -28,7 +29,7 @@ from dticli.photos import albums, latents
 from dticli.photos.albums import Album, Crop, Told
 from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks
-from dticli.settings import ModelSettings, TrainSettings, anchored, to_toml
+from dticli.settings import ModelSettings, TrainSettings, anchored, shareable, to_toml
 from dticli.words import norms, placement, provenance, token_writing
 from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
@@ -43,14 +44,11 @@ class Run:
     """Everything loaded and encoded; only the steps are missing."""
 
     loaded: "FrozenModel"
+    settings: TrainSettings
     task: Task
     learner: Learner
     identity: Identity
     machine: Mapping[str, str]
-
-    @property
-    def settings(self) -> TrainSettings:
-        return self.task.settings
 
     @property
     def device(self) -> torch.device:
@@ -59,17 +57,22 @@ class Run:
     def token(self, step: int) -> Token:
         """The word as it is now, after so many steps, with its provenance."""
         rows = {key: each.detach().float().cpu() for key, each in self.learner.learned.rows.items()}
-        settings, loaded = run_identity.as_alone(self.task), self.loaded
-        count = len(next(iter(rows.values())))
+        settings, loaded = self.as_alone.model_copy(update={"steps": step}), self.loaded
         metadata = provenance.of_training(
-            settings.model_copy(update={"steps": step}),
+            settings.recorded,
+            rows,
+            settings.resolution,
             loaded.model,
             loaded.family,
             loaded.pipe,
             loaded.fingerprint,
-            count,
         )
-        return Token.of(self.settings.token, rows, metadata)
+        return Token.of(settings.token, rows, metadata)
+
+    @property
+    def as_alone(self) -> TrainSettings:
+        """The settings with which one process takes the steps of all."""
+        return run_identity.as_alone(self.settings, self.task.ranks)
 
 
 @dataclass(eq=False)
@@ -176,41 +179,29 @@ def prepare(
     model, family, pipe, device = loaded.model, loaded.family, loaded.pipe, loaded.device
     for encoder in family.encoders:
         placement.require_new([settings.token], encoder.tokenizer_of(pipe))
-    crops = albums.crops(album.photos, albums.Cropping.of(settings, family.multiple))
+    crops = albums.crops(album.photos, hyperparameters.cropping(settings, family.multiple))
     with memory.fitting(model, settings, device):
-        encoded = _encoded(loaded, settings, crops, told)
-    learner = _learner(settings, pipe, family, loaded.vocabulary)
-    task = Task(pipe, family, encoded, captions, settings, loaded.ranks)
-    identity = run_identity.of_run(model, loaded.weights, task, learner, album)
-    return Run(loaded, task, learner, identity, run_identity.machine(device))
+        encoded = _encoded(loaded, crops, told, low_memory=settings.low_memory)
+    start, how = Start.of(settings), Optimisation.of(settings)
+    learner = trainer.learner(
+        settings.token, how, *initial_rows.begin(pipe, family, start, loaded.vocabulary)
+    )
+    prompts, ranks = settings.preview_prompts, loaded.ranks
+    task = Task(pipe, family, encoded, captions, Batches.of(settings), how, prompts, ranks)
+    alone = run_identity.as_alone(settings, ranks)
+    identity = run_identity.of_run(alone, model, loaded.weights, task, learner, album)
+    return Run(loaded, settings, task, learner, identity, run_identity.machine(device))
 
 
-def _encoded(loaded: FrozenModel, settings: TrainSettings, crops: Sequence[Crop], told: Told) -> Latents:
+def _encoded(loaded: FrozenModel, crops: Sequence[Crop], told: Told, *, low_memory: bool) -> Latents:
     """The photos as the autoencoder sees them; the pipeline is ready for the first step then."""
     pipe, family, device = loaded.pipe, loaded.family, loaded.device
-    if not settings.low_memory:
+    if not low_memory:
         return latents.encode(pipe, family, crops, device, told)
     memory.set_aside(pipe)
     encoded = latents.encode_low_memory(pipe, family, crops, device, told)
     memory.economize(pipe, family, device)
     return encoded
-
-
-def _learner(
-    settings: TrainSettings, pipe: Any, family: Family, vocabulary: Mapping[str, Summary]
-) -> Learner:
-    """The word at its start: rows of the initialiser, brought to the magnitude asked for."""
-    rows = initial_rows.rows(pipe, family, settings.init, settings.vectors, settings.seed)
-    count = len(next(iter(rows.values())))
-    magnitude = initial_rows.magnitudes(rows, vocabulary, settings.magnitude_rule)
-    match settings.prior:
-        case "none":
-            prior = None
-        case "init":
-            prior = initial_rows.directions(rows)
-        case phrase:
-            prior = initial_rows.directions(initial_rows.rows(pipe, family, phrase, count, settings.seed))
-    return trainer.learner(settings, rows, magnitude, prior)
 
 
 def resume(run: Run, before: Checkpoint) -> tuple[str, ...]:
@@ -345,10 +336,15 @@ class _Books:
     @contextmanager
     def opened(cls, attempt: Attempt, placed: Placement) -> "Iterator[_Books]":
         run, folder, settings = attempt.run, attempt.folder, attempt.run.settings
-        previews = Previews.of(run.task, run.loaded.model, folder)
-        folder.start(to_toml(anchored(run_identity.as_alone(run.task))), run.machine, attempt.step)
+        previews = Previews(Previewing.of(settings), run.task, run.loaded.model, folder)
+        folder.start(to_toml(anchored(run.as_alone)), run.machine, attempt.step)
         kept = (-(-settings.steps * index // settings.keep) for index in range(1, settings.keep + 1))
-        with folder.appending() as log, tracking.opened(settings, folder, attempt.step) as tracked:
+        with (
+            folder.appending() as log,
+            tracking.opened(
+                settings.tracker, shareable(settings), folder, attempt.step, offline=settings.offline
+            ) as tracked,
+        ):
             yield cls(attempt, placed, log, tracked, previews, frozenset(kept))
 
     def enter(self, outcome: StepReport | DtiError) -> Progress:

@@ -15,6 +15,7 @@ from dticli.models import quantization
 from dticli.models.choice import Model
 from dticli.photos.albums import Album
 from dticli.photos.latents import Latents
+from dticli.ranks import Ranks
 from dticli.settings import TrainSettings, Trait
 from dticli.words import provenance
 
@@ -22,14 +23,20 @@ SAMPLE = 16
 """Numbers of each parameter that stand for it in the fingerprint of a model."""
 
 
-def as_alone(task: Task) -> TrainSettings:
+def as_alone(settings: TrainSettings, ranks: Ranks) -> TrainSettings:
     """The settings with which one process takes the steps of all."""
-    return task.settings.model_copy(update={"batch_size": task.settings.batch_size * task.ranks.size})
+    return settings.model_copy(update={"batch_size": settings.batch_size * ranks.size})
 
 
-def of_run(model: Model, weights: str, task: Task, learner: Learner, album: Album) -> Identity:
-    """What must be the same for a run to go on; `weights` is the model's fingerprint."""
-    settings = as_alone(task)
+def of_run(
+    settings: TrainSettings, model: Model, weights: str, task: Task, learner: Learner, album: Album
+) -> Identity:
+    """What must be the same for a run to go on.
+
+    Args:
+        settings: of one process that takes the steps of all.
+        weights: the model's fingerprint.
+    """
     incidental, words = settings.named(Trait.INCIDENTAL), settings.named(Trait.WORD_OR_FILE)
     return Identity(
         settings={

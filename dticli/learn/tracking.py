@@ -22,22 +22,21 @@ from PIL import Image
 from dticli import atomic, files
 from dticli.errors import DtiError, EnvironmentProblem, InputError, UsageError, boundary
 from dticli.learn.run_folder import RunFolder
-from dticli.settings import TrainSettings, shareable
 
 LOG = logging.getLogger(__name__)
 EXTRAS = ("tensorboard", "wandb")
 """Trackers that are packages of their own, and dti's extras of the same name."""
+Config = dict[str, bool | int | float | str]
 METRICS, PICTURES = "metrics.csv", "previews.csv"
 
 
-def require(settings: TrainSettings) -> None:
+def require(name: str, *, offline: bool) -> None:
     """Raise EnvironmentProblem if the tracker is not installed, UsageError if it has no account to write to."""
-    name = settings.tracker
     if name in EXTRAS and importlib.util.find_spec(name) is None:
         raise EnvironmentProblem(
             f"{name} is not installed: pip install 'dticli[{name}]', or choose --tracker csv"
         )
-    if name == "wandb" and _mode(settings) == "online":
+    if name == "wandb" and _mode(offline) == "online":
         import wandb
 
         if not wandb.api.api_key:
@@ -47,39 +46,43 @@ def require(settings: TrainSettings) -> None:
             )
 
 
-def _mode(settings: TrainSettings) -> str:
-    return "offline" if settings.offline else os.environ.get("WANDB_MODE", "online")
+def _mode(offline: bool) -> str:
+    return "offline" if offline else os.environ.get("WANDB_MODE", "online")
 
 
 @contextmanager
-def opened(settings: TrainSettings, folder: RunFolder, step: int) -> Iterator["Tracking"]:
-    """The tracker that the settings ask for, if any, for a run that goes on after `step`.
+def opened(
+    name: str | None, config: Config, folder: RunFolder, step: int, *, offline: bool
+) -> Iterator["Tracking"]:
+    """The tracker of this name, if any, for a run that goes on after `step`.
+
+    Args:
+        config: what it shows as the run's settings.
 
     Raises:
         EnvironmentProblem: it cannot be opened.
     """
     tracking = Tracking(None)
-    if settings.tracker:
-        with boundary(lambda reason: EnvironmentProblem(f"cannot track to {settings.tracker}: {reason}")):
-            tracking = Tracking(_tracker(settings, folder, step))
+    if name:
+        with boundary(lambda reason: EnvironmentProblem(f"cannot track to {name}: {reason}")):
+            tracking = Tracking(_tracker(name, config, folder, step, offline))
     try:
         yield tracking
     finally:
         tracking.finish()
 
 
-def _tracker(settings: TrainSettings, folder: RunFolder, step: int) -> GeneralTracker:
-    name = str(settings.tracker)
+def _tracker(name: str, config: Config, folder: RunFolder, step: int, offline: bool) -> GeneralTracker:
     # Whatever accelerate's trackers do, they log; its log asks who they are.
     PartialState(cpu="LOCAL_RANK" not in os.environ)
     tracker: GeneralTracker
-    match settings.tracker:
+    match name:
         case "tensorboard":
             # Steps of an earlier attempt that come again are shown once.
             tracker = TensorBoardTracker("", folder.path / name, purge_step=step + 1 if step else 0)
             shown = f"tensorboard --logdir {folder.path / name}"
         case "wandb":
-            tracker = WandBTracker(os.environ.get("WANDB_PROJECT", "dti"), **_wandb(settings, folder))
+            tracker = WandBTracker(os.environ.get("WANDB_PROJECT", "dti"), **_wandb(config, folder, offline))
             shown = f"wandb sync {folder.path / name}/offline-run-*"
         case _:
             tracker = CsvTracker(folder, step)
@@ -90,12 +93,12 @@ def _tracker(settings: TrainSettings, folder: RunFolder, step: int) -> GeneralTr
     if isinstance(tracker, WandBTracker):
         shown = tracker.tracker.url or shown
     else:
-        tracker.store_init_configuration(shareable(settings))
+        tracker.store_init_configuration(config)
     LOG.info(f"tracked: {shown}")
     return tracker
 
 
-def _wandb(settings: TrainSettings, folder: RunFolder) -> dict[str, Any]:
+def _wandb(config: Config, folder: RunFolder, offline: bool) -> dict[str, Any]:
     """How W&B is opened: it sends what it is given, and nothing it finds out about the machine or its code."""
     import wandb
 
@@ -103,8 +106,8 @@ def _wandb(settings: TrainSettings, folder: RunFolder) -> dict[str, Any]:
         "name": folder.path.stem,
         "group": folder.path.stem,
         "dir": str(folder.path),
-        "mode": _mode(settings),
-        "config": shareable(settings),
+        "mode": _mode(offline),
+        "config": config,
         # Words that learn side by side have a run each.
         "reinit": "create_new",
         "settings": wandb.Settings(

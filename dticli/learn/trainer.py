@@ -12,13 +12,13 @@ from torch import Tensor
 
 from dticli import randomness, sphere
 from dticli.errors import DtiError, InputError, ModelError, NumericalError, is_out_of_memory
+from dticli.learn.hyperparameters import Batches, Optimisation
 from dticli.learn.optim import AdamW, Average, Optimizer, RiemannianSGD, step_length
 from dticli.models.families import Family
 from dticli.models.families.shape import Process
 from dticli.photos.latents import Latents
 from dticli.randomness import Key
 from dticli.ranks import ALONE, Ranks
-from dticli.settings import TrainSettings
 from dticli.words import pooling
 from dticli.words.placement import DirectionalWord, FreeWord, Placement, Word, place
 from dticli.words.pooling import Pooling
@@ -177,12 +177,13 @@ class Learner:
 
 
 def learner(
-    settings: TrainSettings,
+    name: str,
+    how: Optimisation,
     rows: Mapping[str, Tensor],
     magnitude: Mapping[str, Tensor],
     prior: Mapping[str, Tensor] | None,
 ) -> Learner:
-    """The word at its start, with the optimizer the settings ask for.
+    """The word `name` at its start, with what moves it.
 
     Args:
         rows: encoder key to initial rows, (vectors, width).
@@ -192,24 +193,24 @@ def learner(
     keys = tuple(rows)
     start = {key: sphere.normalize(_wide(each)) for key, each in rows.items()}
     mu = None if prior is None else [prior[key] for key in keys]
-    if settings.method == "ti":
+    if how.method == "ti":
         free = {key: (start[key] * magnitude[key]).requires_grad_() for key in keys}
-        adam = AdamW(list(free.values()), weight_decay=settings.weight_decay)
-        average = Average(adam.leaves, unit=0) if settings.average else None
-        return Learner(FreeWord(settings.token, free), keys, start, (adam,), average)
+        adam = AdamW(list(free.values()), weight_decay=how.weight_decay)
+        average = Average(adam.leaves, unit=0) if how.average else None
+        return Learner(FreeWord(name, free), keys, start, (adam,), average)
     direction = {key: start[key].clone().requires_grad_() for key in keys}
-    log_magnitude = {key: magnitude[key].log().requires_grad_(settings.train_magnitude) for key in keys}
+    log_magnitude = {key: magnitude[key].log().requires_grad_(how.train_magnitude) for key in keys}
     unit = list(direction.values())
     first: Optimizer
-    if settings.optimizer == "rsgd":
-        first = RiemannianSGD(unit, prior=mu, kappa=settings.kappa, beta=settings.beta)
+    if how.optimizer == "rsgd":
+        first = RiemannianSGD(unit, prior=mu, kappa=how.kappa, beta=how.beta)
     else:
-        first = AdamW(unit, retracting=True, prior=mu, kappa=settings.kappa)
+        first = AdamW(unit, retracting=True, prior=mu, kappa=how.kappa)
     # The logarithm is learned, so that one learning rate is one relative change at any magnitude.
-    others = (AdamW(list(log_magnitude.values())),) if settings.train_magnitude else ()
-    word = DirectionalWord(settings.token, direction, log_magnitude)
+    others = (AdamW(list(log_magnitude.values())),) if how.train_magnitude else ()
+    word = DirectionalWord(name, direction, log_magnitude)
     leaves = [leaf for optimizer in (first, *others) for leaf in optimizer.leaves]
-    average = Average(leaves, unit=len(unit)) if settings.average else None
+    average = Average(leaves, unit=len(unit)) if how.average else None
     return Learner(word, keys, start, (first, *others), average)
 
 
@@ -219,6 +220,7 @@ class Task:
 
     Attributes:
         captions: each photo's captions; one is drawn for every sample.
+        prompts: other texts that show the word, and must not be cut off either.
         ranks: which share of every step's samples is this process's.
     """
 
@@ -226,7 +228,9 @@ class Task:
     family: Family
     latents: Latents
     captions: Captions
-    settings: TrainSettings
+    batches: Batches
+    optimisation: Optimisation
+    prompts: Sequence[str] = ()
     ranks: Ranks = ALONE
 
     @property
@@ -261,7 +265,7 @@ def placed(lanes: Sequence[Lane]) -> Iterator[Placement]:
     Several words go by numbers: two may share a name, and the captions of one may name another that they do not mean.
     """
     first = lanes[0]
-    pads = any(lane.task.settings.zero_pad for lane in lanes)
+    pads = any(lane.task.batches.zero_pad for lane in lanes)
     pad = FreeWord(PAD, {key: torch.zeros_like(rows[:1]) for key, rows in first.learner.start.items()})
     words = [*([pad] if pads else []), *(lane.learner.word for lane in lanes)]
     numbers = [f"<dti-word-{number}>" for number in range(len(lanes))]
@@ -291,7 +295,7 @@ def fit(lanes: Sequence[Lane], placement: Placement) -> Iterator[Outcomes]:
     going = [lane for lane in lanes if not lane.over]
     if unread := [(lane, error) for lane in going if (error := _unread(lane, placement))]:
         yield unread
-    while going := [lane for lane in lanes if not lane.over and lane.step < lane.task.settings.steps]:
+    while going := [lane for lane in lanes if not lane.over and lane.step < lane.task.optimisation.steps]:
         losses = _gather_gradients(placement, process, going)
         found: list[tuple[Lane, StepReport | DtiError]] = []
         for lane, loss in zip(going, losses, strict=True):
@@ -307,10 +311,10 @@ def fit(lanes: Sequence[Lane], placement: Placement) -> Iterator[Outcomes]:
 def _unread(lane: Lane, placement: Placement) -> DtiError | None:
     """What is wrong with the word's texts, which ends it."""
     task = lane.task
-    most = PAD * MOST_PADS if task.settings.zero_pad else ""
+    most = PAD * MOST_PADS if task.batches.zero_pad else ""
     captions = [most + text for texts in task.captions.values() for text in texts]
     try:
-        placement.require_read(task.family, [*captions, *task.settings.preview_prompts], [lane.learner.word])
+        placement.require_read(task.family, [*captions, *task.prompts], [lane.learner.word])
     except DtiError as error:
         lane.over = True
         return error
@@ -319,14 +323,14 @@ def _unread(lane: Lane, placement: Placement) -> DtiError | None:
 
 def _take_step(lane: Lane, loss: float, *, first: bool) -> StepReport:
     """Change a word by the gradients that were gathered for it."""
-    task, learner, settings = lane.task, lane.learner, lane.task.settings
+    task, learner, how = lane.task, lane.learner, lane.task.optimisation
     if not math.isfinite(loss):
-        raise NumericalError(f"the loss of step {lane.step + 1} is {loss}: expected a number; {_cause(task)}")
+        raise NumericalError(f"the loss of step {lane.step + 1} is {loss}: expected a number; {_cause(lane)}")
     if first:
         _require_gradient(task, learner)
-    gradient = learner.step(step_length(settings.schedule, settings.lr, lane.step, settings.steps))
+    gradient = learner.step(step_length(how.schedule, how.lr, lane.step, how.steps))
     lane.step += 1
-    if learner.average and 2 * lane.step > settings.steps:
+    if learner.average and 2 * lane.step > how.steps:
         learner.average.add()
     return StepReport(lane.step, loss, gradient, learner.angle(), learner.norm())
 
@@ -364,10 +368,10 @@ def _gradients(lane: Lane) -> list[Tensor]:
 def _scaled_gradients(placement: Placement, process: Process, lanes: Sequence[Lane]) -> list[float]:
     """As `_gather_gradients`, once; the gradients are those of the loss without its scale."""
     totals = dict.fromkeys(lanes, 0.0)
-    for part in range(max(lane.task.settings.accumulate for lane in lanes)):
-        here = [lane for lane in lanes if part < lane.task.settings.accumulate]
+    for part in range(max(lane.task.batches.accumulate for lane in lanes)):
+        here = [lane for lane in lanes if part < lane.task.batches.accumulate]
         means = zip(here, _losses(placement, process, here, part), strict=True)
-        losses = {lane: mean / lane.task.settings.accumulate for lane, mean in means}
+        losses = {lane: mean / lane.task.batches.accumulate for lane, mean in means}
         # The sum, not the mean: a word's gradient does not know how many others there are.
         torch.stack([loss * _scale(lane) for lane, loss in losses.items()]).sum().backward()
         for lane, loss in losses.items():
@@ -383,18 +387,18 @@ def _scaled_gradients(placement: Placement, process: Process, lanes: Sequence[La
     return list(totals.values())
 
 
-def _cause(task: Task) -> str:
+def _cause(lane: Lane) -> str:
     """What makes numbers overflow most likely, and what helps."""
-    if task.dtype == torch.float16:
+    if lane.task.dtype == torch.float16:
         return "half precision probably overflowed; try --precision bf16 or fp32"
-    if task.settings.method == "ti":
+    if isinstance(lane.learner.word, FreeWord):
         return "the rows probably grew without bound; try a smaller --lr"
     return "the model's weights are probably damaged, or its precision too low; try --precision fp32, or download it again"
 
 
 def largest_batch(lane: Lane, placement: Placement) -> int:
     """The largest batch whose gradients fit in memory, of those that go into the one asked for; 0 if none does."""
-    whole = lane.task.settings.batch_size
+    whole = lane.task.batches.size
     smaller = [size for size in range(whole // 2, 0, -1) if whole % size == 0]
     return next((size for size in smaller if fits([lane], placement, size)), 0)
 
@@ -417,9 +421,8 @@ def fits(lanes: Sequence[Lane], placement: Placement, size: int | None = None) -
     code, pipe = lanes[0].task.family.code, lanes[0].task.pipe
 
     def once(lane: Lane) -> Lane:
-        settings = lane.task.settings
-        own = settings.model_copy(update={"batch_size": size or settings.batch_size, "accumulate": 1})
-        return Lane(replace(lane.task, settings=own, ranks=ALONE), lane.learner)
+        own = replace(lane.task.batches, size=size or lane.task.batches.size, accumulate=1)
+        return Lane(replace(lane.task, batches=own, ranks=ALONE), lane.learner)
 
     try:
         _gather_gradients(placement, code.process(pipe.scheduler), [once(lane) for lane in lanes])
@@ -441,18 +444,18 @@ def _losses(placement: Placement, process: Process, lanes: Sequence[Lane], part:
     """
     alike: dict[tuple[Pooling, tuple[int, ...]], dict[Lane, list[_Draw]]] = {}
     for lane in lanes:
-        settings, ranks = lane.task.settings, lane.task.ranks
-        turn = (lane.step * settings.accumulate + part) * ranks.size + ranks.rank
-        for sample in range(turn * settings.batch_size, (turn + 1) * settings.batch_size):
+        batches, ranks = lane.task.batches, lane.task.ranks
+        turn = (lane.step * batches.accumulate + part) * ranks.size + ranks.rank
+        for sample in range(turn * batches.size, (turn + 1) * batches.size):
             one = _draw(lane.task, lane.step, sample)
-            kind = pooling.at_step(settings.pooling, lane.step), tuple(lane.task.latents.mean[one.pick].shape)
+            kind = pooling.at_step(batches.pooling, lane.step), tuple(lane.task.latents.mean[one.pick].shape)
             alike.setdefault(kind, {}).setdefault(lane, []).append(one)
     parts: dict[Lane, list[Tensor]] = {lane: [] for lane in lanes}
     for (pooled, _), batch in alike.items():
         # Whoever draws between two steps may choose another pooling.
         pooling.choose(placement.pipe, placement.encoders, pooled)
         for lane, error in zip(batch, _errors(placement, process, batch), strict=True):
-            parts[lane].append(error * (len(batch[lane]) / lane.task.settings.batch_size))
+            parts[lane].append(error * (len(batch[lane]) / lane.task.batches.size))
     return [torch.stack(each).sum() for each in parts.values()]
 
 
@@ -519,12 +522,12 @@ class _Draw:
 
 def _draw(task: Task, step: int, sample: int) -> _Draw:
     """Every crop comes once an epoch, in an order drawn for that epoch."""
-    seed, word, count = task.settings.seed, task.settings.token, len(task.latents)
+    seed, word, count = task.batches.seed, task.batches.word, len(task.latents)
     epoch, position = divmod(sample, count)
     pick = randomness.shuffled(Key(seed, "photo", word, epoch), count)[position]
     texts = task.captions[task.latents.paths[pick]]
     caption = texts[randomness.integer(Key(seed, "caption", word, step, sample), len(texts))]
-    if task.settings.zero_pad:
+    if task.batches.zero_pad:
         caption = PAD * _pads(randomness.uniform(Key(seed, "pads", word, step, sample))) + caption
     return _Draw(seed, word, step, sample, pick, caption)
 

@@ -20,7 +20,6 @@ from dticli.errors import InputError, is_out_of_memory
 from dticli.photos import decoding
 from dticli.photos.decoding import SHEETS, Fit
 from dticli.randomness import Key
-from dticli.settings import TrainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -349,11 +348,6 @@ class Cropping:
     mirrored: bool
     multiple: int
     seed: int
-
-    @classmethod
-    def of(cls, settings: TrainSettings, multiple: int) -> "Cropping":
-        """As settings ask for it, on a family whose sides are multiples of this many pixels."""
-        return cls(settings.resolution, settings.crop, settings.crops, settings.flip, multiple, settings.seed)
 
 
 def crops(photos: Sequence[Photo], cropping: Cropping) -> list[Crop]:

@@ -16,7 +16,6 @@ from dticli import spelling
 from dticli.errors import InputError
 from dticli.files import read_text
 from dticli.photos.albums import Photo, listed
-from dticli.settings import TrainSettings
 
 OBJECT_TEMPLATES = (
     "a photo of {}",
@@ -76,6 +75,23 @@ PLACES = re.compile(r"\{\}|\[(name|trigger)\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
+class Captioning:
+    """Where captions come from.
+
+    Attributes:
+        word: every caption has it.
+        templates: what is said of every photo, with `{}` for the word, where nothing else is asked for.
+        sidecar: each photo has a file of captions beside it.
+        list_file: one file has those of all photos; goes before the others.
+    """
+
+    word: str
+    templates: Sequence[str] = OBJECT_TEMPLATES
+    sidecar: bool = False
+    list_file: str | None = None
+
+
+@dataclass(frozen=True)
 class Captions:
     """What is said about each photo, and what is wrong with it.
 
@@ -104,22 +120,21 @@ class Captions:
             )
 
 
-def read(photos: Sequence[Photo], settings: TrainSettings) -> Captions:
+def read(photos: Sequence[Photo], captioning: Captioning) -> Captions:
     """Captions of all photos: templates, the lines of the file beside each, or of one file for all.
 
     Raises:
         InputError: the captions file is missing, or is not a list.
     """
-    if settings.captions_file:
-        found = _from_file(Path(settings.captions_file), photos)
-    elif settings.captions == "sidecar":
+    if captioning.list_file:
+        found = _from_file(Path(captioning.list_file), photos)
+    elif captioning.sidecar:
         files = functools.cache(_files)
         found = {photo.path: _sidecar(photo, files) for photo in photos}
     else:
-        templates = settings.templates or TEMPLATES[settings.property]
-        texts = dict.fromkeys((photo.path for photo in photos), from_templates(templates, settings.token))
-        return Captions(texts, (), _unused(photos))
-    checked = {photo: _checked(found[photo.path], photo, settings.token) for photo in photos}
+        texts = from_templates(captioning.templates, captioning.word)
+        return Captions(dict.fromkeys((photo.path for photo in photos), texts), (), _unused(photos))
+    checked = {photo: _checked(found[photo.path], photo, captioning.word) for photo in photos}
     return Captions(
         {photo.path: texts for photo, texts in checked.items() if not isinstance(texts, _Problem)},
         tuple(texts.reason for texts in checked.values() if isinstance(texts, _Problem)),

@@ -16,6 +16,7 @@ from PIL import Image
 from dticli import paths
 from dticli.durations import clock
 from dticli.errors import DtiError, InputError
+from dticli.learn import hyperparameters
 from dticli.learn.run import SMOOTHING
 from dticli.learn.run_folder import MACHINE, SETTINGS, RunFolder, read_log
 from dticli.models import choice, contents, embeddings
@@ -277,7 +278,7 @@ def _photos(settings: TrainSettings | None, multiple: int) -> dict[str, Any]:
         album = albums.read(Path(settings.photos), settings.masks)
     except InputError as error:
         return {"photos": (), "photos_note": f"The photos are no longer where they were: {error}"}
-    windows = albums.crops(album.photos, albums.Cropping.of(settings, multiple))
+    windows = albums.crops(album.photos, hyperparameters.cropping(settings, multiple))
     shown = []
     for photo in album.photos:
         own = [crop for crop in windows if crop.photo is photo and not crop.flipped]

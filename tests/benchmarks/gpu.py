@@ -90,7 +90,7 @@ WAYS = {
 
 def bare(task: Task) -> Callable[[], None]:
     """The same encoders and UNet, forward and backward, on prompts and noise that are there already."""
-    pipe, family, size = task.pipe, task.family, task.settings.batch_size
+    pipe, family, size = task.pipe, task.family, task.batches.size
     code, frames = family.code, list(task.latents.frames[:1]) * size
     noisy = torch.randn(size, *task.latents.mean[0].shape, device=CUDA, dtype=task.dtype)
     level = torch.full((size,), 500, device=CUDA)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from dticli import bundled
-from dticli.learn import initial_rows, trainer
+from dticli.learn import hyperparameters, initial_rows, trainer
+from dticli.learn.hyperparameters import Batches, Optimisation, Start
 from dticli.learn.trainer import Lane, Learner, Outcomes, Task
 from dticli.models import choice, contents, loading
 from dticli.photos import albums, captions, latents
@@ -35,14 +36,13 @@ def training(batch_size: int, name: str = "dog", pipe: Any = None) -> tuple[Task
     settings = resolve(TrainSettings, own, vars(family.defaults))
     pipe = pipe or loading.load(model, CPU, torch.float32, safety_checker=False)
     album = [photo for path in bundled.photos(name) for photo in albums.read(path).photos]
-    crops = albums.crops(album, albums.Cropping.of(settings, family.multiple))
+    crops = albums.crops(album, hyperparameters.cropping(settings, family.multiple))
     encoded = latents.encode(pipe, family, crops, CPU)
     texts = dict.fromkeys(encoded.paths, captions.from_templates(captions.OBJECT_TEMPLATES, settings.token))
-    rows = initial_rows.rows(pipe, family, settings.init, 1, 0)
     vocabulary = {key: norms.summary(table) for key, table in placement.tables(pipe, family.encoders).items()}
-    lengths = initial_rows.magnitudes(rows, vocabulary, "mean")
-    return Task(pipe, family, encoded, texts, settings), trainer.learner(
-        settings, rows, lengths, initial_rows.directions(rows)
+    start, how = Start(settings.init, 1, "mean", "init", 0), Optimisation.of(settings)
+    return Task(pipe, family, encoded, texts, Batches.of(settings), how), trainer.learner(
+        settings.token, how, *initial_rows.begin(pipe, family, start, vocabulary)
     )
 
 

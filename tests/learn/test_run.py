@@ -16,7 +16,6 @@ from dticli.learn import outcome, trainer
 from dticli.learn.run_folder import RunFolder, read_log
 from dticli.learn.trainer import Lane
 from dticli.models import families
-from dticli.settings import TrainSettings, resolve
 from dticli.words import norms
 from tests.conftest import Outcome
 from tests.trainings import recoded
@@ -180,15 +179,6 @@ def log(folder: Path, entries: Iterator[dict[str, Any]]) -> RunFolder:
 def concerns(
     folder: Path, steps: int, angle: float, gradient: float, loss: Callable[[int], float]
 ) -> list[str]:
-    base = {
-        "token": "<dog>",
-        "init": "dog",
-        "steps": 5,
-        "batch_size": 1,
-        "lr": 0.02,
-        "kappa": 0.0,
-        "resolution": 64,
-    }
     entries = (
         {
             "step": i,
@@ -201,7 +191,7 @@ def concerns(
         }
         for i in range(1, steps + 1)
     )
-    return list(outcome.concerns(log(folder, entries), resolve(TrainSettings, base)))
+    return list(outcome.concerns(log(folder, entries), "<dog>", lr=0.02))
 
 
 def test_a_word_that_does_not_move_is_worth_a_warning(tmp_path: Path) -> None:

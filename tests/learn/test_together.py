@@ -98,7 +98,7 @@ def test_a_word_learns_in_company_what_it_learns_alone() -> None:
     together = learned(lanes())
     for place, each in enumerate(lanes()):
         (alone,) = learned([each])
-        assert len(alone[0]) == each.task.settings.steps
+        assert len(alone[0]) == each.task.optimisation.steps
         require_alike(together[place], alone)
         turned = [report.angle for report in alone[0]]
         assert turned[-1] > 1e-3, "the word did not move, and this test proves nothing"
@@ -229,7 +229,7 @@ def test_a_word_that_fails_leaves_its_company_learning(
 
     def losses(placed: Any, process: Any, lanes: list[Lane], part: int) -> list[Tensor]:
         found = whole(placed, process, lanes, part)
-        spoiled = [each.step == 3 and each.task.settings.token == "<dog>" for each in lanes]
+        spoiled = [each.step == 3 and each.task.batches.word == "<dog>" for each in lanes]
         return [loss * torch.nan if bad else loss for loss, bad in zip(found, spoiled, strict=True)]
 
     monkeypatch.setattr(trainer, "_losses", losses)

@@ -16,9 +16,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from dticli.draw import pictures
 from dticli.errors import DtiError, InputError, UsageError
+from dticli.learn import hyperparameters
 from dticli.paths import ALPHA
 from dticli.photos import albums, captions, decoding
 from dticli.photos.albums import BACKGROUND, Album, Photo
+from dticli.photos.captions import Captioning
 from dticli.settings import TrainSettings, resolve
 from tests.conftest import Outcome
 
@@ -39,7 +41,7 @@ def settings(**given: object) -> TrainSettings:
 
 
 def cropping(**given: object) -> albums.Cropping:
-    return albums.Cropping.of(settings(**given), 8)
+    return hyperparameters.cropping(settings(**given), 8)
 
 
 def picture(width: int = 96, height: int = 64) -> Image.Image:
@@ -590,7 +592,7 @@ BAD_SIDECARS = {
 def test_bad_sidecars_are_problems(album: Album, tmp_path: Path, case: str) -> None:
     """Each is named; all are reported at once."""
     (tmp_path / "a.txt").write_bytes(BAD_SIDECARS[case])
-    said = captions.read(album.photos, settings(captions="sidecar"))
+    said = captions.read(album.photos, Captioning("<dog>", sidecar=True))
     assert ["a." in each for each in said.problems] == [True, False]
     assert "ü.txt" in said.problems[1]
     with pytest.raises(InputError, match=r"ü\.txt"):
@@ -601,7 +603,7 @@ def test_captions_are_made_plain(album: Album, tmp_path: Path) -> None:
     """A byte order mark, line breaks and escape sequences are no words."""
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa photo\tof \x1b[31m<dog>\0\r\n\n")
     (tmp_path / "ü.txt").write_text("фото <dog> 🐕")
-    said = captions.read(album.photos, settings(captions="sidecar"))
+    said = captions.read(album.photos, Captioning("<dog>", sidecar=True))
     assert not said.problems
     assert sorted(text for texts in said.texts.values() for text in texts) == [
         "a photo of [31m<dog>",
@@ -628,9 +630,9 @@ def test_broken_lines_of_a_captions_file_are_errors(album: Album, tmp_path: Path
     file = tmp_path / "captions.jsonl"
     file.write_text('{"file": "u\u0308.png", "text": "<dog>"}\n' + line)
     with pytest.raises(InputError, match="line 2"):
-        captions.read(album.photos, settings(captions_file=str(file)))
+        captions.read(album.photos, Captioning("<dog>", list_file=str(file)))
     file.write_text('{"file": "u\u0308.png", "text": "<dog>"}\n{"file": "a.png", "text": "<dog> a"}')
-    assert not captions.read(album.photos, settings(captions_file=str(file))).problems
+    assert not captions.read(album.photos, Captioning("<dog>", list_file=str(file))).problems
 
 
 # The report

@@ -14,8 +14,7 @@ from dticli.learn import initial_rows
 from dticli.models import choice, contents
 from dticli.photos import albums, captions
 from dticli.photos.albums import Photo
-from dticli.photos.captions import Captions
-from dticli.settings import TrainSettings
+from dticli.photos.captions import Captioning, Captions
 from tests import tiny
 from tests.conftest import Outcome
 from tests.tiny.tokenizers import clip_tokenizer
@@ -23,17 +22,11 @@ from tests.tiny.tokenizers import clip_tokenizer
 TEXT = "Füße eines <dog>"
 
 
-def settings(**changes: object) -> TrainSettings:
-    base = {
-        "token": "<dog>",
-        "init": "dog",
-        "steps": 1,
-        "batch_size": 1,
-        "lr": 0.1,
-        "kappa": 0.0,
-        "resolution": 64,
-    }
-    return TrainSettings.model_validate(base | changes)
+BESIDE = Captioning("<dog>", sidecar=True)
+
+
+def listed(file: Path) -> Captioning:
+    return Captioning("<dog>", list_file=str(file))
 
 
 @pytest.fixture
@@ -59,7 +52,7 @@ def test_every_encoding_with_a_mark_is_read(encoding: str, photos: tuple[Photo, 
     """UTF-8 needs none; Windows writes the others."""
     data = ("\ufeff" + TEXT).encode("utf-16-be") if " " in encoding else TEXT.encode(encoding)
     (tmp_path / "set" / "a.txt").write_bytes(data)
-    said = captions.read(photos[:1], settings(captions="sidecar"))
+    said = captions.read(photos[:1], BESIDE)
     assert texts(said, tmp_path) == {"a.png": (TEXT,)}
     assert files.decoded(data) == TEXT
 
@@ -68,7 +61,7 @@ def test_every_encoding_with_a_mark_is_read(encoding: str, photos: tuple[Photo, 
 def test_other_encodings_say_what_to_do(encoding: str, photos: tuple[Photo, ...], tmp_path: Path) -> None:
     text = "犬の写真 <dog>" if encoding == "shift-jis" else TEXT
     (tmp_path / "set" / "a.txt").write_bytes(text.encode(encoding))
-    (problem,) = captions.read(photos[:1], settings(captions="sidecar")).problems
+    (problem,) = captions.read(photos[:1], BESIDE).problems
     assert "a.txt" in problem
     assert "save it as UTF-8" in problem
 
@@ -79,15 +72,13 @@ def test_other_encodings_say_what_to_do(encoding: str, photos: tuple[Photo, ...]
 def test_suffixes_of_sidecars(name: str, photos: tuple[Photo, ...], tmp_path: Path) -> None:
     """`.txt` and `.caption`, in capitals or not, after the photo's name with or without its suffix."""
     (tmp_path / "set" / name).write_text("<dog>")
-    said = captions.read(photos[:1], settings(captions="sidecar"))
+    said = captions.read(photos[:1], BESIDE)
     assert (texts(said, tmp_path) == {"a.png": ("<dog>",)}) is (name != "a.PNG.TXT")
 
 
 def test_a_photos_capitals_do_not_matter_to_its_suffix(photos: tuple[Photo, ...], tmp_path: Path) -> None:
     (tmp_path / "set" / "sub" / "b.txt").write_text("<dog>")
-    assert texts(captions.read(photos[2:], settings(captions="sidecar")), tmp_path) == {
-        "sub/b.JPG": ("<dog>",)
-    }
+    assert texts(captions.read(photos[2:], BESIDE), tmp_path) == {"sub/b.JPG": ("<dog>",)}
 
 
 PLACED = ("{}", "[name]", "[trigger]", "[NAME]", "<dog>")
@@ -97,30 +88,30 @@ PLACED = ("{}", "[name]", "[trigger]", "[NAME]", "<dog>")
 def test_every_trainers_place_is_the_words(place: str, photos: tuple[Photo, ...], tmp_path: Path) -> None:
     """Beside a photo and in a list; twice in a caption too."""
     (tmp_path / "set" / "a.txt").write_text(f"{place} near a {place}")
-    said = captions.read(photos[:1], settings(captions="sidecar"))
+    said = captions.read(photos[:1], BESIDE)
     assert texts(said, tmp_path) == {"a.png": ("<dog> near a <dog>",)}
     (tmp_path / "list.jsonl").write_text(json.dumps({"file": "a.png", "text": f"a photo of {place}"}))
-    said = captions.read(photos[:1], settings(captions_file=str(tmp_path / "list.jsonl")))
+    said = captions.read(photos[:1], listed(tmp_path / "list.jsonl"))
     assert texts(said, tmp_path) == {"a.png": ("a photo of <dog>",)}
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n \n"])
 def test_several_lines_are_several_captions(end: str, photos: tuple[Photo, ...], tmp_path: Path) -> None:
     (tmp_path / "set" / "a.txt").write_bytes(f"a <dog>{end}{{}} on grass{end}".encode())
-    said = captions.read(photos[:1], settings(captions="sidecar"))
+    said = captions.read(photos[:1], BESIDE)
     assert texts(said, tmp_path) == {"a.png": ("a <dog>", "<dog> on grass")}
     (tmp_path / "set" / "a.txt").write_bytes(f"a <dog>{end}on grass".encode())
-    (problem,) = captions.read(photos[:1], settings(captions="sidecar")).problems
+    (problem,) = captions.read(photos[:1], BESIDE).problems
     assert "caption 2 of 2 of a.png lacks <dog>" in problem
 
 
 def test_a_caption_has_a_bound(photos: tuple[Photo, ...], tmp_path: Path) -> None:
     """What no model reads takes a tokenizer minutes: beside a photo and in a list."""
     (tmp_path / "set" / "a.txt").write_text("a <dog>" + " grass" * 4000)
-    (problem,) = captions.read(photos[:1], settings(captions="sidecar")).problems
+    (problem,) = captions.read(photos[:1], BESIDE).problems
     assert "a.png has 24007 characters: expected at most 20000" in problem
     (tmp_path / "list.jsonl").write_text(json.dumps({"file": "a.png", "text": "a <dog>" + " grass" * 4000}))
-    (problem,) = captions.read(photos[:1], settings(captions_file=str(tmp_path / "list.jsonl"))).problems
+    (problem,) = captions.read(photos[:1], listed(tmp_path / "list.jsonl")).problems
     assert "24007 characters" in problem
 
 
@@ -165,7 +156,7 @@ def test_lists_of_every_shape(kind: str, names: str, photos: tuple[Photo, ...], 
         content = write([(second, "<dog>, on grass"), (first, "a <dog>")], file, text)
         for encoding in ("utf-8", "utf-16"):
             (tmp_path / name).write_bytes(content.encode(encoding))
-            said = captions.read(photos[:2], settings(captions_file=str(tmp_path / name)))
+            said = captions.read(photos[:2], listed(tmp_path / name))
             assert texts(said, tmp_path) == {"a.png": ("a <dog>",), "sub/a.png": ("<dog>, on grass",)}
 
 
@@ -177,7 +168,7 @@ def test_a_name_alone_is_enough_and_lines_add_up(photos: tuple[Photo, ...], tmp_
         [{"file": "b.JPG", "text": "a <dog>\n<dog>!"}],
     ):
         (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        said = captions.read(photos, settings(captions_file=str(tmp_path / "list.jsonl")))
+        said = captions.read(photos, listed(tmp_path / "list.jsonl"))
         assert texts(said, tmp_path) == {"sub/b.JPG": ("a <dog>", "<dog>!")}
         assert len(said.problems) == 2
 
@@ -199,10 +190,10 @@ def test_tables_without_what_is_needed_are_refused_or_lack_captions(
     (tmp_path / "list.csv").write_text(content)
     if content in ("", "a.png,a <dog>\n"):
         # No row below the first line.
-        assert len(captions.read(photos, settings(captions_file=str(tmp_path / "list.csv"))).problems) == 3
+        assert len(captions.read(photos, listed(tmp_path / "list.csv")).problems) == 3
         return
     with pytest.raises(InputError, match=r"line [12] .* begins with file,text"):
-        captions.read(photos, settings(captions_file=str(tmp_path / "list.csv")))
+        captions.read(photos, listed(tmp_path / "list.csv"))
 
 
 # Unused
@@ -216,13 +207,13 @@ def test_captions_that_are_there_and_not_used_are_said_once(
 ) -> None:
     """By `--check` and by the run; not where they are asked for, nor for other texts."""
     (tmp_path / "set" / "readme.txt").write_text("about")
-    assert captions.read(photos, settings()).remark is None
+    assert captions.read(photos, Captioning("<dog>")).remark is None
     (tmp_path / "set" / name).write_text("<dog>")
     word = ("--token", "<dog>", "--init", "dog", "--model", "stickers", "-o", tmp_path / "dog.safetensors")
     outcome = dti("train", tmp_path / "set", *word, "--check")
     assert outcome.out.count(Path(name).name) == 1, outcome.out
     assert "--captions sidecar" in outcome.out
-    assert captions.read(photos, settings(captions="sidecar")).remark is None
+    assert captions.read(photos, BESIDE).remark is None
 
 
 def test_a_run_says_it_too(photos: tuple[Photo, ...], dti: Callable[..., Outcome], tmp_path: Path) -> None:
