@@ -12,6 +12,7 @@ import torch
 from dticli.errors import ModelError, UsageError, boundary
 from dticli.models import contents, devices, embeddings, foreign, single_file
 from dticli.models.choice import Model
+from dticli.models.families import tokenizer_in
 from dticli.models.quantization import stored
 from dticli.models.single_file import Base
 
@@ -71,7 +72,7 @@ def load(
             device_map=None if quantization else device.type,
             **without,
         )
-        for part in pipe.components.values():
+        for part in map(tokenizer_in, pipe.components.values()):
             if isinstance(part, PreTrainedTokenizerBase):
                 embeddings.require_words(part)
     if lacks:

@@ -6,15 +6,18 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from dticli import bundled
-from dticli.models import contents, loading
+from dticli.errors import ModelError
+from dticli.models import choice, contents, loading
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]
@@ -170,6 +173,29 @@ def test_a_broken_model_is_one_line(dti: Dti, tmp_path: Path, case: str) -> None
         signal.alarm(0)
     assert (outcome.code, len(outcome.error) < 600) == (4, True), outcome.err[:600]
     assert not list(tmp_path.glob("out/*.png"))
+
+
+@dataclass
+class Processor:
+    tokenizer: Any
+
+
+def test_a_tokenizer_without_words_is_found_inside_of_a_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some pipelines hold one, which handles pictures too."""
+    model, load = tmp_path / "model", DiffusionPipeline.from_pretrained
+    shutil.copytree(bundled.model_folder(), model)
+    without_words(model)
+
+    def with_processor(*arguments: Any, **options: Any) -> Any:
+        pipe = load(*arguments, **options)
+        pipe.tokenizer = Processor(pipe.tokenizer)
+        return pipe
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", with_processor)
+    with pytest.raises(ModelError, match="knows no words"):
+        loading.load(choice.choose(str(model)), torch.device("cpu"), torch.float32)
 
 
 def test_a_lack_of_memory_does_not_blame_the_model(
