@@ -27,6 +27,9 @@ LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "huggingface-h
 PLUGINS = {
     "pillow_heif": "HEIC photos: pip install pillow-heif",
     "imageio_ffmpeg": "MP4: pip install 'dticli[video]'",
+    "tensorboard": "--tracker tensorboard: pip install 'dticli[tensorboard]'",
+    "wandb": "--tracker wandb: pip install 'dticli[wandb]'",
+    "chafa": "previews in the terminal: pip install 'dticli[terminal]'",
 }
 
 

@@ -138,6 +138,16 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing says what it would be good for."""
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    finding = next(iter(doctor.plugins()))
-    assert (finding.state, "HEIC" in str(finding.advice)) == ("note", True)
+    uses = {
+        "pillow_heif": "HEIC",
+        "imageio_ffmpeg": "MP4",
+        "tensorboard": "--tracker tensorboard",
+        "wandb": "--tracker wandb",
+        "chafa": "terminal",
+    }
+    for module in uses:
+        monkeypatch.setitem(sys.modules, module, None)
+    found = {each.name: each for each in doctor.plugins()}
+    assert found.keys() == uses.keys()
+    for name, use in uses.items():
+        assert (found[name].state, use in str(found[name].advice)) == ("note", True)
