@@ -15,6 +15,8 @@ from dticli.settings import Group
 FEW = 14
 """A command of at most so many options shows all of them at once."""
 FIRST = (Group.REQUIRED, Group.COMMON)
+PLAIN = {"<str>": "<text>", "<list[str]>": "<text>", "<int range>": "<int>", "<float range>": "<float>"}
+"""What Typer calls a value, in plain words; its bounds stand behind the help."""
 HELP_ALL = "help_all"
 
 
@@ -32,12 +34,19 @@ class GroupedCommand(TyperCommand):
         for param in self.get_params(ctx):
             if record := param.get_help_record(ctx):
                 title = "Arguments" if param.param_type_name == "argument" else _group(param)
-                groups[title].append(record)
+                name, text = record
+                groups[title].append((_plain(name), text))
         short = any(param.name == HELP_ALL for param in self.params) and not ctx.meta.get(HELP_ALL)
         for title, records in groups.items():
             if records and (title in ("Arguments", *FIRST) or not short):
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def _plain(name: str) -> str:
+    for kind, word in PLAIN.items():
+        name = name.replace(kind, word)
+    return name
 
 
 def _group(option: Any) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dticli import __version__, command_reference, console, errors
+from dticli import __version__, command_reference, console, errors, help_page
 from dticli.cli import COMMANDS, run
 from tests.conftest import Outcome
 
@@ -303,7 +303,10 @@ def test_exit_codes_are_those_of_one_table() -> None:
 
 def test_the_command_reference_is_current() -> None:
     """docs/commands.md is what the commands say; `python -m dticli.command_reference` renews it."""
-    assert (ROOT / command_reference.PAGE).read_text(encoding="utf-8") == command_reference.reference()
+    page = command_reference.reference()
+    assert (ROOT / command_reference.PAGE).read_text(encoding="utf-8") == page
+    # What an option takes is called by one name everywhere, and not by that of a Python type.
+    assert not any(kind in page for kind in help_page.PLAIN)
 
 
 def test_completions_are_current() -> None:

@@ -52,9 +52,7 @@ def command(
     ],
     prompt: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="<text>", help="Sentence with {} where the word goes; repeatable. Default: a few."
-        ),
+        typer.Option(help="Sentence with {} where the word goes; repeatable. Default: a few."),
     ] = None,
     prompts: Prompts = None,
     rescale: Annotated[

@@ -117,9 +117,7 @@ def command(
     noun: Noun = None,
     count: Annotated[
         int | None,
-        typer.Option(
-            "--count", "-n", min=1, metavar="<int>", help=f"Pictures per prompt.  [default: {COUNT}]"
-        ),
+        typer.Option("--count", "-n", min=1, help=f"Pictures per prompt.  [default: {COUNT}]"),
     ] = None,
     image_judge: Annotated[
         str | None,

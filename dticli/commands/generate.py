@@ -55,7 +55,6 @@ def command(
             "--tokens",
             "-t",
             autocompletion=completion.token_files,
-            metavar="<text>",
             help="Token file, folder or hub id, or NAME=FILE to rename its word; repeatable.",
         ),
     ] = None,

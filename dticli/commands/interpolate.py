@@ -88,7 +88,6 @@ def command(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="<text>",
             help=f"Sentence with {{}} where the word goes; repeatable. Default: {PROMPT}.",
         ),
     ] = None,
@@ -100,7 +99,6 @@ def command(
             "-n",
             min=2,
             max=10_000,
-            metavar="<int>",
             help=f"Pictures, ends included, or along each edge of a grid. Default: {FRAMES}, {SIDE}.",
         ),
     ] = None,
@@ -126,9 +124,7 @@ def command(
     ] = Path("interpolation.png"),
     seconds: Annotated[
         float,
-        typer.Option(
-            min=0.1, metavar="<float>", help="How long an animation lasts.", rich_help_panel=Group.OUTPUT
-        ),
+        typer.Option(min=0.1, help="How long an animation lasts.", rich_help_panel=Group.OUTPUT),
     ] = 3.0,
     ping_pong: Annotated[
         bool,

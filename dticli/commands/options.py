@@ -43,7 +43,6 @@ Together = Annotated[
     int | None,
     typer.Option(
         min=1,
-        metavar="<int>",
         help="Words that learn side by side, where there are several: more words per hour, more memory. Default: 1.",
         rich_help_panel=Group.OUTPUT,
     ),
@@ -52,9 +51,6 @@ Prompts = Annotated[
     str | None,
     typer.Option(help="File with one prompt per line; - reads stdin.", rich_help_panel=Group.DRAWING),
 ]
-
-
-METAVARS: dict[Any, str] = {int: "<int>", float: "<float>", str: "<text>", list[str]: "<text>"}
 
 
 def read_prompts(given: Sequence[str], source: str | None) -> list[str]:
@@ -124,7 +120,6 @@ def _parameter(kind: type[Settings], name: str, field: FieldInfo, shown: str | N
         *names,
         help=f"{field.description}{_default(field, shown)}",
         show_default=False,
-        metavar=METAVARS.get(base),
         autocompletion=completion.OF_SETTINGS.get(name),
         rich_help_panel=_group(kind, name, field),
         **_range(field, base),
