@@ -12,6 +12,7 @@ from dticli import bundled
 from dticli.cli import run
 from tests import hub_server
 from tests.hub_server import Hub
+from tests.zygote import Zygote
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,23 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, kind in (("a", judge.DualEncoder), ("b", judge.Observer)):
         save_file(kind().state_dict(), tmp_path / f"{name}.safetensors")
     monkeypatch.setattr(judge, "weights", lambda name: tmp_path / f"{name}.safetensors")
+
+
+@pytest.fixture
+def five_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five prompts of the set `stickers`, from all over it, in the place of all twenty."""
+    from dticli.evaluation import stickers
+
+    few = stickers.simple()[::4]
+    monkeypatch.setattr(stickers, "simple", lambda: few)
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """A process that has imported everything, for tests that need processes."""
+    started = Zygote()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,7 @@
-"""Several processes on one word, and several words on several processes; run as a program, this file is one of two ranks."""
+"""Several processes on one word, and several words on several processes."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +23,9 @@ from dticli.settings import TrainSettings, resolve
 from dticli.words.placement import table
 from tests import tiny, trainings
 from tests.conftest import Outcome
+from tests.zygote import Zygote
 
 Dti = Callable[..., Outcome]
-ROOT = Path(__file__).parents[1]
 STEPS = 20
 QUICK = ("--steps", "3", "--quiet", "--model", "stickers")
 
@@ -64,34 +59,18 @@ def learned(ranks: Ranks, batch: int) -> Tensor:
     return learner.word.rows["clip_l"].detach()
 
 
-def two(command: Sequence[object], folder: Path) -> list[subprocess.CompletedProcess[str]]:
-    """Run a command in two processes, with the environment a launcher gives them."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port = server.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared |= {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    running = [
-        subprocess.Popen(
-            [str(part) for part in command],
-            cwd=folder,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    texts = [each.communicate(timeout=300) for each in running]
-    return [
-        subprocess.CompletedProcess(command, each.returncode, out, err)
-        for each, (out, err) in zip(running, texts, strict=True)
-    ]
+def learned_by_a_rank(arguments: Sequence[str]) -> int:
+    """Learn the row as one of the ranks, and write it to a file of its own in that folder."""
+    team = launched()
+    with joined(team):
+        save_file({"row": learned(team, 2)}, Path(arguments[0]) / f"{team.rank}.safetensors")
+    return 0
 
 
-def test_two_ranks_take_the_steps_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+def test_two_ranks_take_the_steps_of_one_with_twice_the_batch(zygote: Zygote, tmp_path: Path) -> None:
     """Batch 2 on two processes against batch 4 on one: the same row to 1e-10 after 20 steps in float64, on both."""
-    for each in two([sys.executable, __file__, tmp_path], tmp_path):
-        assert each.returncode == 0, each.stderr
+    for each in zygote.ranks(2, tmp_path, tmp_path, function=f"{__name__}:{learned_by_a_rank.__name__}"):
+        assert each.code == 0, each.err
     alone = learned(ALONE, 4)
     for rank in range(2):
         together = load_file(tmp_path / f"{rank}.safetensors")["row"]
@@ -104,14 +83,16 @@ def test_two_ranks_take_the_steps_of_one_with_twice_the_batch(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("option", ["--method ti", "--train-magnitude", "--optimizer adamw --lr 0.01"])
-def test_two_processes_go_on_from_a_checkpoint(dti: Dti, photos: Path, tmp_path: Path, option: str) -> None:
+def test_two_processes_go_on_from_a_checkpoint(
+    dti: Dti, zygote: Zygote, photos: Path, tmp_path: Path, option: str
+) -> None:
     """The second process has no state of its own, and an optimizer that has not stepped yet has less of it."""
     learn = ["train", photos, "--token", "<dog>", "--init", "dog", *QUICK, *option.split()]
     file = tmp_path / "dog.safetensors"
     assert dti(*learn, "--batch-size", 2, "-o", file).code == 0
     longer = [*learn, "--batch-size", 1, "--steps", 5, "--resume"]
-    both = two([sys.executable, "-m", "dticli", *longer], tmp_path)
-    assert [each.returncode for each in both] == [0, 0], both[0].stderr + both[1].stderr
+    both = zygote.ranks(2, tmp_path, *longer)
+    assert [each.code for each in both] == [0, 0], both[0].err + both[1].err
     whole = tmp_path / "whole.safetensors"
     assert dti(*learn, "--batch-size", 2, "--steps", 5, "-o", whole).code == 0
     assert torch.nn.functional.cosine_similarity(row(file), row(whole)).item() > 1 - 1e-5
@@ -122,17 +103,15 @@ def row(file: Path) -> Tensor:
     return found
 
 
-def test_the_command_on_two_processes(dti: Dti, photos: Path, tmp_path: Path) -> None:
+def test_the_command_on_two_processes(dti: Dti, zygote: Zygote, photos: Path, tmp_path: Path) -> None:
     """One process writes and speaks; the word is that of one process with twice the batch, which can also go on from it."""
     learn = ["train", photos, "--token", "<dog>", "--init", "dog", *QUICK]
-    first, second = two(
-        [sys.executable, "-m", "dticli", *learn, "--batch-size", 1, "--json", "--tracker", "csv"], tmp_path
-    )
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert json.loads(first.stdout)["steps"] == 3
-    assert second.stdout == ""
-    assert "model:" in first.stderr
-    assert "model:" not in second.stderr
+    first, second = zygote.ranks(2, tmp_path, *learn, "--batch-size", 1, "--json", "--tracker", "csv")
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert json.loads(first.out)["steps"] == 3
+    assert second.out == ""
+    assert "model:" in first.err
+    assert "model:" not in second.err
     assert len((tmp_path / "dog.run" / "log.jsonl").read_text().splitlines()) == 3
     assert len((tmp_path / "dog.run" / "metrics.csv").read_text().splitlines()) == 1 + 3
     # What one process needs to repeat it.
@@ -159,24 +138,12 @@ def subjects(folder: Path, text: str) -> Path:
 BOTH = 'steps = 2\nbatch_size = 1\n[dog]\nphotos = "dog"\ninit = "dog"\n[cat]\nphotos = "cat"\ninit = "cat"\nseed = 3\n'
 
 
-def test_words_are_split_over_processes(tmp_path: Path) -> None:
+def test_words_are_split_over_processes(zygote: Zygote, tmp_path: Path) -> None:
     """With two words and two processes each learns one, and says so."""
     file = subjects(tmp_path, BOTH)
-    command = [
-        sys.executable,
-        "-m",
-        "dticli",
-        "train",
-        "--subjects",
-        file,
-        "--model",
-        "stickers",
-        "--json",
-        "-q",
-    ]
-    results = two(command, tmp_path)
-    assert [each.returncode for each in results] == [0, 0], results[0].stderr + results[1].stderr
-    words = [[word["token"] for word in json.loads(each.stdout)["words"]] for each in results]
+    results = zygote.ranks(2, tmp_path, "train", "--subjects", file, "--model", "stickers", "--json", "-q")
+    assert [each.code for each in results] == [0, 0], results[0].err + results[1].err
+    words = [[word["token"] for word in json.loads(each.out)["words"]] for each in results]
     assert words == [["<dog>"], ["<cat>"]]
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
         "cat.safetensors",
@@ -299,9 +266,3 @@ def test_no_launcher_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="WORLD_SIZE"):
         launched()
-
-
-if __name__ == "__main__":
-    team = launched()
-    with joined(team):
-        save_file({"row": learned(team, 2)}, Path(sys.argv[1]) / f"{team.rank}.safetensors")

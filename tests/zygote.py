@@ -1,20 +1,24 @@
 """A process with everything imported that forks a child for each `dti` command line, and breaks it where it is told to.
 
-Run as a program, it takes requests and gives answers as lines of JSON on stdin and stdout. A fault is (operation, phase,
+Run as a program, it takes lists of requests, whose children run side by side, and gives lists of answers, as lines of JSON
+on stdin and stdout. A fault is (operation, phase,
 number): at that operation on a file, counted from 0, `before` it, `after` it, or with `half` of its bytes written, the child
 sends itself the signal of that number, or, where the number is negative, the operation fails with that errno. Forking spares
 each run the import of torch; nothing else differs from the real command.
 """
 
 import codecs
+import importlib
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,19 +53,41 @@ class Zygote:
         self, *arguments: object, faults: Sequence[Fault] = (), uid: int = 0, largest_file: int = -1
     ) -> Ended:
         """Run `dti ARGUMENTS` in a fresh fork, as another user, or where files may not grow beyond some bytes."""
+        request = {"faults": faults, "uid": uid, "largest_file": largest_file}
+        return self._ask([_request("dticli.cli:run", arguments) | request])[0]
+
+    def ranks(
+        self, count: int, folder: Path, *arguments: object, function: str = "dticli.cli:run"
+    ) -> list[Ended]:
+        """Run `dti ARGUMENTS` in as many forks at once, in that folder and with the environment a launcher gives them.
+
+        Args:
+            function: MODULE:NAME of what takes the arguments, if it is not the command line.
+        """
+        with closing(socket.create_server(("127.0.0.1", 0))) as server:
+            port = server.getsockname()[1]
+        team = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        team |= {"GLOO_SOCKET_IFNAME": "lo"}
+        request = _request(function, arguments) | {"folder": str(folder)}
+        return self._ask(
+            [
+                request | {"environment": team | {"RANK": str(rank), "LOCAL_RANK": str(rank)}}
+                for rank in range(count)
+            ]
+        )
+
+    def _ask(self, requests: list[dict[str, Any]]) -> list[Ended]:
         assert self.process.stdin
         assert self.process.stdout
-        request = {
-            "arguments": [str(each) for each in arguments],
-            "faults": faults,
-            "uid": uid,
-            "largest_file": largest_file,
-        }
-        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.write(json.dumps(requests) + "\n")
         self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        operations = tuple((name, tuple(paths)) for name, paths in answer.pop("operations"))
-        return Ended(**answer, operations=operations)
+        answers = json.loads(self.process.stdout.readline())
+        return [
+            Ended(
+                **answer | {"operations": tuple((name, tuple(paths)) for name, paths in answer["operations"])}
+            )
+            for answer in answers
+        ]
 
     def close(self) -> None:
         assert self.process.stdin
@@ -69,6 +95,18 @@ class Zygote:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
+
+
+def _request(function: str, arguments: Sequence[object]) -> dict[str, Any]:
+    return {
+        "function": function,
+        "arguments": [str(each) for each in arguments],
+        "environment": {},
+        "folder": ".",
+        "faults": (),
+        "uid": 0,
+        "largest_file": -1,
+    }
 
 
 class Operations:
@@ -133,8 +171,10 @@ class Operations:
 
 
 def _child(request: dict[str, Any], folder: Path) -> int:
-    from dticli.cli import run
-
+    module, name = request["function"].split(":")
+    function = getattr(importlib.import_module(module), name)
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
     # A write beyond the limit then fails instead of killing.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], resource.RLIM_INFINITY))
@@ -148,7 +188,7 @@ def _child(request: dict[str, Any], folder: Path) -> int:
     save = os.write
     operations.watch()
     try:
-        code = run(request["arguments"])
+        code = function(request["arguments"])
     except SystemExit as error:
         code = int(error.code or 0)
     sys.stdout.flush()
@@ -157,29 +197,37 @@ def _child(request: dict[str, Any], folder: Path) -> int:
     return code
 
 
-def _serve(request: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                code = _child(request, folder)
-            except BaseException:
-                import traceback
+def _serve(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fork a child for each request, and answer when all have ended."""
+    with ExitStack() as stack:
+        folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in requests]
+        children = [_forked(request, folder) for request, folder in zip(requests, folders, strict=True)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+        return [
+            {
+                "code": code,
+                "out": (folder / "out").read_text(),
+                "err": (folder / "err").read_text(),
+                "operations": json.loads((folder / "operations").read_text() or "[]"),
+            }
+            for code, folder in zip(codes, folders, strict=True)
+        ]
 
-                traceback.print_exc()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(pid, 0)
-        record = folder / "operations"
-        return {
-            "code": os.waitstatus_to_exitcode(status),
-            "out": (folder / "out").read_text(),
-            "err": (folder / "err").read_text(),
-            "operations": json.loads(record.read_text() or "[]"),
-        }
+
+def _forked(request: dict[str, Any], folder: Path) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = _child(request, folder)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    return pid
 
 
 def _preload() -> None:

@@ -23,13 +23,13 @@ def test_every_draw_holds_its_photo_at_every_height_of_the_noise() -> None:
 
 def test_free_states_learn_the_subject(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps bring the loss on draws they were not learned on below that of the class word."""
-    monkeypatch.setattr(diagnosis, "FREE_STEPS", 12)
-    monkeypatch.setattr(diagnosis, "DRAWS", 32)
+    monkeypatch.setattr(diagnosis, "FREE_STEPS", 6)
+    monkeypatch.setattr(diagnosis, "DRAWS", 16)
     pipeline = assembly.load(bundled.model_folder())
     pipeline.unet.requires_grad_(False)
     subject = bundled.subject("dog")
     latents = diagnosis._latents(pipeline, subject)
     plain = diagnosis._states(pipeline, "a photo of dog")
-    held_out = diagnosis._draws(latents, 32, seed=0)
+    held_out = diagnosis._draws(latents, 16, seed=0)
     learned = diagnosis._freed(pipeline, plain, latents, seed=0)
     assert diagnosis._loss(pipeline, learned, held_out) < diagnosis._loss(pipeline, plain, held_out)

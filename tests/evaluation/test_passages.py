@@ -32,9 +32,11 @@ text_judge = "stickers-a"
 [train]
 steps = 1
 batch_size = 1
+resolution = 16
 [generate]
 steps = 1
 batch_size = 20
+size = "16"
 [passages]
 frames = 3
 count = 2
@@ -129,7 +131,7 @@ def test_frames_are_held_against_the_photos_of_either_end(tmp_path: Path) -> Non
 # ------------------------------------------------------------------------ in a plan
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("strangers", "five_prompts")
 def test_passages_are_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     """Dog to cat for each arm on each path; the fox has no partner; given again, only what is damaged is judged."""
     give = ("evaluate", "--plan", written(tmp_path, PLAN), "--out", tmp_path / "out", "--quiet", "--json")
@@ -163,7 +165,7 @@ def _word(file: Path) -> tuple[str, torch.Tensor]:
         return content.metadata()["dti.token"], content.get_tensor(key).flatten()
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("strangers", "five_prompts")
 def test_two_of_one_class_and_two_of_different_size(
     dti: Dti, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,10 +38,12 @@ text_judge = "stickers-a"
 [train]
 steps = 1
 batch_size = 1
+resolution = 16
 
 [generate]
 steps = 1
 batch_size = 20
+size = "16"
 
 [arms.dti]
 [arms.ti]
@@ -77,7 +79,7 @@ def test_results_that_a_plan_did_not_write_are_kept(
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, content)]
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("strangers", "five_prompts")
 def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     """Words learned together, judged and compared; again, nothing is done; a new arm is all that is done then."""
     file, out = tmp_path / "small.toml", tmp_path / "out"
@@ -92,7 +94,7 @@ def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     assert arms["dti"]["gain"]["value"] == pytest.approx(1)
     assert json.loads((out / "results.json").read_text()) == first.json
     words, trials = sorted(out.glob("words/*.safetensors")), sorted(out.glob("trials/*.json"))
-    assert (len(words), len(trials), len(list(out.glob("pictures/*/*.png")))) == (2, 4, 80)
+    assert (len(words), len(trials), len(list(out.glob("pictures/*/*.png")))) == (2, 4, 4 * 5)
     before = [path.stat().st_mtime_ns for path in (*words, *trials)]
 
     again = dti("evaluate", "--plan", file, "--out", out, "--quiet")
@@ -112,7 +114,7 @@ def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     assert all(path.stat().st_mtime_ns > time for path, time in zip((*words, *trials), before, strict=True))
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("strangers", "five_prompts")
 def test_a_damaged_outcome_is_judged_again(dti: Dti, tmp_path: Path) -> None:
     """A trial's record that cannot be read costs that trial alone, and gives the same figures."""
     file, out = tmp_path / "small.toml", tmp_path / "out"
@@ -220,7 +222,7 @@ def test_the_papers_plan_finds_its_photos(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(plan.trials) == 4 * 30
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("strangers", "five_prompts")
 def test_an_arm_starts_from_each_subjects_class_word(dti: Dti, tmp_path: Path) -> None:
     """`{}` in init is the class word, and the words say so."""
     file, out = tmp_path / "plan.toml", tmp_path / "out"
@@ -236,7 +238,7 @@ def test_an_arm_starts_from_each_subjects_class_word(dti: Dti, tmp_path: Path) -
     assert starts == {"dog": "cross:dog", "owl": "cross:owl"}
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("strangers", "five_prompts")
 def test_a_word_that_fails_costs_itself_alone(dti: Dti, tmp_path: Path) -> None:
     """The others are learned, judged and written; the command says which failed and ends with its code."""
     file, out = tmp_path / "small.toml", tmp_path / "out"
@@ -255,7 +257,7 @@ def test_a_word_that_fails_costs_itself_alone(dti: Dti, tmp_path: Path) -> None:
     assert (kept["done"], kept["trials"], len(kept["failed"])) == (2, 3, 1)
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("strangers", "five_prompts")
 def test_a_piece_that_cannot_be_judged_ends_nothing_else(dti: Dti, tmp_path: Path) -> None:
     """A damaged word is named, everything else is judged, and what was known before is never taken out of the table."""
     file, out = tmp_path / "small.toml", tmp_path / "out"

@@ -651,7 +651,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(keys=KEYS, shape=SHAPES, dtype=DTYPES, metadata=SAID)
 def test_any_file_is_converted_or_refused_in_one_line(
     keys: list[str],
