@@ -28,7 +28,7 @@ from tests.conftest import Outcome
 from tests.trainings import recoded, training
 
 CPU = torch.device("cpu")
-every_family = pytest.mark.parametrize("name", tiny.cases())
+every_family = pytest.mark.parametrize("name", tiny.distinct())
 
 
 def on_host(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

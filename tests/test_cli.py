@@ -97,25 +97,35 @@ def test_help_and_version_are_commands_too(dti: Dti) -> None:
     assert (outcome.code, "did you mean train?" in outcome.error) == (2, True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "forbidden"),
-    [
-        (["--help"], {"torch", "diffusers", "transformers", "pydantic", "numpy", "PIL"}),
-        (["--version"], {"torch", "diffusers", "transformers", "pydantic", "numpy", "PIL"}),
-        *(([name, "--help"], {"torch", "diffusers", "transformers"}) for name in COMMANDS),
-        (["example", "--list"], {"torch", "diffusers", "transformers"}),
-        (["inspect-norms", "stickers"], {"diffusers", "transformers"}),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_start_up_imports_no_heavy_library(arguments: list[str], forbidden: set[str]) -> None:
+LIGHT = {"torch", "diffusers", "transformers", "pydantic", "numpy", "PIL"}
+STARTS: list[tuple[list[str], set[str]]] = [
+    (["--help"], LIGHT),
+    (["--version"], LIGHT),
+    *(([name, "--help"], {"torch", "diffusers", "transformers"}) for name in COMMANDS),
+    (["example", "--list"], {"torch", "diffusers", "transformers"}),
+    (["inspect-norms", "stickers"], {"diffusers", "transformers"}),
+]
+"""Commands of one process, in this order, and what none of them up to there may have imported."""
+
+
+def test_start_up_imports_no_heavy_library() -> None:
     """Help appears at once, because nothing heavy is imported for it."""
-    code = "import sys, json; from dticli.cli import run; run(sys.argv[1:]); print(json.dumps(list(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    code = (
+        "import sys, json; from dticli.cli import run\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    run(arguments)\n"
+        "    print('\\n' + json.dumps([arguments, list(sys.modules)]))\n"
     )
-    loaded = set(json.loads(done.stdout.splitlines()[-1]))
-    assert not loaded & forbidden
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([arguments for arguments, _ in STARTS])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
+    assert [arguments for arguments, _ in found] == [arguments for arguments, _ in STARTS]
+    for (arguments, loaded), (_, forbidden) in zip(found, STARTS, strict=True):
+        assert not {*loaded} & forbidden, arguments
 
 
 def test_a_word_is_shown_without_torch(tmp_path: Path) -> None:

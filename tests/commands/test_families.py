@@ -38,22 +38,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
             tiny.build(name).save_pretrained(made[name] / "model")
-            for word, vectors in (("dog", 1), ("cat", 2)):
-                assert train(made[name], name, word, vectors) == 0
+            assert train(made[name], name, dog=1, cat=2) == 0
         return made[name]
 
     return make
 
 
-def train(folder: Path, name: str, word: str, vectors: int, *options: object) -> int:
-    size = tiny.FAMILIES[name].size
+def train(folder: Path, name: str, *options: object, **vectors: int) -> int:
+    """Learn words of so many vectors in one run, which loads the model once."""
     # One caption, because the run begins with a look at all of them.
-    config = folder / "config.toml"
-    config.write_text('templates = ["a photo of {}"]')
-    arguments = ["train", bundled.photos(word)[0].parent, "--token", f"<{word}>", "--init", word]
-    arguments += ["--vectors", vectors, "--model", folder / "model", "--out", folder / f"{word}.safetensors"]
-    arguments += ["--steps", 2, "--batch-size", 1, "--accumulate", 1, "--resolution", size]
-    return run([str(each) for each in [*arguments, "--config", config, "--quiet", *options]])
+    lines = ['templates = ["a photo of {}"]']
+    for word, count in vectors.items():
+        photos = bundled.photos(word)[0].parent
+        lines += [f"[{word}]", f'photos = "{photos}"', f'init = "{word}"', f"vectors = {count}"]
+    (folder / "subjects.toml").write_text("\n".join(lines))
+    arguments = [
+        "train",
+        "--subjects",
+        folder / "subjects.toml",
+        "--model",
+        folder / "model",
+        "--out",
+        folder,
+    ]
+    arguments += ["--steps", 2, "--batch-size", 1, "--accumulate", 1]
+    arguments += ["--resolution", tiny.FAMILIES[name].size, "--quiet"]
+    return run([str(each) for each in [*arguments, *options]])
 
 
 @pytest.mark.parametrize("name", tiny.cases("flux2_klein", "wan"))
@@ -69,7 +79,7 @@ def test_masks_fit_latents_of_every_layout(name: str, tmp_path: Path) -> None:
     words = []
     # Twice the smallest size: of one latent, a mask of mean one is 1.
     for options in ((), ("--masks", tmp_path / "masks", "--force")):
-        assert train(tmp_path, name, "dog", 1, "--resolution", 2 * tiny.FAMILIES[name].size, *options) == 0
+        assert train(tmp_path, name, "--resolution", 2 * tiny.FAMILIES[name].size, *options, dog=1) == 0
         words.append(load_file(tmp_path / "dog.safetensors")["<dog>"])
     assert not torch.equal(*words)
 

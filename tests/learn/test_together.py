@@ -104,7 +104,7 @@ def test_a_word_learns_in_company_what_it_learns_alone() -> None:
         assert turned[-1] > 1e-3, "the word did not move, and this test proves nothing"
 
 
-@pytest.mark.parametrize("name", tiny.cases())
+@pytest.mark.parametrize("name", tiny.distinct())
 def test_words_of_every_family_learn_together(name: str) -> None:
     """With several encoders, conditioning in lists and packed latents, two words get the losses and rows they get alone."""
     pipe, size = tiny.build(name), tiny.FAMILIES[name].size

@@ -185,6 +185,15 @@ def test_every_family_has_a_tiny_pipeline() -> None:
     assert {family_of(shared(name, None)).name for name in tiny.TINY} == {row.name for row in families.TABLE}
 
 
+def test_kin_run_the_code_of_another() -> None:
+    """What is left out of the longest tests has its code run there by the pipeline it is named with."""
+    modules = {name: family_of(shared(name, None)).module for name in tiny.TINY}
+    assert {name: modules[other] for name, other in tiny.KIN.items()} == {
+        name: modules[name] for name in tiny.KIN
+    }
+    assert {modules[case.values[0]] for case in tiny.distinct()} == {row.module for row in families.TABLE}
+
+
 def test_encoders_are_those_of_the_pipeline(pipe: Any) -> None:
     """The row names each of the pipeline's text encoders and its tokenizer, less those it was saved without."""
     found = {encoder.component: encoder.tokenizer for encoder in family_of(pipe).encoders}

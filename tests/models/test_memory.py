@@ -38,7 +38,7 @@ from tests.trainings import recoded
 
 Dti = Callable[..., Outcome]
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
-every_family = pytest.mark.parametrize("name", tiny.cases())
+every_family = pytest.mark.parametrize("name", tiny.distinct())
 PROMPTS = ["a photo of <dog> on grass", "<dog> in the snow"]
 DROPOUT = 0.3
 SAID = {"token": "<dog>", "init": "dog", "steps": 1, "lr": 0.1, "kappa": 0.0, "resolution": 64}
