@@ -50,15 +50,8 @@ def test_picture_of_the_smallest_size(name):
 
 
 @every_pipeline
-def test_prompt_moves_the_latents(name):
-    """Another word makes other latents, so a test on conditioning can fail."""
-    pipe = build(name)
-    assert not torch.allclose(latents(pipe, name), latents(pipe, name, "a photo of cat"), atol=1e-4)
-
-
-@every_pipeline
 def test_every_encoder_moves_the_latents(name):
-    """Turning the row of `dog` around in any one encoder makes other latents."""
+    """Turning the row of `dog` around in any one encoder makes other latents, so a test on conditioning can fail."""
     pipe = build(name)
     expected = latents(pipe, name)
     for encoder, tokenizer in FAMILIES[name].encoders.items():
