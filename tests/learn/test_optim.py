@@ -124,6 +124,21 @@ def test_adamw_with_retraction_stays_on_the_sphere() -> None:
     assert (mu * rows).sum() > 0.99
 
 
+@pytest.mark.parametrize("retracting", [True, False])
+def test_adamws_prior_pulls_towards_it(retracting: bool) -> None:
+    """With no other gradient, a row turns towards mu: the prior is part of the gradient, as -kappa mu."""
+    mu, rows = torch.tensor(unit(0, (1, 16))), leaf(unit(1, (1, 16)))
+    before = (mu * rows).sum().item()
+    optimizer = AdamW([rows], retracting=retracting, prior=[mu], kappa=0.1)
+    lengths = []
+    for _ in range(50):
+        rows.grad = torch.zeros_like(rows)
+        lengths += optimizer.step(0.01)
+    assert torch.nn.functional.cosine_similarity(rows, mu).item() > before + 0.2
+    # Across the row, kappa sin(angle) of it is left.
+    assert lengths[0].item() == pytest.approx(0.1 * ((1 - before**2) ** 0.5 if retracting else 1.0))
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -239,10 +239,18 @@ def test_every_scheduler_of_diffusers_is_trained_with_its_own_noise_or_refused(n
     assert process.scheduler.config.prediction_type == own.config.get("prediction_type", "epsilon")
 
 
+EVEN = {"sana", "sana_sprint", "wan"}
+
+
 @pytest.mark.parametrize("name", tiny.cases())
 def test_every_family_knows_its_own_noise(name: str) -> None:
-    """From the config alone, each tiny pipeline's process is what its family trains."""
+    """From the config alone, each tiny pipeline's process is what its family trains, at the levels it trains it.
+
+    Of even draws: all timesteps alike; sigma itself in the paper's SANA and Wan; else SD3's shift, 3 u / (1 + 2 u).
+    """
     pipe = tiny.build(name)
     family = families.of_index({"_class_name": type(pipe).__name__, **pipe.config}, "tiny")
     process = family.code.process(pipe.scheduler)
     assert isinstance(process, Diffusion) is not is_flow(pipe.scheduler)
+    middle = 500 if isinstance(process, Diffusion) else 0.5 if name in EVEN else 0.75
+    assert process.levels(torch.tensor([0.5])).item() == pytest.approx(middle)
