@@ -135,8 +135,10 @@ def test_magnitude_rules(
 def test_options_train_a_word(dti: Dti, photos: Path, tmp_path: Path, options: tuple[object, ...]) -> None:
     """Every way to learn ends with a finite word of the vocabulary's mean norm."""
     outcome = train(dti, photos, tmp_path / "dog.safetensors", *options)
+    asked = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     assert outcome.code == 0, outcome.err
+    assert asked is ("--deterministic" in options)
     (rows,) = load_file(tmp_path / "dog.safetensors").values()
     assert rows.isfinite().all()
     assert rows.norm(dim=1).tolist() == pytest.approx(
