@@ -83,7 +83,7 @@ class AdamW:
 
     Args:
         rows: (vectors, width) float32 each, updated in place.
-        weight_decay: decoupled, times the learning rate.
+        weight_decay: decoupled, times the learning rate; on the sphere it would only fight the retraction.
         retracting: gradients are projected to the tangent space and every step ends with a retraction, so that the
             direction alone is learned.
         prior, kappa: as in `RiemannianSGD`.
@@ -102,10 +102,8 @@ class AdamW:
         self.retracting = retracting
         self.prior = None if prior is None else list(prior)
         self.kappa = kappa
-        # Decay pulls towards zero, along the row: on the sphere it would only fight the retraction.
-        decay = 0.0 if retracting else weight_decay
         # Not foreach: it would fuse rows of different encoders and change the order of sums.
-        self.adam = torch.optim.AdamW(self.leaves, lr=1.0, weight_decay=decay, foreach=False)
+        self.adam = torch.optim.AdamW(self.leaves, lr=1.0, weight_decay=weight_decay, foreach=False)
 
     @torch.no_grad()
     def step(self, lr: float) -> list[Tensor]:
