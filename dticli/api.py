@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dticli.learn import jobs, live
+from dticli.learn import jobs, lifecycle
 from dticli.learn.run import Advanced, Attempt, Ended, Progress, advance, agree
 from dticli.models import contents, families
 from dticli.models.embeddings import by_key
@@ -104,8 +104,8 @@ def train(
     job.require_writable()
     job.captions.require_usable()
     with job.folder.locked():
-        live.require_free(job, live.How(resume=False, force=False, quiet=True))
-        run = live.prepare(job, live.loader(job, ALONE), quiet=True)
+        lifecycle.require_free(job, lifecycle.How(resume=False, force=False, quiet=True))
+        run = lifecycle.prepare(job, lifecycle.loader(job, ALONE), quiet=True)
         for event in advance([Attempt(run, job.folder, agree(run, 0))]):
             if isinstance(event, Ended) and event.error:
                 raise event.error

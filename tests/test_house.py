@@ -43,7 +43,7 @@ def test_no_modules_import_one_another(found: set[Arrow]) -> None:
 def test_only_commands_and_the_live_line_know_the_console(found: set[Arrow]) -> None:
     """Everything else returns, raises, logs, or is handed what shows its progress."""
     knowing = {each.source for each in found if each.target == "console"}
-    assert {name for name in knowing if not name.startswith("commands.")} == {"cli", "learn.live"}
+    assert {name for name in knowing if not name.startswith("commands.")} == {"cli", "learn.lifecycle"}
 
 
 def test_the_rooms_of_a_training_get_values_and_not_all_its_settings() -> None:

@@ -12,8 +12,8 @@ from dticli.commands import completion
 from dticli.commands.options import Debug, Force, Json, Quiet, Together, with_settings
 from dticli.durations import Countdown
 from dticli.errors import DtiError, UsageError
-from dticli.learn import live
-from dticli.learn.live import How, Trained
+from dticli.learn import lifecycle
+from dticli.learn.lifecycle import How, Trained
 from dticli.models import families
 from dticli.settings import Group, TrainSettings, first_said, read_config, require_possible
 from dticli.words import texts
@@ -263,7 +263,7 @@ def _require_ready(jobs: "Sequence[Job]", how: How) -> None:
         job.captions.require_usable()
         job.require_writable()
         if not how.resume:
-            live.require_free(job, how)
+            lifecycle.require_free(job, how)
 
 
 def _require_known(jobs: "Sequence[Job]") -> None:
@@ -387,7 +387,7 @@ def _each(jobs: "tuple[Job, ...]", together: int, team: "Ranks", how: How, json:
         tokens = ", ".join(job.settings.token for job in next_ones)
         console.notice(f"word{'s' * (len(next_ones) > 1)} {countdown.next(len(next_ones))}: {tokens}")
 
-    for job, result in live.several(own, together, alone, how, begin):
+    for job, result in lifecycle.several(own, together, alone, how, begin):
         if isinstance(result, DtiError):
             console.error(f"{job.settings.token}: {result}")
             failed.append((job.settings.token, type(result)))
@@ -428,11 +428,11 @@ def _one(job: "Job", team: "Ranks", how: How) -> Trained | None:
     """Learn one word with all processes; the result is the first one's."""
     from dticli.learn import run
 
-    load = live.loader(job, team)
+    load = lifecycle.loader(job, team)
     if team.first:
-        trained = live.learn(job, load, how)
+        trained = lifecycle.learn(job, load, how)
         _report(job)
         return trained
-    prepared = live.prepare(job, load, quiet=how.quiet)
+    prepared = lifecycle.prepare(job, load, quiet=how.quiet)
     run.assist(prepared, job.folder, run.agree(prepared, 0))
     return None

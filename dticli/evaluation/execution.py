@@ -22,7 +22,7 @@ from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.passages import Passage
 from dticli.evaluation.plan import Plan, Trial, Way
 from dticli.evaluation.summary import Outcome, PlanResult
-from dticli.learn import jobs, live
+from dticli.learn import jobs, lifecycle
 from dticli.learn.jobs import Job
 from dticli.models import contents, devices, embeddings
 from dticli.ranks import ALONE
@@ -198,7 +198,7 @@ def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError
     """Learn words on one loaded model; returns why some could not be."""
     failed: dict[Path, DtiError] = {}
     names = {job.target: name for name, job in missing.items()}
-    how = live.How(resume=not stage.force, force=True, quiet=stage.quiet)
+    how = lifecycle.How(resume=not stage.force, force=True, quiet=stage.quiet)
     countdown = Countdown(len(missing))
 
     def begin(jobs: Sequence[Job]) -> None:
@@ -206,7 +206,7 @@ def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError
         LOG.info(f"word{'s' * (len(jobs) > 1)} {countdown.next(len(jobs))}: {named}")
 
     try:
-        for job, result in live.several(tuple(missing.values()), stage.together, ALONE, how, begin):
+        for job, result in lifecycle.several(tuple(missing.values()), stage.together, ALONE, how, begin):
             if isinstance(result, DtiError):
                 failed[job.target] = _told(names[job.target], result)
     except Stopped as stopped:

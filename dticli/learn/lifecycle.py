@@ -1,4 +1,4 @@
-"""Words learned from their first step to their files, under a live line: what `train` and plans share."""
+"""A run from its beginning, or where it was left, to its files, under a live line: what `train` and plans share."""
 
 import math
 import shlex
