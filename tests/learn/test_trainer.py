@@ -28,12 +28,12 @@ SIDE = 32
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two photos, as wide again as a crop, and a mask with the subject on the left of each."""
+    """Two photos, a pixel more than twice as wide as a crop, and a mask with the subject on the left of each."""
     random = np.random.default_rng(0)
     for name in ("a.png", "b.png"):
-        pixels = random.integers(0, 256, (SIDE, 2 * SIDE, 3), dtype=np.uint8)
+        pixels = random.integers(0, 256, (SIDE, 2 * SIDE + 1, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / name)
-        mask = np.zeros((SIDE, 2 * SIDE), dtype=np.uint8)
+        mask = np.zeros((SIDE, 2 * SIDE + 1), dtype=np.uint8)
         mask[:, : SIDE - 4] = 255
         (tmp_path / "masks").mkdir(exist_ok=True)
         Image.fromarray(mask).save(tmp_path / "masks" / name)
@@ -67,7 +67,7 @@ def test_a_steps_loss_is_the_one_worked_out_from_the_photos(folder: Path) -> Non
     posteriors, weights = [], []
     for name in ("a.png", "b.png"):
         whole = np.asarray(Image.open(folder / name), dtype=np.float32) / 127.5 - 1
-        # The centre of a photo twice as wide as high; the mask's edge lies 4 pixels left of the photo's middle.
+        # The mask's edge lies 4 pixels left of the crop's middle.
         centre = whole[:, SIDE // 2 : SIDE // 2 + SIDE]
         counts = np.full((SIDE, SIDE), 0.1, dtype=np.float32)
         counts[:, : SIDE // 2 - 4] = 1
@@ -103,7 +103,11 @@ def test_a_steps_loss_is_the_one_worked_out_from_the_photos(folder: Path) -> Non
         missed = (calls[batch]["prediction"][place] - noise[0]).square()
         losses.append((weights[order[sample]] * missed).mean().item())
     assert report.loss == pytest.approx(np.mean(losses), rel=1e-4)
-    assert encoded.frames[0].original == (SIDE, 2 * SIDE)
+    # As wide a rest on the left as on the right, but for the pixel, which a mirror image has on the other side.
+    assert [(frame.original, frame.crop) for frame in encoded.frames] == [
+        ((SIDE, 2 * SIDE + 1), (0, SIDE // 2)),
+        ((SIDE, 2 * SIDE + 1), (0, SIDE // 2 + 1)),
+    ] * 2
 
 
 def test_every_photo_comes_once_an_epoch_and_epochs_differ(monkeypatch: pytest.MonkeyPatch) -> None:

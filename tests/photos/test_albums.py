@@ -483,6 +483,7 @@ def test_crop_modes(tmp_path: Path) -> None:
     first, *others = albums.crops([photo], cropping(crops=3, flip=True))
     assert first.corner == centre.corner
     assert [crop.flipped for crop in others] == [True, False, True, False, True]
+    assert len({crop.corner for crop in albums.crops([photo], cropping(crops=16))}) > 4
     with pytest.raises(DtiError, match="expected 1"):
         settings(crop="none", crops=2)
 

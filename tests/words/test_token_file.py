@@ -387,6 +387,12 @@ def test_what_the_metadata_says_of_the_encoder_goes_first(tmp_path: Path) -> Non
     assert token_reading.read(path, "<toy>").name == "<toy>"
 
 
+def test_the_encoder_in_the_metadata_is_that_of_a_single_tensor(tmp_path: Path) -> None:
+    """A file that holds rows for two keeps both, whatever is left of an earlier one in its metadata."""
+    path = put(tmp_path, safe({"clip_g": G, "clip_l": L}, **{"dti.encoder": "clip_l"}))
+    assert sorted(token_reading.read(path).vectors) == ["clip_g", "clip_l"]
+
+
 # Hostile and damaged files
 
 
