@@ -1,9 +1,10 @@
 """SDXL and Stable Diffusion 1.5 as large as they are, with random weights: nothing is downloaded, and nothing is known.
 
-Configs are those of stabilityai/stable-diffusion-xl-base-1.0 and of Stable Diffusion 1.5; the tokenizers are the tiny ones,
-whose ids lie within the true tables.
+Configs are those of stabilityai/stable-diffusion-xl-base-1.0 and of Stable Diffusion 1.5. Tokenizers are tiny ones, whose ids lie
+within the true tables, where no other is given.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -16,15 +17,24 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tests.tiny.stable_diffusion import NOISE
 from tests.tiny.tokenizers import clip_tokenizer
 
 
-def build(name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """The pipeline `sdxl` or `sd15`; the same numbers each time on one kind of device."""
+def build(name: str, device: torch.device, dtype: torch.dtype, tokenizer: CLIPTokenizer | None = None) -> Any:
+    """The pipeline `sdxl` or `sd15`; the same numbers each time on one kind of device.
+
+    Args:
+        tokenizer: of every encoder, which SDXL's second one pads with "!".
+    """
     pipe = without_numbers(name)
+    if tokenizer:
+        pipe.tokenizer = tokenizer
+        if name == "sdxl":
+            pipe.tokenizer_2 = copy.deepcopy(tokenizer)
+            pipe.tokenizer_2.pad_token = "!"
     generator = torch.Generator(device).manual_seed(0)
     for name, module in pipe.components.items():
         if isinstance(module, nn.Module):

