@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dticli import bundled
+from dticli import bundled, sphere
 from dticli.errors import UsageError
 from dticli.learn import initial_rows, trainer
 from dticli.learn.hyperparameters import Batches, Optimisation
@@ -20,7 +20,6 @@ from dticli.models.families.shape import Frame
 from dticli.photos.latents import Latents
 from dticli.ranks import ALONE, Ranks, joined, launched
 from dticli.settings import TrainSettings, resolve
-from dticli.words.placement import table
 from tests import tiny, trainings
 from tests.conftest import Outcome
 from tests.zygote import Zygote
@@ -31,13 +30,14 @@ QUICK = ("--steps", "3", "--quiet", "--model", "stickers")
 
 
 def learned(ranks: Ranks, batch: int) -> Tensor:
-    """The row of a word after 20 steps of a tiny model in float64."""
+    """The row of a word after 20 steps of a tiny model in float64; beside its prior, the gradient's length counts too."""
     pipe = tiny.build("sd1").to(torch.float64)
     for module in (pipe.unet, pipe.text_encoder):
         module.requires_grad_(False)
     family = families.of_name("sd")
     assert family
-    own = {"token": "<dog>", "init": "dog", "steps": STEPS, "batch_size": batch, "accumulate": 2, "lr": 0.1}
+    own = {"token": "<dog>", "init": "dog", "steps": STEPS, "batch_size": batch, "accumulate": 2}
+    own |= {"lr": 0.1, "kappa": 0.01}
     settings = resolve(TrainSettings, own, vars(family.defaults))
     generator = torch.Generator().manual_seed(0)
     count, paths = 3, tuple(Path(f"{index}.png") for index in range(3))
@@ -49,10 +49,14 @@ def learned(ranks: Ranks, batch: int) -> Tensor:
         paths=paths,
     )
     captions = dict.fromkeys(paths, ("a photo of <dog>", "<dog> in the snow"))
-    rows = {"clip_l": table(pipe, family.encoders[0])[initial_rows.pieces(pipe, family.encoders[0], "dog")]}
+    rows, prior = (
+        {key: each.double() for key, each in initial_rows.rows(pipe, family, word, 1, 0).items()}
+        for word in ("dog", "cat")
+    )
+    mu = {key: sphere.normalize(each) for key, each in prior.items()}
     lengths = {"clip_l": torch.ones(1, 1, dtype=torch.float64)}
     how = Optimisation.of(settings)
-    learner = trainer.learner("<dog>", how, rows, lengths, None)
+    learner = trainer.learner("<dog>", how, rows, lengths, mu)
     task = Task(pipe, family, latents, captions, Batches.of(settings), how, ranks=ranks)
     reports = list(trainings.fit(task, learner))
     assert len(reports) == STEPS

@@ -56,6 +56,18 @@ def test_cross_initialisation_takes_states_after_the_final_norm(name: str) -> No
         assert torch.equal(rows[encoder.key], states[-2:]), encoder.key
 
 
+def test_the_mean_is_that_of_words() -> None:
+    """Rows beyond the tokenizer's length are spare, and say nothing of words."""
+    pipe = tiny.build("qwen_image")
+    family, count = families.of_name("qwen_image"), len(pipe.tokenizer)
+    assert family is not None
+    weight = pipe.text_encoder.get_input_embeddings().weight.detach()
+    assert len(weight) > count
+    weight[count:] = 100
+    (rows,) = initial_rows.rows(pipe, family, "mean", None, 0).values()
+    assert np.allclose(rows.numpy(), weight[:count].numpy().mean(axis=0, dtype=np.float64), atol=1e-6)
+
+
 def test_captions_begin_with_as_many_zeros_as_in_the_papers_code() -> None:
     """Exponential with a mean of 2, rounded down, at most 15: its survival function by halves."""
     drawn = np.array([trainer._pads(float(each)) for each in np.linspace(0, 1, 100_000, endpoint=False)])

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,45 @@ def test_one_vector_without_a_gradient_is_enough_to_refuse() -> None:
     learner.leaves[0].register_hook(lambda gradient: gradient * torch.tensor([[1.0], [0.0]]))
     with pytest.raises(ModelError, match="no gradient reaches <dog>"):
         list(trainings.fit(task, learner))
+
+
+def test_photos_of_two_shapes_in_a_batch_count_the_same(tmp_path: Path) -> None:
+    """They cannot go through the model together: the step's loss is the mean over samples all the same."""
+    random = np.random.default_rng(0)
+    for name, shape in {"a.png": (SIDE, 2 * SIDE), "b.png": (2 * SIDE, SIDE)}.items():
+        Image.fromarray(random.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(tmp_path / name)
+    task, learner = trainings.training("sd1", CPU, torch.float32, steps=1, batch_size=2)
+    crops = albums.crops(albums.read(tmp_path).photos, Cropping(SIDE, "none", 1, False, 8, 0))
+    encoded = latents.encode(task.pipe, task.family, crops, CPU)
+    calls = seen(task.pipe)
+    (report,) = trainings.fit(
+        replace(task, latents=encoded, captions=dict.fromkeys(encoded.paths, ("a photo of <dog>",))), learner
+    )
+    assert [len(each["noisy"]) for each in calls] == [1, 1]
+    missed = [
+        (each["prediction"] - randomness.normal(Key(0, "noise", "<dog>", 0, sample), each["noisy"].shape[1:]))
+        .square()
+        .mean()
+        .item()
+        for sample, each in enumerate(calls)
+    ]
+    assert report.loss == pytest.approx(np.mean(missed), rel=1e-5)
+
+
+def test_steps_shorten_and_the_word_is_the_mean_of_the_last_half() -> None:
+    """Four steps of a falling length turn by its arc tangents; the mean of the last two states lies halfway between them."""
+    task, learner = trainings.training(
+        "sd1", CPU, torch.float32, steps=4, lr=0.08, schedule="linear", average=True
+    )
+    (leaf,) = learner.leaves
+    states = [leaf.detach().double()]
+    for _ in trainings.fit(task, learner):
+        states.append(leaf.detach().double())
+    turned = [torch.arccos((a * b).sum(dim=-1)).tan() for a, b in pairwise(states)]
+    for found, length in zip(turned, (0.08, 0.06, 0.04, 0.02), strict=True):
+        assert found.tolist() == pytest.approx([length] * 2, rel=1e-3)
+    (rows,) = learner.learned.rows.values()
+    halfway = torch.nn.functional.normalize(states[3] + states[4], dim=-1)
+    assert torch.nn.functional.cosine_similarity(rows.double(), halfway).tolist() == pytest.approx(
+        [1, 1], abs=1e-9
+    )
