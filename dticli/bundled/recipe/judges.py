@@ -34,7 +34,7 @@ PEAK_RATE = 1.5e-3
 SHIFT = 3  # px
 TURN, ZOOM = 0.14, 0.08  # radians, and the logarithm of a scale, at most
 WATCHED = 1_000
-REBUILT, PORTION = 60_000, 10_000
+REBUILT, PORTION = 20_000, 10_000
 
 
 @dataclass(frozen=True)
