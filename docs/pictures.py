@@ -6,16 +6,21 @@ Words are learned once and kept in `--words FOLDER`; `--steps` makes them quick,
 
 import argparse
 import io
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
+from dticli import bundled
 from dticli.cli import run
 
 HERE = Path(__file__).parent / "pictures"
+PACKAGED = Path(bundled.__file__).parent / "pictures"
 SUBJECTS = ("dog", "cat", "fox")
+SCENES = ("a photo of <dog> in the snow", "a photo of <dog> on the beach", "a photo of <dog> at sunset")
+GAP = 4
 MOST_BYTES = 60_000
 PLAN = """
 model = "stickers"
@@ -60,6 +65,33 @@ class Studio:
             dti("train", self.photos(subject), *own, *often, *shown, "--resume", "--quiet", "--out", file)
         return file
 
+    def readme(self) -> None:
+        """Three photos, and beside each six pictures of one scene: README's, which is in the package."""
+        out = self.folder / "scenes"
+        shutil.rmtree(out, ignore_errors=True)
+        dti(
+            "generate",
+            *SCENES,
+            "-t",
+            self.word("dog"),
+            "--model",
+            "stickers",
+            "--count",
+            6,
+            "--out",
+            out,
+            "--quiet",
+        )
+        photos = [Image.open(file).convert("RGB") for file in sorted(self.photos("dog").glob("*.png"))]
+        drawn = [Image.open(file).convert("RGB") for file in sorted(out.glob("*.png"))]
+        side = 2 * photos[0].width
+        sheet = Image.new("RGB", (7 * side + 6 * GAP + 2 * GAP, 3 * side + 2 * GAP), "white")
+        for row, photo in enumerate(photos[:3]):
+            for column, picture in enumerate([photo, *drawn[6 * row : 6 * row + 6]]):
+                place = (column * (side + GAP) + 2 * GAP * (column > 0), row * (side + GAP))
+                sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), place)
+        save(sheet, PACKAGED / "grid.png")
+
     def previews(self) -> None:
         """A prompt a row, a step a column."""
         files = sorted((self.word("dog").with_suffix(".run") / "previews").iterdir())
@@ -71,7 +103,7 @@ class Studio:
         sheet = Image.new("RGB", (width * len(steps), height * rows))
         for index, picture in enumerate(pictures):
             sheet.paste(picture, (index % len(steps) * width, index // len(steps) * height))
-        save(sheet, "previews")
+        save(sheet, HERE / "previews.png")
 
     def compare(self) -> None:
         run = self.word("dog").with_suffix(".run")
@@ -115,13 +147,13 @@ class Studio:
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 760, "height": 900})
             page.goto(page_file.as_uri())
-            save(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), "report")
+            save(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), HERE / "report.png")
             browser.close()
 
     def _drawn(self, name: str, *arguments: object) -> None:
         file = self.folder / f"{name}.png"
         dti(*arguments, "--out", file, "--force", "--quiet")
-        save(Image.open(file).convert("RGB"), name)
+        save(Image.open(file).convert("RGB"), HERE / f"{name}.png")
 
 
 def dti(*arguments: object) -> None:
@@ -130,7 +162,7 @@ def dti(*arguments: object) -> None:
         raise SystemExit(f"dti {arguments[0]} ended with {code}")
 
 
-def save(picture: Image.Image, name: str) -> None:
+def save(picture: Image.Image, target: Path) -> None:
     """A PNG of few colours, small enough for a page; pictures of the bundled model twice their size."""
     if picture.width < 500:
         picture = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
@@ -139,14 +171,24 @@ def save(picture: Image.Image, name: str) -> None:
         picture.quantize(colours).save(content, "PNG", optimize=True)
         if content.tell() <= MOST_BYTES:
             break
-    (HERE / f"{name}.png").write_bytes(content.getvalue())
-    print(f"{name}.png: {content.tell()} bytes, {colours} colours")
+    target.write_bytes(content.getvalue())
+    print(f"{target.name}: {content.tell()} bytes, {colours} colours")
 
 
 def main() -> None:
     all_of_them: dict[str, Callable[[Studio], None]] = {
         name: getattr(Studio, name)
-        for name in ("previews", "compare", "interpolation", "grid", "mix", "norms", "results", "report")
+        for name in (
+            "readme",
+            "previews",
+            "compare",
+            "interpolation",
+            "grid",
+            "mix",
+            "norms",
+            "results",
+            "report",
+        )
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(all_of_them)}")

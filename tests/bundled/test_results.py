@@ -41,6 +41,8 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     calls = []
+    for sheet in results.SHEETS:
+        (cache.folder(sheet.parent.name) / sheet.name).write_bytes(sheet.name.encode())
     table = dict.fromkeys(check.BARS, Recall(90, 100))
 
     def checking(*given):
@@ -107,6 +109,9 @@ def test_the_page_holds_every_measurement_and_none_is_made_twice(measured, monke
     )
     assert "| class word | 0.3512 | 50% (40% to 60%) |" in page
     assert all(f"## Plan `{plan}`\n\ntable of {plan}\n" in page for plan in results.PLANS)
+    for sheet in results.SHEETS:
+        assert f"](pictures/{sheet.name})" in page
+        assert (tmp_path / "docs/pictures" / sheet.name).read_bytes() == sheet.name.encode()
     results.run(300, 0, lines.append, results.PLANS)
     assert (tmp_path / "docs/results.md").read_text() == page
     assert measured == ["check", "gate", "ceilings", "diagnosis"]

@@ -26,6 +26,8 @@ UNMEASURED = "Not measured on these weights."
 PLANS = ("stickers", "stickers-ablations")
 GATE_PROMPTS = 100
 TARGET = Path("docs/results.md")
+SHEETS = WORDS, PARTS = Path("ceilings/words.png"), Path("diagnosis/diagnosis.png")
+"""In the cache: what the page shows, and where it is put beside it."""
 # bfloat16 as in check and gate: processors that multiply it take two thirds of the time to learn and half of it to draw.
 HOW = ("--precision", "bf16", "--quiet")
 Report = TypeVar("Report")
@@ -57,6 +59,10 @@ def run(samples: int, seed: int, log: RecipeLog, plans: Sequence[str] = ()) -> N
         *_plans(claims),
         "",
     ]
+    for sheet in SHEETS:
+        target = TARGET.parent / "pictures" / sheet.name
+        target.parent.mkdir(exist_ok=True)
+        atomic.write_bytes(target, (cache.root() / sheet).read_bytes())
     atomic.write_bytes(TARGET, "\n".join(page).encode())
     log(f"results: wrote {TARGET}")
 
@@ -122,6 +128,8 @@ def _words(learned: ceilings.CeilingsReport) -> Iterator[str]:
             for kind in learned.judged["b"]
         ),
     )
+    yield ""
+    yield f"![A row for each of the twelve: a photo, its learned word in three scenes, its class word.](pictures/{WORDS.name})"
 
 
 def _held(means: Mapping[str, Mean], kind: str, name: str, judge: str) -> str:
@@ -155,6 +163,8 @@ def _parts(found: diagnosis.DiagnosisReport) -> Iterator[str]:
             for said, row in found.rows.items()
         ),
     )
+    yield ""
+    yield f"![A row for each of the four: a photo, then what each way draws.](pictures/{PARTS.name})"
 
 
 def _pictures(checked: check.CheckReport) -> Iterator[str]:
