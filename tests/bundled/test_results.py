@@ -41,7 +41,7 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     calls = []
-    for sheet in results.SHEETS:
+    for sheet in results.SHEETS.values():
         (cache.folder(sheet.parent.name) / sheet.name).write_bytes(sheet.name.encode())
     table = dict.fromkeys(check.BARS, Recall(90, 100))
 
@@ -109,12 +109,12 @@ def test_the_page_holds_every_measurement_and_none_is_made_twice(measured, monke
     )
     assert "| class word | 0.3512 | 50% (40% to 60%) |" in page
     assert all(f"## Plan `{plan}`\n\ntable of {plan}\n" in page for plan in results.PLANS)
-    for sheet in results.SHEETS:
+    for sheet in results.SHEETS.values():
         assert f"](pictures/{sheet.name})" in page
         assert (tmp_path / "docs/pictures" / sheet.name).read_bytes() == sheet.name.encode()
     results.run(300, 0, lines.append, results.PLANS)
     assert (tmp_path / "docs/results.md").read_text() == page
-    assert measured == ["check", "gate", "ceilings", "diagnosis"]
+    assert measured == ["ceilings", "diagnosis", "check", "gate"]
 
 
 def test_a_plan_that_failed_writes_no_page(measured, monkeypatch, tmp_path):
@@ -134,3 +134,16 @@ def test_a_plan_that_is_not_asked_for_is_said_not_to_be_measured(measured, monke
     results.run(300, 0, print)
     page = (tmp_path / "docs/results.md").read_text()
     assert page.count(results.UNMEASURED) == len(results.PLANS)
+
+
+def test_a_part_that_is_not_asked_for_is_said_not_to_be_measured_until_it_was(measured, tmp_path):
+    """What was measured on the same weights before stands on the page whether it is asked for or not."""
+    (tmp_path / "docs").mkdir()
+    results.run(300, 0, print, parts=["check"])
+    page = (tmp_path / "docs/results.md").read_text()
+    assert page.count(results.UNMEASURED) == 2 + len(results.PLANS)
+    assert f"## Which part sets the limit\n\n{results.UNMEASURED}" in page
+    assert not (tmp_path / "docs/pictures/diagnosis.png").exists()
+    results.run(300, 0, print, parts=["gate"])
+    assert (tmp_path / "docs/results.md").read_text().count(results.UNMEASURED) == 1 + len(results.PLANS)
+    assert measured == ["ceilings", "check", "gate"]

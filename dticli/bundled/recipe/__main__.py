@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plans", nargs="*", default=(), help="results: plans to carry out, hours each; none by default"
     )
+    parser.add_argument("--parts", nargs="*", help="results: what to measure beside ceilings; all by default")
     parser.add_argument(
         "--start",
         type=Path,

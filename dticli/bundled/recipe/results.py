@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -26,40 +26,45 @@ UNMEASURED = "Not measured on these weights."
 PLANS = ("stickers", "stickers-ablations")
 GATE_PROMPTS = 100
 TARGET = Path("docs/results.md")
-SHEETS = WORDS, PARTS = Path("ceilings/words.png"), Path("diagnosis/diagnosis.png")
-"""In the cache: what the page shows, and where it is put beside it."""
+PARTS = ("diagnosis", "check", "gate")
+SHEETS = {"ceilings": Path("ceilings/words.png"), "diagnosis": Path("diagnosis/diagnosis.png")}
+"""Of a part: what the page shows, where it lies in the cache."""
 # bfloat16 as in check and gate: processors that multiply it take two thirds of the time to learn and half of it to draw.
 HOW = ("--precision", "bf16", "--quiet")
 Report = TypeVar("Report")
 
 
-def run(samples: int, seed: int, log: RecipeLog, plans: Sequence[str] = ()) -> None:
+def run(
+    samples: int, seed: int, log: RecipeLog, plans: Sequence[str] = (), parts: Sequence[str] = PARTS
+) -> None:
     """Measure whatever has not been measured on these weights, and write docs/results.md into the present folder.
 
     Args:
-        plans: those of PLANS to carry out, which takes hours; the page says of the others that they are not measured.
+        plans: those of PLANS to carry out, which takes hours.
+        parts: those of PARTS to measure. The page says of all others that they are not measured, unless they were before.
     """
     mark = f"{weights_mark(model_folder())}-{weights_mark(judge.weights('a').parent)}-{SCORING}-{seed}"
     model = model_folder()
-    checked = _once(
-        f"check-{mark}-{samples}", check.CheckReport, lambda: check.run(samples, seed, model, log)
-    )
-    gated = _once(
-        f"gate-{mark}-{GATE_PROMPTS}", gate.GateReport, lambda: gate.run(GATE_PROMPTS, seed, model, log)
-    )
     learned = _once(f"ceilings-{mark}", ceilings.CeilingsReport, lambda: ceilings.run(seed, model, log))
-    parts = _once(f"diagnosis-{mark}", diagnosis.DiagnosisReport, lambda: diagnosis.run(seed, model, log))
+    measured: dict[str, tuple[str, type, Callable[[], object]]] = {
+        "diagnosis": ("", diagnosis.DiagnosisReport, lambda: diagnosis.run(seed, model, log)),
+        "check": (f"-{samples}", check.CheckReport, lambda: check.run(samples, seed, model, log)),
+        "gate": (f"-{GATE_PROMPTS}", gate.GateReport, lambda: gate.run(GATE_PROMPTS, seed, model, log)),
+    }
+    found = {
+        part: _once(f"{part}-{mark}{how}", kind, measure)
+        for part, (how, kind, measure) in measured.items()
+        if part in parts or _file(f"{part}-{mark}{how}").is_file()
+    }
     claims = {plan: _carried_out(plan) if plan in plans else UNMEASURED for plan in PLANS}
     page = [
         *_opening(learned),
         *_words(learned),
-        *_parts(parts),
-        *_pictures(checked),
-        *_gate(gated),
+        *(line for part in PARTS for line in _section(part, found.get(part))),
         *_plans(claims),
         "",
     ]
-    for sheet in SHEETS:
+    for sheet in (SHEETS[part] for part in ("ceilings", *found) if part in SHEETS):
         target = TARGET.parent / "pictures" / sheet.name
         target.parent.mkdir(exist_ok=True)
         atomic.write_bytes(target, (cache.root() / sheet).read_bytes())
@@ -69,10 +74,14 @@ def run(samples: int, seed: int, log: RecipeLog, plans: Sequence[str] = ()) -> N
 
 def _once(name: str, kind: type[Report], measure: Callable[[], Report]) -> Report:
     """What was measured under this name before, or else now."""
-    file, form = cache.folder("results") / f"{name}.json", TypeAdapter(kind)
+    file, form = _file(name), TypeAdapter(kind)
     if not file.is_file():
         cache.write_bytes(file, form.dump_json(measure(), indent=1))
     return form.validate_json(file.read_bytes())
+
+
+def _file(name: str) -> Path:
+    return cache.folder("results") / f"{name}.json"
 
 
 def _carried_out(plan: str) -> str:
@@ -129,7 +138,8 @@ def _words(learned: ceilings.CeilingsReport) -> Iterator[str]:
         ),
     )
     yield ""
-    yield f"![A row for each of the twelve: a photo, its learned word in three scenes, its class word.](pictures/{WORDS.name})"
+    row = "A row for each of the twelve: a photo, its learned word in three scenes, its class word."
+    yield f"![{row}](pictures/{SHEETS['ceilings'].name})"
 
 
 def _held(means: Mapping[str, Mean], kind: str, name: str, judge: str) -> str:
@@ -147,8 +157,13 @@ def _share(found: Mean) -> str:
     return f"{found.value:.0%} ({found.low or 0:.0%} to {found.high or 0:.0%})"
 
 
+def _section(part: str, found: object) -> Iterator[str]:
+    title, write = _SECTIONS[part]
+    yield from ("", f"## {title}", "")
+    yield from [UNMEASURED] if found is None else write(found)
+
+
 def _parts(found: diagnosis.DiagnosisReport) -> Iterator[str]:
-    yield from ("", "## Which part sets the limit", "")
     yield (
         f"The four tuning subjects, {diagnosis.PICTURES} pictures of *{diagnosis.PROMPT.format('...')}* each, judge B, and the "
         f"loss on {diagnosis.DRAWS} fixed draws of their photos. Free states are learned without the text encoder: what they "
@@ -164,17 +179,7 @@ def _parts(found: diagnosis.DiagnosisReport) -> Iterator[str]:
         ),
     )
     yield ""
-    yield f"![A row for each of the four: a photo, then what each way draws.](pictures/{PARTS.name})"
-
-
-def _pictures(checked: check.CheckReport) -> Iterator[str]:
-    yield from ("", "## The bundled model", "")
-    yield from _bars(checked)
-
-
-def _gate(gated: gate.GateReport) -> Iterator[str]:
-    yield from ("", "## The gate: longer rows of the class word, nothing learned", "")
-    yield from _curve(gated)
+    yield f"![A row for each of the four: a photo, then what each way draws.](pictures/{SHEETS['diagnosis'].name})"
 
 
 def _plans(claims: Mapping[str, str]) -> Iterator[str]:
@@ -236,3 +241,10 @@ def _curve(gated: gate.GateReport) -> Iterator[str]:
             ["1x, alone", *told(gated.alone), "", "", ""],
         ],
     )
+
+
+_SECTIONS: Mapping[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
+    "diagnosis": ("Which part sets the limit", _parts),
+    "check": ("The bundled model", _bars),
+    "gate": ("The gate: longer rows of the class word, nothing learned", _curve),
+}

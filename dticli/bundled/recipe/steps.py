@@ -121,7 +121,7 @@ def _package(arguments: argparse.Namespace, log: RecipeLog) -> None:
 def _results(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import results
 
-    results.run(arguments.samples, arguments.seed, log, arguments.plans)
+    results.run(arguments.samples, arguments.seed, log, arguments.plans, arguments.parts or results.PARTS)
 
 
 def _minutes(arguments: argparse.Namespace) -> float:
