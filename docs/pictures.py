@@ -1,7 +1,7 @@
 """Makes the pictures of the documentation, all with `dti` itself on the bundled model.
 
 `python docs/pictures.py` makes all of them; names as arguments, those alone: `python docs/pictures.py mix compare`.
-Words are learned once and kept in `--words FOLDER`; `--steps` makes them quick, and less like their subjects.
+Words are learned once and kept in `--words FOLDER`; `--steps` says how long they are learned.
 """
 
 import argparse
@@ -84,13 +84,13 @@ class Studio:
         )
         photos = [Image.open(file).convert("RGB") for file in sorted(self.photos("dog").glob("*.png"))]
         drawn = [Image.open(file).convert("RGB") for file in sorted(out.glob("*.png"))]
-        side = 2 * photos[0].width
+        side = 2 * drawn[0].width
         sheet = Image.new("RGB", (7 * side + 6 * GAP + 2 * GAP, 3 * side + 2 * GAP), "white")
         for row, photo in enumerate(photos[:3]):
             for column, picture in enumerate([photo, *drawn[6 * row : 6 * row + 6]]):
                 place = (column * (side + GAP) + 2 * GAP * (column > 0), row * (side + GAP))
                 sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), place)
-        save(sheet, PACKAGED / "grid.png")
+        save(sheet, PACKAGED / "grid.png", most=4 * MOST_BYTES)
 
     def previews(self) -> None:
         """A prompt a row, a step a column."""
@@ -162,14 +162,14 @@ def dti(*arguments: object) -> None:
         raise SystemExit(f"dti {arguments[0]} ended with {code}")
 
 
-def save(picture: Image.Image, target: Path) -> None:
+def save(picture: Image.Image, target: Path, most: int = MOST_BYTES) -> None:
     """A PNG of few colours, small enough for a page; pictures of the bundled model twice their size."""
     if picture.width < 500:
         picture = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
     for colours in (256, 128, 64, 32):
         content = io.BytesIO()
         picture.quantize(colours).save(content, "PNG", optimize=True)
-        if content.tell() <= MOST_BYTES:
+        if content.tell() <= most:
             break
     target.write_bytes(content.getvalue())
     print(f"{target.name}: {content.tell()} bytes, {colours} colours")
@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(all_of_them)}")
     parser.add_argument("--words", type=Path, help="keep what is learned in this folder")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
     HERE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
