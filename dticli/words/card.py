@@ -74,7 +74,7 @@ def _body(name: str, token: Token, pictures: Sequence[CardPicture]) -> Iterator[
     said = token.metadata
     stem = programs.stem_of(token.name)
     word = escaped(token.name)
-    count = len(next(iter(token.rows.values())))
+    count = conversion.count(token)
     yield f"# {escaped(said.get('modelspec.title') or stem)}\n"
     if said.get("modelspec.description"):
         yield f"{escaped(said['modelspec.description'])}\n"
