@@ -70,15 +70,18 @@ class Gated:
         self.first = Seconds(time.perf_counter() - started, self._cpu)
         return self
 
-    def steps(self, count: int) -> Seconds:
-        """Take so many; what each took."""
+    def warm_up(self) -> None:
+        """Take two steps that do not count."""
+        self.steps(2)
+        self.rounds.clear()
+
+    def steps(self, count: int) -> None:
+        """Take so many, a round of them."""
         started, before = time.perf_counter(), self._cpu
         for _ in range(count):
             os.write(self._write, b".")
             self._cpu = self._passed()
-        taken = Seconds((time.perf_counter() - started) / count, (self._cpu - before) / count)
-        self.rounds.append(taken)
-        return taken
+        self.rounds.append(Seconds((time.perf_counter() - started) / count, (self._cpu - before) / count))
 
     def _passed(self) -> float:
         """Wait for the end of a step: seconds of CPU time until there."""

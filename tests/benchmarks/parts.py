@@ -1,6 +1,6 @@
 """What is measured, each a table."""
 
-import shutil
+import io
 import subprocess
 import sys
 import tempfile
@@ -63,8 +63,7 @@ def steps(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
                 }
             run = [stack.enter_context(Gated(name, command)) for name, command in programs.items()]
             for each in run:
-                each.steps(2)
-                each.rounds.clear()
+                each.warm_up()
             for _ in range(ROUNDS):
                 for each in run:
                     each.steps(STEPS)
@@ -77,14 +76,14 @@ def steps(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
                 tuple(
                     (
                         each.name,
-                        f"{Spread.of([1000 * one.cpu for one in each.rounds]):.0f}",
+                        cpu,
                         f"{Spread.of([one.cpu / other.cpu for one, other in zip(each.rounds, bare.rounds, strict=True)]):.2f}",
-                        f"{Spread.of([1000 * one.wall for one in each.rounds]):.0f}",
+                        wall,
                         f"{each.first.wall:.1f}",
                         f"{each.first.cpu:.1f}",
                         f"{each.peak():.0f}",
                     )
-                    for each in run
+                    for each, (cpu, wall) in ((each, _step(each.rounds)) for each in run)
                 ),
             )
 
@@ -108,8 +107,7 @@ def growth(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
         for name, options in ways.items():
             command = training(photos, Path(folder) / "w.safetensors", model, *options)
             with Gated(name, command) as run:
-                run.steps(2)
-                run.rounds.clear()
+                run.warm_up()
                 for _ in range(ROUNDS):
                     run.steps(STEPS)
                 rows.append((name, *_step(run.rounds), f"{run.peak():.0f}"))
@@ -144,13 +142,14 @@ def _step(rounds: Sequence[Seconds]) -> tuple[str, str]:
 
 
 def _photos(folder: Path, count: int) -> Path:
-    """So many photos of 4000 x 3000: one picture, in as many files."""
+    """So many photos of 4000 x 3000: one picture, each time with other bytes behind it, because copies count once."""
     folder.mkdir()
     coarse = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((4000, 3000), Image.Resampling.BICUBIC)
-    picture.save(folder / "0.jpg", quality=90)
-    for number in range(1, count):
-        shutil.copy(folder / "0.jpg", folder / f"{number}.jpg")
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=90)
+    for number in range(count):
+        (folder / f"{number}.jpg").write_bytes(content.getvalue() + str(number).encode())
     return folder
 
 
