@@ -10,7 +10,9 @@ from dticli.bundled.recipe import assembly, diagnosis
 def test_every_draw_holds_its_photo_at_every_height_of_the_noise() -> None:
     """clean = sqrt(a) noisy - sqrt(1 - a) velocity (Salimans and Ho, arXiv:2202.00512, appendix D)."""
     photos = torch.randn(5, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    draws = diagnosis._draws(photos, 320, seed=1)
+    weights = torch.rand(5, 16, 16, generator=torch.Generator().manual_seed(1))
+    draws = diagnosis._draws(diagnosis.LatentPhotos(photos, weights), 320, seed=1)
+    torch.testing.assert_close(draws.weights, weights.repeat(64, 1, 1), rtol=0, atol=0)
     keep = assembly.scheduler().alphas_cumprod[draws.steps].view(-1, 1, 1, 1)
     clean = keep.sqrt() * draws.noisy - (1 - keep).sqrt() * draws.velocity
     torch.testing.assert_close(clean, photos.repeat(64, 1, 1, 1), rtol=0, atol=2e-5)
@@ -29,7 +31,9 @@ def test_free_states_learn_the_subject(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.unet.requires_grad_(False)
     subject = bundled.subject("dog")
     latents = diagnosis._latents(pipeline, subject)
+    assert latents.shape == (5, 4, 16, 16)  # of photos of 128 px, as the denoiser draws them
+    shown = diagnosis.LatentPhotos(latents, torch.ones(len(latents), 16, 16))
     plain = diagnosis._states(pipeline, "a photo of dog")
-    held_out = diagnosis._draws(latents, 16, seed=0)
-    learned = diagnosis._freed(pipeline, plain, latents, seed=0)
+    held_out = diagnosis._draws(shown, 16, seed=0)
+    learned = diagnosis._freed(pipeline, plain, shown, seed=0)
     assert diagnosis._loss(pipeline, learned, held_out) < diagnosis._loss(pipeline, plain, held_out)

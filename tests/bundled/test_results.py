@@ -2,7 +2,7 @@
 
 import pytest
 
-from dticli.bundled.recipe import cache, ceilings, check, diagnosis, gate, results
+from dticli.bundled.recipe import cache, ceilings, check, diagnosis, gate, pairs, results
 from dticli.bundled.recipe.check import Recall
 from dticli.bundled.recipe.gate import Tally
 from dticli.errors import ModelError
@@ -67,9 +67,30 @@ def measured(tmp_path, monkeypatch):
     def diagnosing(*given):
         calls.append("diagnosis")
         row = {"noun": Mean(0.9, 0.8, 1.0), "identified": Mean(0.5, 0.4, 0.6), "look": Mean(0.6, 0.5, 0.7)}
-        return diagnosis.DiagnosisReport({"class word": row | {"loss": Mean(0.35124, 0.3, 0.4)}})
+        return diagnosis.DiagnosisReport(
+            {"class word": row | {"loss": Mean(0.35124, 0.3, 0.4), "loss on the thing": Mean(0.7, 0.6, 0.8)}}
+        )
+
+    def pairing(*given):
+        calls.append("pairs")
+        whole = {"both": Mean(0.5, 0.4, 0.6), "own": Mean(0.7, 0.6, 0.8), "look": Mean(0.6, 0.5, 0.7)}
+        way = dict.fromkeys(
+            (
+                "thing at the ends",
+                "thing in between",
+                "hue",
+                "hue by chance",
+                "build",
+                "length in the middle",
+            ),
+            Mean(0.9, 0.8, 1.0),
+        )
+        return pairs.PairsReport(
+            {name: {"learned word": whole} for name in "ab"}, {name: {"slerp": way} for name in "ab"}
+        )
 
     monkeypatch.setattr(ceilings, "run", learning)
+    monkeypatch.setattr(pairs, "run", pairing)
     monkeypatch.setattr(diagnosis, "run", diagnosing)
     monkeypatch.setattr(check, "run", checking)
     monkeypatch.setattr(gate, "run", gating)
@@ -107,14 +128,16 @@ def test_the_page_holds_every_measurement_and_none_is_made_twice(measured, monke
         "70% (64% to 76%), bar 65%: FAILED | 70% (64% to 76%) | 80% (75% to 85%), bar 75%: passed |"
         in learned
     )
-    assert "| class word | 0.3512 | 50% (40% to 60%) |" in page
+    assert "| class word | 0.3512 | 0.7000 | 50% (40% to 60%) |" in page
+    assert "| learned word | 50% (40% to 60%) | 70% (60% to 80%) |  | 60% (50% to 70%) |" in page
+    assert "| slerp | 90% (80% to 100%) |" in page
     assert all(f"## Plan `{plan}`\n\ntable of {plan}\n" in page for plan in results.PLANS)
     for sheet in results.SHEETS.values():
         assert f"](pictures/{sheet.name})" in page
         assert (tmp_path / "docs/pictures" / sheet.name).read_bytes() == sheet.name.encode()
     results.run(300, 0, lines.append, results.PLANS)
     assert (tmp_path / "docs/results.md").read_text() == page
-    assert measured == ["ceilings", "diagnosis", "check", "gate"]
+    assert measured == ["ceilings", "diagnosis", "pairs", "check", "gate"]
 
 
 def test_a_plan_that_failed_writes_no_page(measured, monkeypatch, tmp_path):
@@ -141,9 +164,9 @@ def test_a_part_that_is_not_asked_for_is_said_not_to_be_measured_until_it_was(me
     (tmp_path / "docs").mkdir()
     results.run(300, 0, print, parts=["check"])
     page = (tmp_path / "docs/results.md").read_text()
-    assert page.count(results.UNMEASURED) == 2 + len(results.PLANS)
+    assert page.count(results.UNMEASURED) == 3 + len(results.PLANS)
     assert f"## Which part sets the limit\n\n{results.UNMEASURED}" in page
     assert not (tmp_path / "docs/pictures/diagnosis.png").exists()
     results.run(300, 0, print, parts=["gate"])
-    assert (tmp_path / "docs/results.md").read_text().count(results.UNMEASURED) == 1 + len(results.PLANS)
+    assert (tmp_path / "docs/results.md").read_text().count(results.UNMEASURED) == 2 + len(results.PLANS)
     assert measured == ["ceilings", "check", "gate"]

@@ -28,6 +28,7 @@ STEPS = (
     "check",
     "ceilings",
     "diagnosis",
+    "pairs",
     "package",
     "results",
 )

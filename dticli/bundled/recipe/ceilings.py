@@ -60,23 +60,23 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
     pipeline = assembly.load(model)
     words = [
         learned("ceilings", subject.name, subject, model or assembly.built(), log)
-        for subject, _ in _reporting()
+        for subject, _ in reporting()
     ]
-    for subject, file in zip(_reporting(), words, strict=True):
+    for subject, file in zip(reporting(), words, strict=True):
         pipeline.load_textual_inversion(str(file), token=f"<{subject[0].name}>")
     tower, observer = check.load_judges(model)
     judges: dict[str, DualEncoder | Observer] = {"a": tower, "b": observer}
     judged: dict[str, dict[str, dict[str, Mean]]] = {name: {} for name in judges}
     rows: dict[str, list[list[Image.Image]]] = {}
-    for kind, targets in _targets().items():
-        shown = {target: _drawn(pipeline, target, seed) for target in targets}
+    for kind, asked in targets().items():
+        shown = {target: _drawn(pipeline, target, seed) for target in asked}
         if kind in ("class word", "learned word"):
             rows[kind] = list(shown.values())
         for name, eyes in judges.items():
-            judged[name][kind] = _means([_figures(eyes, target, shown[target]) for target in targets])
+            judged[name][kind] = _means([_figures(eyes, target, shown[target]) for target in asked])
             log(f"ceilings, judge {name}: {kind}: {_line(judged[name][kind])}")
     for name, eyes in judges.items():
-        judged[name]["photos"] = _means([alone(eyes, each, photos(each)) for each, _ in _reporting()])
+        judged[name]["photos"] = _means([alone(eyes, each, photos(each)) for each, _ in reporting()])
         log(f"ceilings, judge {name}: photos: {_line(judged[name]['photos'])}")
     _sheet(rows["learned word"], rows["class word"], cache.folder("ceilings") / "words.png")
     report = CeilingsReport(judged)
@@ -119,7 +119,7 @@ SCENES = (1, 3, 11)
 def _sheet(drawn: Sequence[list[Image.Image]], plain: Sequence[list[Image.Image]], target: Path) -> None:
     """Photo, learned word in three scenes, class word; one row per subject, at twice their size."""
     rows = []
-    for row, (subject, _) in enumerate(_reporting()):
+    for row, (subject, _) in enumerate(reporting()):
         rows.append([photos(subject)[0], *(drawn[row][place] for place in SCENES), plain[row][SCENES[0]]])
     save_rows(rows, target)
 
@@ -134,15 +134,17 @@ def save_rows(rows: Sequence[Sequence[Image.Image]], target: Path) -> None:
     cache.write(target, lambda out: sheet.save(out, format="PNG"))
 
 
-def _reporting() -> list[tuple[bundled.Subject, Look]]:
+def reporting() -> list[tuple[bundled.Subject, Look]]:
+    """The subjects that results are reported on, in the order of their file."""
     return [(each, each.look) for each in bundled.subjects() if each.look and each.role == "reporting"]
 
 
-def _targets() -> dict[str, list[Target]]:
+def targets() -> dict[str, list[Target]]:
+    """By what things are called, one for each of `reporting`; a trained name comes with its own look."""
     kinds = ("class word", "look in words", "learned word", "trained name")
     found: dict[str, list[Target]] = {kind: [] for kind in kinds}
     spent: set[str] = set()
-    for subject, look in _reporting():
+    for subject, look in reporting():
         noun = subject.class_word
         found["class word"].append(Target(noun, look, noun))
         found["look in words"].append(Target(noun, look, grammar.in_words(noun, look)))

@@ -1,12 +1,14 @@
 """Step `diagnosis`: which part keeps a picture from showing its subject.
 
 What free text states cannot draw is the denoiser's limit; what eight vectors cannot, the text encoder's; what one vector
-cannot, the slot's, or the optimiser's. On the tuning subjects.
+cannot, the slot's, or the optimiser's. Learned from the thing alone, by masks, backgrounds are out of the question. On the tuning
+subjects.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from dticli import api, bundled
 from dticli.evaluation import measure
 from dticli.evaluation.measure import Mean
 
-from . import assembly, autoencoder, cache, ceilings, check, diffusion, sampling
+from . import assembly, autoencoder, cache, ceilings, check, diffusion, photos, sampling, shards
 from .training import RecipeLog, fast
 
 PROMPT = "a photo of {}"
@@ -33,18 +35,37 @@ FREE_STEPS, FREE_RATE, FREE_BATCH = 800, 2e-2, 4
 
 @dataclass(frozen=True)
 class DiagnosisReport:
-    """By way of saying the subject: the loss on fixed draws and what judge B sees, means over subjects with their intervals."""
+    """By way of saying the subject: losses on fixed draws and what judge B sees, means over subjects with their intervals."""
 
     rows: dict[str, dict[str, Mean]]
 
 
 @dataclass(frozen=True)
+class LatentPhotos:
+    """A subject's photos.
+
+    Attributes:
+        latents: scaled, (photos, 4, 16, 16).
+        thing: how much of each place is the thing, (photos, 16, 16), of mean one in each photo.
+    """
+
+    latents: Tensor
+    thing: Tensor
+
+    @property
+    def whole(self) -> "LatentPhotos":
+        """The same, with every place counting the same."""
+        return LatentPhotos(self.latents, torch.ones_like(self.thing))
+
+
+@dataclass(frozen=True)
 class Draws:
-    """Noisy latents (count, 4, 16, 16) of a subject's photos, their timesteps, and the velocities a denoiser should say."""
+    """Noisy latents of a subject's photos, (count, 4, 16, 16), timesteps, velocities a denoiser should say, weights of errors."""
 
     noisy: Tensor
     steps: Tensor
     velocity: Tensor
+    weights: Tensor
 
 
 def run(seed: int, model: Path | None, log: RecipeLog) -> DiagnosisReport:
@@ -54,33 +75,35 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> DiagnosisReport:
     pipeline.text_encoder.requires_grad_(False)
     _, observer = check.load_judges(model)
     figures: dict[str, list[Mapping[str, float]]] = {}
-    shown: list[list[Image.Image]] = []
+    rows: list[list[Image.Image]] = []
     for subject in (each for each in bundled.subjects() if each.role == "tuning" and each.look):
-        latents = _latents(pipeline, subject)
-        held_out = _draws(latents, DRAWS, seed)
+        shown = _shown(pipeline, subject)
         row = []
-        for said, states in _ways(pipeline, subject, latents, model or assembly.built(), seed, log).items():
+        for said, states in _ways(pipeline, subject, shown, model or assembly.built(), seed, log).items():
             images = _drawn(pipeline, states, seed)
-            found = ceilings.alone(observer, subject, images) | {"loss": _loss(pipeline, states, held_out)}
+            found = ceilings.alone(observer, subject, images) | {
+                "loss": _loss(pipeline, states, _draws(shown.whole, DRAWS, seed)),
+                "loss on the thing": _loss(pipeline, states, _draws(shown, DRAWS, seed)),
+            }
             figures.setdefault(said, []).append(found)
             row.append(images[0])
             log(
                 f"diagnosis: {subject.name}, {said}: "
                 + ", ".join(f"{key} {value:.4f}" for key, value in found.items())
             )
-        shown.append([ceilings.photos(subject)[0], *row])
-    report = DiagnosisReport({said: _means(rows) for said, rows in figures.items()})
+        rows.append([ceilings.photos(subject)[0], *row])
+    report = DiagnosisReport({said: _means(found) for said, found in figures.items()})
     cache.write_bytes(
         cache.folder("diagnosis") / "diagnosis.json", json.dumps(asdict(report), indent=1).encode()
     )
-    ceilings.save_rows(shown, cache.folder("diagnosis") / "diagnosis.png")
+    ceilings.save_rows(rows, cache.folder("diagnosis") / "diagnosis.png")
     return report
 
 
 def _ways(
     pipeline: StableDiffusionPipeline,
     subject: bundled.Subject,
-    latents: Tensor,
+    shown: LatentPhotos,
     model: Path,
     seed: int,
     log: RecipeLog,
@@ -96,8 +119,22 @@ def _ways(
                 ways[f"{said}, {steps} steps"] = _states(
                     pipeline, there.expand(PROMPT.format(f"<{subject.name}>"))
                 )
-    ways[f"free states, {FREE_STEPS} steps"] = _freed(pipeline, plain, latents, seed)
+    masked = ("--masks", str(_masks(subject)), "--steps", str(EARLY))
+    file = ceilings.learned("diagnosis", f"{subject.name}-masked", subject, model, log, *masked)
+    with api.place(pipeline, api.load_word(file)):
+        ways[f"one vector, masked, {EARLY} steps"] = _states(pipeline, PROMPT.format(f"<{subject.name}>"))
+    ways[f"free states, {FREE_STEPS} steps"] = _freed(pipeline, plain, shown.whole, seed)
+    ways[f"free states, masked, {FREE_STEPS} steps"] = _freed(pipeline, plain, shown, seed)
     return ways
+
+
+def _masks(subject: bundled.Subject) -> Path:
+    """A folder of masks as `dti train` reads them, named as the photos are."""
+    folder = cache.folder("diagnosis") / "masks" / subject.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for photo, mask in zip(bundled.photos(subject.name), photos.masks(subject), strict=True):
+        cache.write(folder / photo.name, partial(mask.save, format="PNG"))
+    return folder
 
 
 @torch.no_grad()
@@ -107,22 +144,37 @@ def _states(pipeline: StableDiffusionPipeline, prompt: str) -> Tensor:
 
 @torch.no_grad()
 def _latents(pipeline: StableDiffusionPipeline, subject: bundled.Subject) -> Tensor:
-    """Scaled latents of a subject's photos, (photos, 4, 16, 16)."""
-    pixels = np.stack([np.asarray(photo) for photo in ceilings.photos(subject)])
+    """Scaled latents of a subject's photos, (photos, 4, 16, 16): as large as the denoiser draws, though the photos are larger."""
+    side = (shards.SIDE, shards.SIDE)
+    pixels = np.stack(
+        [np.asarray(photo.resize(side, Image.Resampling.LANCZOS)) for photo in ceilings.photos(subject)]
+    )
     return (
         autoencoder.encode(pipeline.vae, autoencoder.to_tensor(pixels)) * pipeline.vae.config.scaling_factor
     )
 
 
-def _draws(latents: Tensor, count: int, seed: int) -> Draws:
+def _shown(pipeline: StableDiffusionPipeline, subject: bundled.Subject) -> LatentPhotos:
+    latents = _latents(pipeline, subject)
+    height, width = latents.shape[2:]
+    things = np.stack(
+        [
+            np.asarray(mask.resize((width, height), Image.Resampling.BOX), np.float32)
+            for mask in photos.masks(subject)
+        ]
+    )
+    return LatentPhotos(latents, torch.from_numpy(things / things.mean(axis=(1, 2), keepdims=True)))
+
+
+def _draws(shown: LatentPhotos, count: int, seed: int) -> Draws:
     """Photos in turn at timesteps spread evenly, each with its own noise."""
     signal = assembly.scheduler().alphas_cumprod
-    noise = torch.randn(count, *latents.shape[1:], generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(count, *shown.latents.shape[1:], generator=torch.Generator().manual_seed(seed))
     # 7 has no factor in common with the number of photos: each is seen at every height of the noise
     steps = (torch.arange(count) * len(signal) * 7 // count) % len(signal)
-    clean = latents[torch.arange(count) % len(latents)]
-    noisy, velocity = diffusion.noised(clean, noise, signal[steps])
-    return Draws(noisy, steps, velocity)
+    photo = torch.arange(count) % len(shown.latents)
+    noisy, velocity = diffusion.noised(shown.latents[photo], noise, signal[steps])
+    return Draws(noisy, steps, velocity, shown.thing[photo])
 
 
 def _error(pipeline: StableDiffusionPipeline, states: Tensor, draws: Draws, part: slice) -> Tensor:
@@ -131,7 +183,7 @@ def _error(pipeline: StableDiffusionPipeline, states: Tensor, draws: Draws, part
         predicted = pipeline.unet(
             noisy, draws.steps[part], states.expand(len(noisy), -1, -1), return_dict=False
         )[0]
-    return (predicted.float() - draws.velocity[part]).square().mean()
+    return (draws.weights[part, None] * (predicted.float() - draws.velocity[part]).square()).mean()
 
 
 @torch.no_grad()
@@ -147,14 +199,14 @@ def _loss(pipeline: StableDiffusionPipeline, states: Tensor, draws: Draws) -> fl
     )
 
 
-def _freed(pipeline: StableDiffusionPipeline, start: Tensor, latents: Tensor, seed: int) -> Tensor:
+def _freed(pipeline: StableDiffusionPipeline, start: Tensor, shown: LatentPhotos, seed: int) -> Tensor:
     """Text states learned by themselves, without an encoder, with Adam at a rate that falls to nothing."""
     states = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([states], FREE_RATE)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, FREE_STEPS)
-    draws = _draws(latents, FREE_STEPS * FREE_BATCH, seed + 1)
+    draws = _draws(shown, FREE_STEPS * FREE_BATCH, seed + 1)
     order = torch.randperm(FREE_STEPS * FREE_BATCH, generator=torch.Generator().manual_seed(seed))
-    draws = Draws(draws.noisy[order], draws.steps[order], draws.velocity[order])
+    draws = Draws(*(each[order] for each in (draws.noisy, draws.steps, draws.velocity, draws.weights)))
     for step in range(FREE_STEPS):
         optimiser.zero_grad()
         _error(pipeline, states, draws, slice(step * FREE_BATCH, (step + 1) * FREE_BATCH)).backward()

@@ -19,11 +19,16 @@ PLACES = tuple(words.PLACES)
 def make() -> None:
     """Draw every subject's photos and put them into the package."""
     icons = art.load()
-    for index, subject in enumerate(subjects()):
+    for subject in subjects():
         folder = _HERE / "photos" / subject.name
         folder.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(_five(subject, index, icons), start=1):
+        for number, (picture, _) in enumerate(_five(subject, icons), start=1):
             cache.write_bytes(folder / f"{number}.png", _png(picture))
+
+
+def masks(subject: Subject) -> list[Image.Image]:
+    """Where a subject is in each of its photos: L pictures of SIDE px, 255 on it."""
+    return [mask for _, mask in _five(subject, art.load())]
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -32,9 +37,10 @@ def _png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _five(subject: Subject, index: int, icons: art.Art) -> list[Image.Image]:
-    """Three places, one plain and one patterned background; sizes and positions vary."""
+def _five(subject: Subject, icons: art.Art) -> list[tuple[Image.Image, Image.Image]]:
+    """Photos and masks: three places, one plain and one patterned background; sizes and positions vary."""
     random = Random(f"photos {subject.name}")
+    index = [each.name for each in subjects()].index(subject.name)
     places = [Background(place=PLACES[(3 * index + step) % len(PLACES)]) for step in (0, 4, 7)]
     plain, first, second = random.sample(sorted(words.COLOURS), 3)
     pattern = words.PATTERNS[index % len(words.PATTERNS)]
@@ -44,7 +50,7 @@ def _five(subject: Subject, index: int, icons: art.Art) -> list[Image.Image]:
     ]  # fmt: skip
     sides = ["", "left", "", "right", ""]
     return [
-        drawing.draw(
+        drawing.masked(
             Scene((Thing(subject.class_word, subject.look, hand=UNSEEN),), behind, side=side),
             icons,
             random,

@@ -13,20 +13,21 @@ from pydantic import TypeAdapter
 
 from dticli import atomic
 from dticli.bundled import judge, model_folder
+from dticli.bundled.world import looks
 from dticli.errors import ModelError
 from dticli.evaluation import stickers
 from dticli.evaluation.markdown import table
 from dticli.evaluation.measure import Mean
 from dticli.evaluation.trials import SCORING, weights_mark
 
-from . import cache, ceilings, check, diagnosis, gate
+from . import cache, ceilings, check, diagnosis, gate, pairs
 from .training import RecipeLog
 
 UNMEASURED = "Not measured on these weights."
 PLANS = ("stickers", "stickers-ablations")
 GATE_PROMPTS = 100
 TARGET = Path("docs/results.md")
-PARTS = ("diagnosis", "check", "gate")
+PARTS = ("diagnosis", "pairs", "check", "gate")
 SHEETS = {"ceilings": Path("ceilings/words.png"), "diagnosis": Path("diagnosis/diagnosis.png")}
 """Of a part: what the page shows, where it lies in the cache."""
 # bfloat16 as in check and gate: processors that multiply it take two thirds of the time to learn and half of it to draw.
@@ -48,6 +49,7 @@ def run(
     learned = _once(f"ceilings-{mark}", ceilings.CeilingsReport, lambda: ceilings.run(seed, model, log))
     measured: dict[str, tuple[str, type, Callable[[], object]]] = {
         "diagnosis": ("", diagnosis.DiagnosisReport, lambda: diagnosis.run(seed, model, log)),
+        "pairs": ("", pairs.PairsReport, lambda: pairs.run(seed, model, log)),
         "check": (f"-{samples}", check.CheckReport, lambda: check.run(samples, seed, model, log)),
         "gate": (f"-{GATE_PROMPTS}", gate.GateReport, lambda: gate.run(GATE_PROMPTS, seed, model, log)),
     }
@@ -166,20 +168,70 @@ def _section(part: str, found: object) -> Iterator[str]:
 def _parts(found: diagnosis.DiagnosisReport) -> Iterator[str]:
     yield (
         f"The four tuning subjects, {diagnosis.PICTURES} pictures of *{diagnosis.PROMPT.format('...')}* each, judge B, and the "
-        f"loss on {diagnosis.DRAWS} fixed draws of their photos. Free states are learned without the text encoder: what they "
-        "cannot draw, the denoiser cannot."
+        f"loss on {diagnosis.DRAWS} fixed draws of their photos, over all and on the thing. Free states are learned without the "
+        "text encoder: what they cannot draw, the denoiser cannot. Masked: learned from the thing alone."
     )
     yield ""
-    names = ("loss", "identified", "look", "noun")
+    losses, names = ("loss", "loss on the thing"), ("identified", "look", "noun")
     yield from table(
-        ["", *names],
+        ["", *losses, *names],
         (
-            [said, f"{row['loss'].value:.4f}", *(_share(row[name]) for name in names[1:])]
+            [said, *(f"{row[name].value:.4f}" for name in losses), *(_share(row[name]) for name in names)]
             for said, row in found.rows.items()
         ),
     )
     yield ""
     yield f"![A row for each of the four: a photo, then what each way draws.](pictures/{SHEETS['diagnosis'].name})"
+
+
+def _in_company(found: pairs.PairsReport) -> Iterator[str]:
+    yield (
+        "The twelve by twos of different nouns, in both orders and four relations: *a ... left of a ... on the beach*. *Both*: "
+        f"share of pictures in which both nouns are seen. Of these: a main hue within {looks.NEAR_HUE:g} degrees of a thing's "
+        "own, and of the other's; how much of hue, pattern and build is kept."
+    )
+    yield from _by_judge(
+        found.together, {"both": "both", "own": "own hue", "other's": "other's hue", "look": "look"}
+    )
+    yield ""
+    yield (
+        f"Between two words, of those pairs and of the pairs of one noun: {pairs.FRAMES} steps of {len(pairs.PLAIN)} pictures. "
+        "*Thing*: the noun of either word is seen, at the ends and in the middle third. There: a main hue on the shorter arc "
+        f"between the two looks, {looks.NEAR_HUE:g} degrees beyond either included, and what chance would give; a build neither "
+        "beyond the one nor the other; the length of the row in the middle, as a multiple of the first one's."
+    )
+    columns = (
+        "thing at the ends",
+        "thing in between",
+        "hue",
+        "hue by chance",
+        "build",
+        "length in the middle",
+    )
+    yield from _by_judge(found.between, dict(zip(columns, columns, strict=True)))
+
+
+def _by_judge(
+    judged: Mapping[str, Mapping[str, Mapping[str, Mean]]], columns: Mapping[str, str]
+) -> Iterator[str]:
+    yield ""
+    yield from table(
+        [
+            "",
+            *(f"{shown}, {judge.upper()}" for judge in reversed(list(judged)) for shown in columns.values()),
+        ],
+        (
+            [
+                kind,
+                *(
+                    _share(judged[judge][kind][name]) if name in judged[judge][kind] else ""
+                    for judge in reversed(list(judged))
+                    for name in columns
+                ),
+            ]
+            for kind in judged["b"]
+        ),
+    )
 
 
 def _plans(claims: Mapping[str, str]) -> Iterator[str]:
@@ -245,6 +297,7 @@ def _curve(gated: gate.GateReport) -> Iterator[str]:
 
 _SECTIONS: Mapping[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
     "diagnosis": ("Which part sets the limit", _parts),
+    "pairs": ("Two words in one prompt, and the words between two", _in_company),
     "check": ("The bundled model", _bars),
     "gate": ("The gate: longer rows of the class word, nothing learned", _curve),
 }

@@ -112,6 +112,12 @@ def _diagnosis(arguments: argparse.Namespace, log: RecipeLog) -> None:
     diagnosis.run(arguments.seed, arguments.model, log)
 
 
+def _pairs(arguments: argparse.Namespace, log: RecipeLog) -> None:
+    from . import pairs
+
+    pairs.run(arguments.seed, arguments.model, log)
+
+
 def _package(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import package
 
@@ -143,6 +149,7 @@ _STEPS: dict[str, Callable[[argparse.Namespace, RecipeLog], None]] = {
     "check": _check,
     "ceilings": _ceilings,
     "diagnosis": _diagnosis,
+    "pairs": _pairs,
     "package": _package,
     "results": _results,
 }
