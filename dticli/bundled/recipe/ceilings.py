@@ -1,15 +1,17 @@
 """Step `ceilings`: words learned at the defaults, and what they are measured against.
 
 Floor: the class word. Between: the look said in words. Ceiling of one slot of the text: a trained name, with its own
-look. Ceiling of the judge: the example photos themselves.
+look. Ceiling of the autoencoder: what every prompt asks for, drawn as the world draws it and rebuilt. Ceilings of the judge: the
+same as drawn, and the example photos themselves.
 """
 
 import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
@@ -27,7 +29,7 @@ from dticli.evaluation.measure import Mean
 from dticli.evaluation.prompt import Prompt
 from dticli.evaluation.trials import weights_mark
 
-from . import assembly, cache, check, sampling, shards
+from . import art, assembly, autoencoder, cache, check, drawing, sampling, shards
 from .training import RecipeLog
 
 FIGURES = ("identified", "look", "noun", "rest")
@@ -74,6 +76,19 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
             rows[kind] = list(shown.values())
         for name, eyes in judges.items():
             judged[name][kind] = _means([_figures(eyes, target, shown[target]) for target in asked])
+            log(f"ceilings, judge {name}: {kind}: {_line(judged[name][kind])}")
+    icons = art.load()
+    scenes = {target: _by_hand(target, icons) for target in targets()["learned word"]}
+    rebuilt = {
+        target: images(autoencoder.rebuild(pipeline.vae, autoencoder.to_tensor(pictures)).clamp(-1, 1))
+        for target, pictures in scenes.items()
+    }
+    drawn = {
+        target: [Image.fromarray(picture) for picture in pictures] for target, pictures in scenes.items()
+    }
+    for kind, shown in (("drawn, rebuilt", rebuilt), ("drawn", drawn)):
+        for name, eyes in judges.items():
+            judged[name][kind] = _means([_figures(eyes, target, own) for target, own in shown.items()])
             log(f"ceilings, judge {name}: {kind}: {_line(judged[name][kind])}")
     for name, eyes in judges.items():
         judged[name]["photos"] = _means([alone(eyes, each, photos(each)) for each, _ in reporting()])
@@ -162,6 +177,19 @@ def _prompts(target: Target) -> tuple[Prompt, ...]:
 
 def _drawn(pipeline: StableDiffusionPipeline, target: Target, seed: int) -> list[Image.Image]:
     return images(sampling.sample(pipeline, [prompt.of(target.said) for prompt in _prompts(target)], seed))
+
+
+def _by_hand(target: Target, icons: art.Art) -> np.ndarray:
+    """What the prompts ask for, drawn as the world's pictures are, (prompts, SIDE, SIDE, 3) uint8."""
+    pictures = []
+    for place, prompt in enumerate(_prompts(target)):
+        assert prompt.scene
+        first, *others = prompt.scene.things
+        look = replace(first.look or target.look, hand=target.look.hand)
+        scene = replace(prompt.scene, things=(replace(first, noun=target.noun, look=look), *others))
+        random = Random(f"{target.said} {place}")
+        pictures.append(np.asarray(drawing.draw(scene, icons, random, shards.SIDE)))
+    return np.stack(pictures)
 
 
 def images(pictures: Tensor) -> list[Image.Image]:
