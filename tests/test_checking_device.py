@@ -35,12 +35,13 @@ def on_host(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: each.detach().cpu() for key, each in rows.items()}
 
 
-def drawn(task: Task, rows: Mapping[str, Tensor]) -> np.ndarray:
-    """A picture of the word."""
-    settings = GenerateSettings(steps=2, size=str(task.latents.frames[0].target[0]))
-    shots = sampler.shots(["a photo of <dog>"], 0, 1)
-    (picture,) = sampler.sample(task.pipe, task.family, [FreeWord("<dog>", rows)], shots, settings)
-    return np.asarray(picture.image).astype(int)
+def drawn(task: Task, rows: Mapping[str, Tensor], *prompts: str) -> np.ndarray:
+    """Pictures of the word in prompts, of which one is always there."""
+    shots = sampler.shots(["a photo of <dog>", *prompts], 0, 1)
+    side = str(task.latents.frames[0].target[0])
+    settings = GenerateSettings(steps=2, size=side, batch_size=len(shots))
+    found = sampler.sample(task.pipe, task.family, [FreeWord("<dog>", rows)], shots, settings)
+    return np.stack([picture.image for picture in found]).astype(int)
 
 
 @dataclass
@@ -124,7 +125,7 @@ def test_half_precision_and_low_memory_work_on_a_device_of_its_own(name: str) ->
         assert report.angle > 0
         task.pipe.vae.to(torch.bfloat16)  # as drawing loads it
         memory.offload(task.pipe, DEVICE)
-        drawn(task, {key: each.detach() for key, each in learner.word.rows.items()})
+        drawn(task, {key: each.detach() for key, each in learner.word.rows.items()}, "a <dog> in the snow")
 
 
 # ------------------------------------------------------------------ planted faults

@@ -124,7 +124,7 @@ def _with_states(output: Any, states: Tensor) -> Any:
     """An encoder's output with other states, (batch, length), alike in all layers and channels, and pooled ones of zero."""
     match output:
         case Tensor() if output.ndim == 3 and output.shape[:2] == states.shape:
-            return states[..., None].to(output.dtype).expand_as(output)
+            return states[..., None].to(output).expand_as(output)
         case Tensor() if output.is_floating_point():
             return torch.zeros_like(output)
         case Mapping():
@@ -261,7 +261,8 @@ class _Reader:
         if shape not in self.outputs:
             self.outputs[shape] = self.forward(*args, **kwargs)
         else:
-            self.embedding(ids)
+            # An offloaded encoder waits on the CPU while others run.
+            self.embedding(ids.to(self.embedding.weight.device))
         return self.outputs[shape]
 
 
