@@ -139,7 +139,9 @@ def joined(ranks: Ranks) -> Iterator[None]:
     import torch
     from torch import distributed
 
-    backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # Windows has CUDA and no NCCL; gloo then carries what is on cards too.
+    nccl = torch.cuda.is_available() and distributed.is_nccl_available()
+    backends = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     try:
         distributed.init_process_group(backends, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:

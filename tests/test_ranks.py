@@ -29,6 +29,26 @@ STEPS = 20
 QUICK = ("--steps", "3", "--quiet", "--model", "stickers")
 
 
+@pytest.mark.parametrize(
+    ("card", "nccl", "expected"),
+    [(True, True, "cpu:gloo,cuda:nccl"), (True, False, "gloo"), (False, True, "gloo")],
+)
+def test_what_carries_gradients(
+    card: bool, nccl: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL where there are cards and torch has it, which on Windows it has not."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **options: asked.append(backend)
+    )
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with joined(Ranks(0, 2, 0)):
+        pass
+    assert asked == [expected]
+
+
 def learned(ranks: Ranks, batch: int) -> Tensor:
     """The row of a word after 20 steps of a tiny model in float64; beside its prior, the gradient's length counts too."""
     pipe = tiny.build("sd1").to(torch.float64)

@@ -1,6 +1,7 @@
 """`dti doctor`: is everything there? Each finding says what was looked at, what was found, and what to do."""
 
 import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -17,12 +18,14 @@ import typer
 
 from dticli import console
 from dticli.commands.options import Debug, Json
-from dticli.errors import EnvironmentProblem, ModelError
+from dticli.errors import EnvironmentProblem, ModelError, first_line
 
 MIN_PYTHON = (3, 11)
 MIN_MEMORY_GIB = 4.0
 MIN_DISK_GIB = 10.0
 HUB_SECONDS = 5.0
+HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""What hides GPUs from torch."""
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "huggingface-hub", "pillow", "numpy")
 PLUGINS = {
     "pillow_heif": "HEIC photos: pip install pillow-heif",
@@ -127,9 +130,10 @@ def torch_works() -> Finding:
         import torch
 
         torch.ones(8, 8).matmul(torch.ones(8, 8)).sum().item()
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return Finding("computing", "problem", reason, "install torch again: https://pytorch.org/get-started")
+    except Exception as error:
+        # A broken installation raises whatever its broken part leads to.
+        advice = "install torch again: https://pytorch.org/get-started"
+        return Finding("computing", "problem", first_line(error), advice)
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     return Finding("computing", "ok", f"torch for {built}, {torch.get_num_threads()} threads")
 
@@ -145,6 +149,11 @@ def devices() -> Iterator[Finding]:
             yield Finding(f"cuda:{index}", "ok", f"{name}, {free:.1f} of {total:.1f} GiB free")
     elif torch.backends.mps.is_available():
         yield Finding("mps", "ok", "Apple GPU")
+    elif hidden := [name for name in HIDING if os.environ.get(name) in ("", "-1")]:
+        found = " and ".join(f"{name}={os.environ[name]!r}" for name in hidden)
+        yield Finding(
+            "gpu", "note", f"none, with {found} in the environment", "unset it to use all there are"
+        )
     elif shutil.which("nvidia-smi"):
         advice = (
             "install the CUDA build of torch, and a driver at least as new: https://pytorch.org/get-started"
@@ -178,10 +187,15 @@ def bundled_model() -> Finding:
 def plugins() -> Iterator[Finding]:
     """Packages that are not needed, and what they are good for."""
     for module, use in PLUGINS.items():
+        if importlib.util.find_spec(module) is None:
+            yield Finding(module, "note", "not installed", f"only needed for {use}")
+            continue
         try:
             importlib.import_module(module)
-        except ImportError:
-            yield Finding(module, "note", "not installed", f"only needed for {use}")
+        except Exception as error:
+            # It may want libraries that are not there, and raise what it likes.
+            found = f"installed, and cannot be imported: {first_line(error)}"
+            yield Finding(module, "note", found, f"only needed for {use} --force-reinstall")
         else:
             yield Finding(module, "ok", "installed")
 
@@ -239,5 +253,5 @@ def _problem(action: Callable[[], None]) -> str | None:
         action()
     except Exception as error:
         # The client's own classes, and those of whatever carries its requests.
-        return next(iter(str(error).splitlines()), "") or type(error).__name__
+        return first_line(error)
     return None

@@ -10,6 +10,7 @@ from PIL.Image import Image
 
 from dticli.draw.schedulers import SCHEDULERS
 from dticli.errors import EnvironmentProblem, ModelError, UsageError, boundary, is_out_of_memory
+from dticli.models import devices
 from dticli.models.families import Family
 from dticli.settings import GenerateSettings
 
@@ -98,7 +99,7 @@ def _call(
     if "callback_on_step_end" in call_defaults(pipe):
         options["callback_on_step_end"] = partial(_pass_on, stepped)
     try:
-        with boundary(_undrawable):
+        with boundary(_undrawable), devices.explaining_determinism():
             output = pipe(prompt=prompts, generator=generators, **options)
     except Exception as error:
         if not is_out_of_memory(error):

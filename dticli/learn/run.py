@@ -180,7 +180,7 @@ def prepare(
     for encoder in family.encoders:
         placement.require_new([settings.token], encoder.tokenizer_of(pipe))
     crops = albums.crops(album.photos, hyperparameters.cropping(settings, family.multiple))
-    with memory.fitting(model, settings, device):
+    with memory.fitting(model, settings, device), devices.explaining_determinism():
         encoded = _encoded(loaded, crops, told, low_memory=settings.low_memory)
     start, how = Start.of(settings), Optimisation.of(settings)
     learner = trainer.learner(
@@ -415,8 +415,9 @@ def _stop_if(attempts: Sequence[Attempt], asked: int) -> None:
 def _explained(lanes: Mapping[Lane, Attempt], placed: Placement) -> Iterator[Outcomes]:
     """The steps; errors also say what is left of the run."""
     try:
-        for outcomes in trainer.fit(list(lanes), placed):
-            yield [(lane, _with_left(each, lanes[lane].folder)) for lane, each in outcomes]
+        with devices.explaining_determinism():
+            for outcomes in trainer.fit(list(lanes), placed):
+                yield [(lane, _with_left(each, lanes[lane].folder)) for lane, each in outcomes]
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -3,10 +3,12 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dticli.errors import EnvironmentProblem
+from dticli.errors import EnvironmentProblem, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -94,5 +96,20 @@ def make_deterministic() -> None:
     """Ask torch for the same bytes on every run, on CUDA too; ops without such a version raise."""
     import torch
 
+    # cuBLAS reads it when CUDA computes its first product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+
+
+@contextmanager
+def explaining_determinism() -> Iterator[None]:
+    """Turn what torch raises for an op that has no deterministic version into an error that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_deterministic_algorithms" not in str(error):
+            raise
+        raise EnvironmentProblem(
+            f"--deterministic: {first_line(error).split(', ')[0]}: expected an op that repeats its bytes; "
+            "leave the option out, or use --device cpu"
+        ) from None

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dticli.bundled.recipe import cache, ceilings, check, diagnosis, gate, pairs, results
+from dticli.bundled.recipe import cache, ceilings, check, diagnosis, gate, pairs, results, shards, steps
+from dticli.bundled.recipe.__main__ import _parser
 from dticli.bundled.recipe.check import Recall
 from dticli.bundled.recipe.gate import Tally
 from dticli.errors import ModelError
@@ -33,6 +34,22 @@ def gated(nouns, others):
 def test_the_gate_opens_on_harm_to_others_while_the_noun_is_seen(nouns, others, passed):
     """Ten points of the other elements must go, at 8x or 16x, where the noun is still seen half as often."""
     assert gated(nouns, others).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("step", "option", "known"),
+    [
+        ("results", "--parts", results.PARTS),
+        ("results", "--plans", results.PLANS),
+        ("world", "--kinds", shards.KINDS),
+    ],
+)
+def test_unknown_names_are_refused(step, option, known, tmp_path, monkeypatch, capsys):
+    """In one line, with those that are known, before anything is measured or drawn."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert steps.run(_parser().parse_args([step, option, next(iter(known)), "gates"])) == 2
+    said = capsys.readouterr().out
+    assert f"{option} gates: expected some of {', '.join(known)}" in said
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """`dti doctor`: what it finds on this machine, and on broken ones."""
 
-import sys
+import importlib.util
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_broken_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that torch sees, one that it does not, and none."""
+    """A GPU that torch sees, one that it does not, one that is hidden from it, and none."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (2**30, 2**34))
@@ -85,7 +85,13 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    for name in doctor.HIDING:
+        monkeypatch.delenv(name, raising=False)
     assert [finding.state for finding in doctor.devices()] == ["problem"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (hidden,) = doctor.devices()
+    assert (hidden.state, "CUDA_VISIBLE_DEVICES=''" in hidden.found) == ("note", True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert [finding.state for finding in doctor.devices()] == ["note"]
 
@@ -145,9 +151,23 @@ def test_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
         "wandb": "--tracker wandb",
         "chafa": "terminal",
     }
-    for module in uses:
-        monkeypatch.setitem(sys.modules, module, None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in uses else find_spec(name))
     found = {each.name: each for each in doctor.plugins()}
     assert found.keys() == uses.keys()
     for name, use in uses.items():
         assert (found[name].state, use in str(found[name].advice)) == ("note", True)
+
+
+@pytest.mark.parametrize("error", [ImportError("no libx.so"), RuntimeError("no GPU\nmore"), AttributeError()])
+def test_a_plugin_that_cannot_be_imported(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever it raises is noted, and the other plugins are looked at."""
+    (tmp_path / "broken_plugin.py").write_text(f"raise {error!r}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "PLUGINS", {"broken_plugin": "X: pip install x", "json": "Y"})
+    broken, whole = doctor.plugins()
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    assert (broken.state, broken.found) == ("note", f"installed, and cannot be imported: {reason}")
+    assert whole.state == "ok"

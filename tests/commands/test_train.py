@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dticli import bundled
+from dticli.models import families
 from tests.conftest import Outcome
+from tests.trainings import recoded
 
 Dti = Callable[..., Outcome]
 QUICK = ("--steps", 2, "--batch-size", 1, "--quiet", "--model", "stickers")
@@ -376,3 +378,31 @@ def test_a_token_file_to_start_from_is_looked_for_at_once(dti: Dti, photos: Path
     """`--check` knows that it is not there."""
     outcome = train(dti, photos, tmp_path / "dog.safetensors", "--init", "none.safetensors", "--check")
     assert (outcome.code, "none.safetensors: no such file" in outcome.error) == (3, True)
+
+
+def test_ops_that_cannot_repeat_their_bytes_are_named(
+    dti: Dti, photos: Path, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a model needs one, --deterministic is an error of one line, in training as in drawing."""
+    family = families.of_name("sd")
+    assert family
+    predict, decode = family.code.predict, AutoencoderKL.decode
+
+    def scattered(values: torch.Tensor) -> torch.Tensor:
+        # One that torch refuses on the CPU too.
+        return values.put_(torch.tensor([0]), torch.zeros(1, dtype=values.dtype))
+
+    recoded(monkeypatch, family, predict=lambda pipe, noisy, *rest: predict(pipe, scattered(noisy), *rest))
+    monkeypatch.setattr(
+        AutoencoderKL, "decode", lambda vae, z, **options: decode(vae, scattered(z), **options)
+    )
+    draw = ("generate", "<dog>", "-t", dog, "--steps", 1, "--out", tmp_path / "drawn", "--quiet")
+    try:
+        for outcome in (
+            train(dti, photos, tmp_path / "dog.safetensors", "--deterministic"),
+            dti(*draw, "--deterministic"),
+        ):
+            assert (outcome.code, "put_ does not have a deterministic" in outcome.error) == (5, True)
+            assert "leave the option out" in outcome.error
+    finally:
+        torch.use_deterministic_algorithms(False)

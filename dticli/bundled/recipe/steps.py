@@ -1,9 +1,9 @@
 """What each step's name runs."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
-from dticli.errors import DtiError
+from dticli.errors import DtiError, UsageError
 from dticli.ranks import joined, launched
 
 from . import cache
@@ -42,7 +42,7 @@ def _photos(arguments: argparse.Namespace, log: RecipeLog) -> None:
 def _world(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import shards
 
-    for kind in arguments.kinds or shards.KINDS:
+    for kind in _known("kinds", arguments.kinds, shards.KINDS) or shards.KINDS:
         shards.make(kind, arguments.pictures, arguments.seed, log)
 
 
@@ -127,7 +127,22 @@ def _package(arguments: argparse.Namespace, log: RecipeLog) -> None:
 def _results(arguments: argparse.Namespace, log: RecipeLog) -> None:
     from . import results
 
-    results.run(arguments.samples, arguments.seed, log, arguments.plans, arguments.parts or results.PARTS)
+    plans = _known("plans", arguments.plans, results.PLANS)
+    parts = _known("parts", arguments.parts, results.PARTS)
+    results.run(arguments.samples, arguments.seed, log, plans, parts or results.PARTS)
+
+
+def _known(option: str, said: Sequence[str] | None, known: Collection[str]) -> Sequence[str]:
+    """What was said for an option.
+
+    Raises:
+        UsageError: some of it is unknown.
+    """
+    if unknown := [each for each in said or () if each not in known]:
+        raise UsageError(
+            f"--{option} {' '.join(unknown)}: expected some of {', '.join(known)}; correct it, or leave it out for the default"
+        )
+    return said or ()
 
 
 def _minutes(arguments: argparse.Namespace) -> float:
