@@ -2,12 +2,17 @@
 
 import subprocess
 import sys
+from random import Random
 
 import pytest
 from PIL import Image
 
 from dticli import bundled
+from dticli.bundled.recipe import art, photos
+from dticli.bundled.world import words
 from dticli.errors import InputError
+from dticli.photos import albums, captions
+from dticli.photos.captions import Captioning
 
 
 @pytest.mark.parametrize(("in_the_world", "tuning", "reporting"), [(True, 4, 12), (False, 4, 8)])
@@ -54,3 +59,27 @@ def test_the_api_needs_no_torch():
     code = "import sys; from dticli import bundled; bundled.photos('dog'); bundled.model_folder(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_masks_and_captions_are_laid_out_as_train_reads_them(shapes, monkeypatch, tmp_path):
+    """A mask is white where the photo of the same name shows the subject; a caption names what is around it, not what it is."""
+    monkeypatch.setattr(art, "load", lambda: shapes)
+    subject = bundled.subject("dog")
+    folder = photos.lay_masks(subject, tmp_path / "masks")
+    pictured = photos._five(subject, shapes)
+    for photo, (picture, mask) in zip(bundled.photos("dog"), pictured, strict=True):
+        assert Image.open(folder / photo.name).convert("L").tobytes() == mask.tobytes()
+        assert picture.size == mask.size == (128, 128)
+    album = albums.read(bundled.photos("dog")[0].parent, str(folder))
+    assert all(photo.mask for photo in album.photos)
+    file = photos.lay_captions(subject, tmp_path / "dog.jsonl")
+    said = captions.read(album.photos, Captioning("<dog>", list_file=str(file)))
+    said.require_usable()
+    for photo, scene in zip(
+        bundled.photos("dog"), photos._scenes(subject, Random("photos dog")), strict=True
+    ):
+        texts = said.texts[photo]
+        assert len(texts) > 1
+        assert all("<dog>" in text and "dog" not in text.replace("<dog>", "") for text in texts)
+        spoken = words.PLACES.get(scene.background.place, scene.background.colours)
+        assert all(any(one in text for one in spoken) for text in texts)

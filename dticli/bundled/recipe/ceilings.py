@@ -30,6 +30,7 @@ from dticli.evaluation.prompt import Prompt
 from dticli.evaluation.trials import weights_mark
 
 from . import art, assembly, autoencoder, cache, check, drawing, sampling, shards
+from .photos import lay_captions, lay_masks
 from .training import RecipeLog
 
 FIGURES = ("identified", "look", "noun", "rest")
@@ -60,23 +61,25 @@ class CeilingsReport:
 def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
     """Learn, draw and judge; log and write `ceilings.json` and `words.png`, one row per subject."""
     pipeline = assembly.load(model)
-    words = [
-        learned("ceilings", subject.name, subject, model or assembly.built(), log)
-        for subject, _ in reporting()
-    ]
-    for subject, file in zip(reporting(), words, strict=True):
-        pipeline.load_textual_inversion(str(file), token=f"<{subject[0].name}>")
     tower, observer = check.load_judges(model)
     judges: dict[str, DualEncoder | Observer] = {"a": tower, "b": observer}
     judged: dict[str, dict[str, dict[str, Mean]]] = {name: {} for name in judges}
     rows: dict[str, list[list[Image.Image]]] = {}
-    for kind, asked in targets().items():
-        shown = {target: _drawn(pipeline, target, seed) for target in asked}
-        if kind in ("class word", "learned word"):
-            rows[kind] = list(shown.values())
+
+    def note(kind: str, shown: Mapping[Target, list[Image.Image]]) -> None:
         for name, eyes in judges.items():
-            judged[name][kind] = _means([_figures(eyes, target, shown[target]) for target in asked])
+            judged[name][kind] = _means([_figures(eyes, target, own) for target, own in shown.items()])
             log(f"ceilings, judge {name}: {kind}: {_line(judged[name][kind])}")
+
+    for subject, _ in reporting():
+        for aid, options in ({"": ()} | _aids(subject)).items():
+            name = f"{subject.name}{aid}"
+            file = learned("ceilings", name, subject, model or assembly.built(), log, *options)
+            pipeline.load_textual_inversion(str(file), token=f"<{name}>")
+    for kind, asked in (targets() | _aided()).items():
+        shown = {target: _drawn(pipeline, target, seed) for target in asked}
+        rows[kind] = list(shown.values())
+        note(kind, shown)
     icons = art.load()
     scenes = {target: _by_hand(target, icons) for target in targets()["learned word"]}
     rebuilt = {
@@ -86,10 +89,8 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
     drawn = {
         target: [Image.fromarray(picture) for picture in pictures] for target, pictures in scenes.items()
     }
-    for kind, shown in (("drawn, rebuilt", rebuilt), ("drawn", drawn)):
-        for name, eyes in judges.items():
-            judged[name][kind] = _means([_figures(eyes, target, own) for target, own in shown.items()])
-            log(f"ceilings, judge {name}: {kind}: {_line(judged[name][kind])}")
+    note("drawn, rebuilt", rebuilt)
+    note("drawn", drawn)
     for name, eyes in judges.items():
         judged[name]["photos"] = _means([alone(eyes, each, photos(each)) for each, _ in reporting()])
         log(f"ceilings, judge {name}: photos: {_line(judged[name]['photos'])}")
@@ -99,6 +100,23 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
         cache.folder("ceilings") / "ceilings.json", json.dumps(asdict(report), indent=1).encode()
     )
     return report
+
+
+def _aids(subject: bundled.Subject) -> dict[str, tuple[str, ...]]:
+    """Options by which a user can tell the subject from what is around it, by what its word's name ends with then."""
+    folder = cache.folder("ceilings")
+    captions = lay_captions(subject, folder / f"{subject.name}.jsonl")
+    masks = lay_masks(subject, folder / "masks" / subject.name)
+    return {"-captions": ("--captions-file", str(captions)), "-masks": ("--masks", str(masks))}
+
+
+def _aided() -> dict[str, list[Target]]:
+    return {
+        f"learned word, {aid}": [
+            Target(subject.class_word, look, f"<{subject.name}-{aid}>") for subject, look in reporting()
+        ]
+        for aid in ("captions", "masks")
+    }
 
 
 def learned(

@@ -8,7 +8,6 @@ subjects.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,22 +118,18 @@ def _ways(
                 ways[f"{said}, {steps} steps"] = _states(
                     pipeline, there.expand(PROMPT.format(f"<{subject.name}>"))
                 )
-    masked = ("--masks", str(_masks(subject)), "--steps", str(EARLY))
+    masked = (
+        "--masks",
+        str(photos.lay_masks(subject, cache.folder("diagnosis") / "masks" / subject.name)),
+        "--steps",
+        str(EARLY),
+    )
     file = ceilings.learned("diagnosis", f"{subject.name}-masked", subject, model, log, *masked)
     with api.place(pipeline, api.load_word(file)):
         ways[f"one vector, masked, {EARLY} steps"] = _states(pipeline, PROMPT.format(f"<{subject.name}>"))
     ways[f"free states, {FREE_STEPS} steps"] = _freed(pipeline, plain, shown.whole, seed)
     ways[f"free states, masked, {FREE_STEPS} steps"] = _freed(pipeline, plain, shown, seed)
     return ways
-
-
-def _masks(subject: bundled.Subject) -> Path:
-    """A folder of masks as `dti train` reads them, named as the photos are."""
-    folder = cache.folder("diagnosis") / "masks" / subject.name
-    folder.mkdir(parents=True, exist_ok=True)
-    for photo, mask in zip(bundled.photos(subject.name), photos.masks(subject), strict=True):
-        cache.write(folder / photo.name, partial(mask.save, format="PNG"))
-    return folder
 
 
 @torch.no_grad()

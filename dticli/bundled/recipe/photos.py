@@ -1,12 +1,15 @@
 """Step `photos`: the example photos, five scenes each of every subject, in its look or by an artist the model never sees."""
 
 import io
+import json
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 from PIL import Image
 
-from dticli.bundled import _HERE, Subject, subjects
-from dticli.bundled.world import words
+from dticli.bundled import _HERE, Subject, photos, subjects
+from dticli.bundled.world import grammar, words
 from dticli.bundled.world.scenes import Background, Scene, Thing
 
 from . import art, cache, drawing
@@ -14,6 +17,8 @@ from . import art, cache, drawing
 SIDE = 128
 UNSEEN = "noto"
 PLACES = tuple(words.PLACES)
+CAPTIONS = 12
+"""Most of them of one photo."""
 
 
 def make() -> None:
@@ -31,6 +36,28 @@ def masks(subject: Subject) -> list[Image.Image]:
     return [mask for _, mask in _five(subject, art.load())]
 
 
+def lay_masks(subject: Subject, folder: Path) -> Path:
+    """Write the masks as `dti train --masks` reads them, named as the photos are; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for photo, mask in zip(photos(subject.name), masks(subject), strict=True):
+        cache.write_bytes(folder / photo.name, _png(mask))
+    return folder
+
+
+def lay_captions(subject: Subject, file: Path) -> Path:
+    """Write captions that say where the subject is as `dti train --captions-file` reads them; returns the file."""
+    random = Random(f"captions {subject.name}")
+    lines = []
+    for photo, scene in zip(
+        photos(subject.name), _scenes(subject, Random(f"photos {subject.name}")), strict=True
+    ):
+        spoken = replace(scene, things=(Thing("{}"),))
+        said = sorted({grammar.caption(spoken, random) for _ in range(CAPTIONS)})
+        lines += [json.dumps({"file": photo.name, "text": text}) for text in said]
+    cache.write_bytes(file, "\n".join([*lines, ""]).encode())
+    return file
+
+
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
@@ -38,8 +65,13 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _five(subject: Subject, icons: art.Art) -> list[tuple[Image.Image, Image.Image]]:
-    """Photos and masks: three places, one plain and one patterned background; sizes and positions vary."""
+    """Photos and masks."""
     random = Random(f"photos {subject.name}")
+    return [drawing.masked(scene, icons, random, SIDE) for scene in _scenes(subject, random)]
+
+
+def _scenes(subject: Subject, random: Random) -> list[Scene]:
+    """Three places, one plain and one patterned background; sizes and positions vary."""
     index = [each.name for each in subjects()].index(subject.name)
     places = [Background(place=PLACES[(3 * index + step) % len(PLACES)]) for step in (0, 4, 7)]
     plain, first, second = random.sample(sorted(words.COLOURS), 3)
@@ -49,12 +81,5 @@ def _five(subject: Subject, icons: art.Art) -> list[tuple[Image.Image, Image.Ima
         Background(pattern=pattern, colours=(first, second)), places[2],
     ]  # fmt: skip
     sides = ["", "left", "", "right", ""]
-    return [
-        drawing.masked(
-            Scene((Thing(subject.class_word, subject.look, hand=UNSEEN),), behind, side=side),
-            icons,
-            random,
-            SIDE,
-        )
-        for behind, side in zip(backgrounds, sides, strict=True)
-    ]
+    thing = Thing(subject.class_word, subject.look, hand=UNSEEN)
+    return [Scene((thing,), behind, side=side) for behind, side in zip(backgrounds, sides, strict=True)]

@@ -127,9 +127,10 @@ def _words(learned: ceilings.CeilingsReport) -> Iterator[str]:
         "*Identified*: nearest to the right one of "
         f"{stickers.CANDIDATES} things, of which near misses share the noun or the look; chance is 4 %. *Look*: hue within "
         "25 degrees, pattern and build. *Rest*: everything else that the prompt asks for. Floor: the class word. Then the look "
-        "said in words, and the ceiling of one slot of the text, a name that the model was trained on. *Drawn*: what each prompt "
-        "asks for as the training pictures are drawn, the judge's ceiling; *rebuilt*, the same through the autoencoder, which no "
-        "denoiser can surpass. The photos show nothing but the thing. A bar holds for the lower end of judge B's interval."
+        "said in words, and the ceiling of one slot of the text, a name that the model was trained on. *Captions* that say where "
+        "the subject is, and *masks* of it, are what a user can add to the photos. *Drawn*: what each prompt asks for as the "
+        "training pictures are drawn, the judge's ceiling; *rebuilt*, the same through the autoencoder, which no denoiser can "
+        "surpass. The photos show nothing but the thing. A bar holds for the lower end of judge B's interval."
     )
     yield ""
     columns = [(name, judge) for name in ceilings.FIGURES for judge in reversed(learned.judged)]
