@@ -1,8 +1,9 @@
 """Measure what dti costs: `python -m tests.benchmarks [PART ...] [--peer NAME=COMMAND]`.
 
 Writes docs/benchmarks.json and, from it, the tables of docs/benchmarks.md; parts that are not named keep their figures. A peer is
-a program that trains with a torch optimizer, given as `SCRIPT ARGUMENTS` in which {model}, {photos}, {out} and {batch} are filled
-in.
+a program that trains with a torch optimizer, given as `SCRIPT ARGUMENTS` in which are filled in: {model}, or {sdxl} for one that
+trains SDXL alone; {photos}, {noun} (what they show), {size} (pixels), {batch}, {out} (a folder), and {save} (how many steps lie
+between two words that it writes there, as FILE-STEPS.safetensors).
 """
 
 import argparse

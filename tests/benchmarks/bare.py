@@ -1,4 +1,4 @@
-"""The least that a training step can be: the model's own modules, forward and backward to one row of the table.
+"""The least that a training step can be: the model's own modules, forward and backward to one row of each table.
 
     python -m tests.benchmarks.bare MODEL PHOTOS [--batch 4] [--size 64] [--precision fp32]
 
@@ -6,11 +6,13 @@ Photos are encoded once and the caption is always the same: no draws, no caption
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -25,15 +27,13 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     options = parser.parse_args()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
-    pipe = StableDiffusionPipeline.from_pretrained(options.model, torch_dtype=dtype, safety_checker=None)
-    for module in (pipe.vae, pipe.unet, pipe.text_encoder):
+    pipe = DiffusionPipeline.from_pretrained(options.model, torch_dtype=dtype)
+    encoders = [each for each in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if each]
+    for module in (pipe.vae, pipe.unet, *encoders):
         module.requires_grad_(False)
     latents = _latents(pipe, options.photos, options.size, dtype)
-    row = pipe.text_encoder.get_input_embeddings().weight[1].float().clone().requires_grad_()
-    pipe.text_encoder.get_input_embeddings().register_forward_hook(
-        lambda module, args, states: states + 0 * row.to(dtype)
-    )
-    optimizer = torch.optim.SGD([row], lr=1e-3)
+    rows = [_learning(encoder, dtype) for encoder in encoders]
+    optimizer = torch.optim.SGD(rows, lr=1e-3)
     texts = pipe.tokenizer(
         ["a photo of a dog"] * options.batch,
         padding="max_length",
@@ -46,14 +46,35 @@ def main() -> None:
     while True:
         noise = torch.randn_like(clean)
         noisy = pipe.scheduler.add_noise(clean, noise, level)
-        said = pipe.unet(noisy, level, pipe.text_encoder(texts)[0], return_dict=False)[0]
+        said = pipe.unet(noisy, level, **_conditioning(encoders, texts, options.size), return_dict=False)[0]
         torch.nn.functional.mse_loss(said.float(), noise.float()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
+def _learning(encoder: Any, dtype: torch.dtype) -> Tensor:
+    """A row that every state of the encoder's table depends on."""
+    table = encoder.get_input_embeddings()
+    row = table.weight[1].float().clone().requires_grad_()
+    table.register_forward_hook(lambda module, args, states: states + 0 * row.to(dtype))
+    return row
+
+
+def _conditioning(encoders: Sequence[Any], texts: Tensor, size: int) -> dict[str, Any]:
+    """What the denoiser is told: by one encoder as in Stable Diffusion 1, by two as in SDXL."""
+    if len(encoders) == 1:
+        return {"encoder_hidden_states": encoders[0](texts)[0]}
+    said = [encoder(texts, output_hidden_states=True) for encoder in encoders]
+    states = torch.cat([each.hidden_states[-2] for each in said], dim=-1)
+    times = torch.tensor([size, size, 0, 0, size, size]).expand(len(texts), -1)
+    return {
+        "encoder_hidden_states": states,
+        "added_cond_kwargs": {"text_embeds": said[1][0], "time_ids": times},
+    }
+
+
 @torch.no_grad()
-def _latents(pipe: StableDiffusionPipeline, photos: Path, size: int, dtype: torch.dtype) -> Tensor:
+def _latents(pipe: Any, photos: Path, size: int, dtype: torch.dtype) -> Tensor:
     """Scaled latents of all photos, squeezed to squares."""
     pixels = np.stack(
         [

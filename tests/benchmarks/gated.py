@@ -4,6 +4,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,28 +47,32 @@ class Gated:
     Attributes:
         first: what it took to the end of the first step.
         rounds: what each step of a round took, on the average.
+        cpu: seconds of CPU time so far.
     """
 
     name: str
     command: Sequence[str]
     first: Seconds = field(init=False)
     rounds: list[Seconds] = field(default_factory=list)
+    cpu: float = field(init=False)
 
     def __enter__(self) -> "Gated":
         inner_read, self._write = os.pipe()
         self._read, inner_write = os.pipe()
+        # a pipe that nobody reads would stop a program that says much
+        self._said = tempfile.TemporaryFile()
         started = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.gate", str(inner_read), str(inner_write), *self.command],
             pass_fds=(inner_read, inner_write),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
         )
         os.close(inner_read)
         os.close(inner_write)
-        self._cpu = self._passed()
-        self.first = Seconds(time.perf_counter() - started, self._cpu)
+        self.cpu = self._passed()
+        self.first = Seconds(time.perf_counter() - started, self.cpu)
         return self
 
     def warm_up(self) -> None:
@@ -77,11 +82,11 @@ class Gated:
 
     def steps(self, count: int) -> None:
         """Take so many, a round of them."""
-        started, before = time.perf_counter(), self._cpu
+        started, before = time.perf_counter(), self.cpu
         for _ in range(count):
             os.write(self._write, b".")
-            self._cpu = self._passed()
-        self.rounds.append(Seconds((time.perf_counter() - started) / count, (self._cpu - before) / count))
+            self.cpu = self._passed()
+        self.rounds.append(Seconds((time.perf_counter() - started) / count, (self.cpu - before) / count))
 
     def _passed(self) -> float:
         """Wait for the end of a step: seconds of CPU time until there."""
@@ -89,10 +94,8 @@ class Gated:
         while not line.endswith(b"\n"):
             got = os.read(self._read, 64)
             if not got:
-                assert self._process.stderr
-                raise SystemExit(
-                    f"{self.name} ended before its step:\n{self._process.stderr.read().decode()[-2000:]}"
-                )
+                self._said.seek(0)
+                raise SystemExit(f"{self.name} ended before its step:\n{self._said.read().decode()[-2000:]}")
             line += got
         return float(line)
 
@@ -108,5 +111,4 @@ class Gated:
         os.close(self._write)
         self._process.wait()
         os.close(self._read)
-        assert self._process.stderr
-        self._process.stderr.close()
+        self._said.close()

@@ -16,7 +16,7 @@ from dticli.learn.hyperparameters import Batches, Optimisation, Start
 from dticli.learn.trainer import Lane, Learner, Outcomes, Task
 from dticli.models import choice, contents, loading
 from dticli.photos import albums, captions, latents
-from dticli.settings import TrainSettings, resolve
+from dticli.settings import TrainSettings, model_layer, resolve
 from dticli.words import norms, placement
 from tests.benchmarks.gated import Seconds
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def training(batch_size: int, name: str = "dog", pipe: Any = None) -> tuple[Task, Learner]:
-    """A training of an example subject on the bundled model, ready to go.
+    """A training of an example subject on the bundled model at its defaults but for the batch, ready to go; it never ends.
 
     Args:
         pipe: the model, where it is loaded already.
@@ -32,15 +32,16 @@ def training(batch_size: int, name: str = "dog", pipe: Any = None) -> tuple[Task
     model = choice.choose(bundled.MODEL_NAME)
     family = contents.family(model)
     own = {"token": f"<{name}>", "init": bundled.subject(name).class_word, "steps": 10**6}
-    own |= {"batch_size": batch_size, "resolution": 64}
-    settings = resolve(TrainSettings, own, vars(family.defaults))
+    own |= {"batch_size": batch_size}
+    settings = resolve(TrainSettings, own, model_layer(model.folder, "train"), vars(family.defaults))
     pipe = pipe or loading.load(model, CPU, torch.float32, safety_checker=False)
     album = [photo for path in bundled.photos(name) for photo in albums.read(path).photos]
     crops = albums.crops(album, hyperparameters.cropping(settings, family.multiple))
     encoded = latents.encode(pipe, family, crops, CPU)
-    texts = dict.fromkeys(encoded.paths, captions.from_templates(captions.OBJECT_TEMPLATES, settings.token))
+    said = captions.from_templates(hyperparameters.captioning(settings).templates, settings.token)
+    texts = dict.fromkeys(encoded.paths, said)
     vocabulary = {key: norms.summary(table) for key, table in placement.tables(pipe, family.encoders).items()}
-    start, how = Start(settings.init, 1, "mean", "init", 0), Optimisation.of(settings)
+    start, how = Start.of(settings), Optimisation.of(settings)
     return Task(pipe, family, encoded, texts, Batches.of(settings), how), trainer.learner(
         settings.token, how, *initial_rows.begin(pipe, family, start, vocabulary)
     )

@@ -1,0 +1,114 @@
+"""How long a program takes to learn a word that draws as good a look as dti's does at its defaults, nearly, on the bundled model.
+
+The clock is the CPU time of the program from its start, up to the step of a word that it saved; drawing and judging are
+no part of it.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dticli import api, bundled
+from dticli.bundled.judge import load_b
+from dticli.bundled.recipe import assembly, ceilings, sampling
+from dticli.evaluation import stickers
+from tests.benchmarks.gated import Gated
+
+SHARE = 0.9
+WORD = "<w>"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A word along a run: after how many steps, how much CPU time from the start, and how much of the look it draws."""
+
+    steps: int
+    cpu: float
+    look: float
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """Draws words of a subject and judges what it sees; `pipe` is the bundled model."""
+
+    pipe: Any
+    judge: Any
+    subject: bundled.Subject
+
+    @classmethod
+    def of(cls, name: str) -> "Viewer":
+        return cls(assembly.load(bundled.model_folder()), load_b(), bundled.subject(name))
+
+    def look(self, source: Path | str) -> float:
+        """How much of the look judge B finds in pictures of `stickers-complex` with the word of a file."""
+        prompts = stickers.asking(stickers.complex(), self.subject.look)
+        with api.place(self.pipe, api.load_word(source)) as there:
+            said = [there.expand(prompt.of(WORD)) for prompt in prompts]
+            pictures = ceilings.images(sampling.sample(self.pipe, said, 0))
+        reader, noun = stickers.StickerReader(self.judge), self.subject.class_word
+        seen = [
+            reader.read([picture], prompt, noun).elements
+            for picture, prompt in zip(pictures, prompts, strict=True)
+        ]
+        return float(np.mean([elements["look"] for elements in seen if "look" in elements]))
+
+
+def stages(
+    name: str,
+    command: Sequence[str],
+    places: Sequence[int],
+    saved: Callable[[int], Path | str],
+    viewer: Viewer,
+) -> Iterator[Stage]:
+    """The words of a program that trains, as it goes on: it stands still while they are judged.
+
+    Args:
+        places: steps after which it saves a word, growing.
+        saved: where, by their number.
+    """
+    with Gated(name, command) as run:
+        done = 1
+        for place in places:
+            if place > done:
+                run.steps(place - done)
+            cpu = run.cpu
+            # what a step brought is written once the program goes on
+            run.steps(1)
+            done = place + 1
+            yield Stage(place, cpu, viewer.look(saved(place)))
+
+
+def ours(photos: Path, noun: str, places: Sequence[int], viewer: Viewer) -> Iterator[Stage]:
+    """Words of dti at its defaults; its last step is one more, after which it does not end before it is looked at."""
+    every = places[0]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "w.safetensors"
+        steps = places[-1] + every
+        kept = ("--steps", str(steps), "--keep", str(steps // every), "--quiet")
+        named = ("--token", WORD, "--init", noun, "--model", str(bundled.model_folder()), "-o", str(out))
+        command = ("-m", "dticli", "train", str(photos), *named, *kept)
+        yield from stages("dti", command, places, lambda place: f"{out.with_suffix('.run')}@{place}", viewer)
+
+
+def theirs(
+    name: str, command: Sequence[str], filled: dict[str, str], places: Sequence[int], viewer: Viewer
+) -> Iterator[Stage]:
+    """Words of a peer, of files whose names end with the number of the step."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        given = [each.format(out=out, **filled) for each in command]
+        yield from stages(name, given, places, lambda place: next(out.glob(f"*-{place}.safetensors")), viewer)
+
+
+def reached(stages: Iterator[Stage], bar: float) -> Stage:
+    """The first word that reaches the bar, or the last one."""
+    last = None
+    for last in stages:
+        if last.look >= bar:
+            break
+    assert last
+    return last
