@@ -51,7 +51,7 @@ def place(pipe: Any, *words: Token) -> Iterator[Placement]:
     widths = {key: table.shape[1] for key, table in tables.items()}
 
     def placed(word: Token) -> FreeWord:
-        rows = learned_word.fit(word, widths)
+        rows = learned_word.fit(word, widths).vectors
         return FreeWord(word.name, {key: own.to(tables[key].device) for key, own in rows.items()})
 
     pooling.choose(pipe, family.encoders, pooling.recorded([(word.name, word.metadata) for word in words]))

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from dticli import __version__, command_reference, console, errors, help_page
 from dticli.cli import COMMANDS, run
+from tests import tiny
 from tests.conftest import Outcome
 
 Dti = Callable[..., Outcome]
@@ -97,13 +99,14 @@ def test_help_and_version_are_commands_too(dti: Dti) -> None:
     assert (outcome.code, "did you mean train?" in outcome.error) == (2, True)
 
 
-LIGHT = {"torch", "diffusers", "transformers", "pydantic", "numpy", "PIL"}
+HEAVY = {"torch", "diffusers", "transformers"}
+LIGHT = HEAVY | {"pydantic", "numpy", "PIL"}
 STARTS: list[tuple[list[str], set[str]]] = [
     (["--help"], LIGHT),
     (["--version"], LIGHT),
-    *(([name, "--help"], {"torch", "diffusers", "transformers"}) for name in COMMANDS),
-    (["example", "--list"], {"torch", "diffusers", "transformers"}),
-    (["inspect-norms", "stickers"], {"diffusers", "transformers"}),
+    *(([name, "--help"], HEAVY) for name in COMMANDS),
+    (["example", "--list"], HEAVY),
+    (["inspect-norms", "stickers"], HEAVY),
 ]
 """Commands of one process, in this order, and what none of them up to there may have imported."""
 
@@ -144,6 +147,40 @@ def test_a_word_is_shown_without_torch(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
     assert "norm 35.7771, 35.7771" in done.stdout  # the square root of 1280
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_norms_of_safetensors_are_shown_without_torch(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Of two encoders, in any precision that weights have, and of a word in them, which gets the length that is asked for."""
+    pipe = tiny.build("sdxl")
+    widths = {}
+    for key, name in {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}.items():
+        getattr(pipe, name).to(dtype)
+        widths[key] = getattr(pipe, name).get_input_embeddings().weight.shape[1]
+    pipe.save_pretrained(tmp_path / "model")
+    rows = {key: np.ones((1, width), np.float32) for key, width in widths.items()}
+    save_file(rows, tmp_path / "dog.safetensors")
+    of_model = ["--model", str(tmp_path / "model")]
+    code = (
+        "import sys, json; from dticli.cli import run\n"
+        "codes = [run(each) for each in json.loads(sys.argv[1])]\n"
+        "print(codes, sorted({'torch', 'transformers', 'diffusers'} & set(sys.modules)))"
+    )
+    commands = [
+        ["inspect-norms", "dog.safetensors", *of_model, "--plot", "norms.svg"],
+        ["convert", "dog.safetensors", "--rescale", "mean", *of_model, "--out", "there"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[0, 0] []", done.stderr
+    weight = pipe.text_encoder.get_input_embeddings().weight.detach().double()
+    assert f"mean {weight.norm(dim=1).mean():.4f}" in done.stdout
 
 
 WORD = ["--token", "<dog>", "--init", "dog"]

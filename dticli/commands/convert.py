@@ -193,8 +193,8 @@ def _prepared(
     console.notice(f"{word.name}: {conversion.DIRECTION_ONLY}")
     before = learned_word.fit(word, conversion.widths(scaled))
     return scaled, tuple(
-        Rescaled(key, float(before[key].norm(dim=1).mean()), float(rows.norm(dim=1).mean()))
-        for key, rows in scaled.vectors.items()
+        Rescaled(key, *(float(learned_word.lengths(each).mean()) for each in (before.rows[key], rows)))
+        for key, rows in scaled.rows.items()
     )
 
 

@@ -282,7 +282,7 @@ def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]", probe: bool)
     standings = [
         standing
         for file, token in tokens
-        for key, rows in learned_word.fit(token, widths).items()
+        for key, rows in learned_word.fit(token, widths).rows.items()
         for standing in _standings(file, token, key, rows, tables[key])
     ]
     summaries = tuple(norms.summary(table) for table in tables.values())
@@ -308,7 +308,8 @@ def _probed(
         mean = norms.magnitude(norms.summary(table), "mean")
         words = {}
         for file, token in tokens:
-            rows = learned_word.fit(token, {key: each.width for key, each in tables.items()})[encoder.key]
+            fitted = learned_word.fit(token, {key: each.width for key, each in tables.items()})
+            rows = fitted.vectors[encoder.key]
             words[f"{token.name} of {Path(file).name}"] = rows
             words[f"{token.name} of {Path(file).name} at the mean"] = mean * sphere.normalize(rows)
         probes.append(probe(getattr(pipe, encoder.component), encoder.tokenizer_of(pipe), table, words))
@@ -324,13 +325,15 @@ def _standings(file: str, token: "Token", key: str, rows: Any, table: "Table") -
 
 
 def _cosines_to_init(metadata: Mapping[str, str], rows: Any, table: "Table") -> list[float | None]:
-    from dticli import sphere
+    import numpy as np
+
     from dticli.words import norms
 
     row = norms.row_of(table, metadata.get("dti.init", ""))
     if row is None:
         return [None] * len(rows)
-    return (sphere.normalize(rows) @ sphere.normalize(row)).tolist()
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1) * np.linalg.norm(row)
+    return (rows @ row / lengths).tolist()
 
 
 def _summary_lines(model: str, summary: "Summary") -> Iterator[str]:

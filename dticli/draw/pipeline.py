@@ -202,9 +202,8 @@ def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:
 
 
 def _word(token: Token, widths: Mapping[str, int], device: Any) -> FreeWord:
-    return FreeWord(
-        token.name, {key: rows.to(device) for key, rows in learned_word.fit(token, widths).items()}
-    )
+    vectors = learned_word.fit(token, widths).vectors
+    return FreeWord(token.name, {key: rows.to(device) for key, rows in vectors.items()})
 
 
 def description(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> dict[str, str]:

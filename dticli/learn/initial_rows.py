@@ -83,7 +83,8 @@ def _rows(pipe: Any, family: Family, encoder: Encoder, init: str, vectors: int, 
         )
     if names_token_file(init):
         widths = {each.key: placement.table(pipe, each).shape[1] for each in family.encoders}
-        return learned_word.fit(token_reading.read(Path(init)), widths)[encoder.key].to(table.device)
+        fitted = learned_word.fit(token_reading.read(Path(init)), widths)
+        return fitted.vectors[encoder.key].to(table.device)
     ids = pieces(pipe, encoder, init)
     _require_live(init, encoder.tokenizer_of(pipe), table, ids)
     return table[ids].float()
@@ -125,7 +126,7 @@ def require_known(model: Model, family: Family, texts: Sequence[str], names: Seq
     tokenizers = SimpleNamespace(**dict(zip(components, contents.tokenizers(model, family), strict=True)))
     for component in components:
         placement.require_new(names, getattr(tokenizers, component))
-    tables = {table.encoder: table.rows for table in contents.tables(model)}
+    tables = {table.encoder: table.tensor for table in contents.tables(model)}
     for text in dict.fromkeys(texts):
         if names_token_file(text):
             token_reading.read(Path(text))

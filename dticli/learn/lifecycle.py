@@ -262,7 +262,7 @@ def _result(job: "Job", attempt: "Attempt", seconds: float, exports: tuple[Path,
     from dticli.words import norms
 
     prepared = attempt.run
-    learner, vectors = prepared.learner, prepared.token(job.settings.steps).vectors
+    learner, rows = prepared.learner, prepared.token(job.settings.steps).rows
     return Trained(
         file=job.target,
         folder=job.folder.path,
@@ -278,7 +278,7 @@ def _result(job: "Job", attempt: "Attempt", seconds: float, exports: tuple[Path,
         vocabulary_norm={key: each.mean for key, each in prepared.loaded.vocabulary.items()},
         cosine_to_init=learner.cosine_to_start(),
         nearest={
-            key: norms.position(vectors[key][0], table, k=5).nearest
+            key: norms.position(rows[key][0], table, k=5).nearest
             for key, table in prepared.loaded.tables.items()
         },
     )

@@ -1,17 +1,20 @@
 """A model's vocabulary: the embedding table of each text encoder, read from its files without building the model.
 
-Rows keep the dtype they are stored in and stay mapped to disk.
+Rows keep the dtype they are stored in and stay mapped to disk. Safetensors files are read without torch, whose import takes
+longer than everything else.
 """
 
 import json
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import safe_open
 
 from dticli import files, mistaken
@@ -35,6 +38,10 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.*.json",
 )
 
+_STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""What safetensors calls numbers that NumPy can hold, and what NumPy does; bfloat16, which it lacks, by their bits."""
+BFLOAT16 = np.dtype("<u2")
+
 AGAIN = "expected a model in diffusers layout; download it again"
 
 
@@ -44,12 +51,13 @@ class Table:
 
     Attributes:
         encoder: the pipeline's component, such as `text_encoder_2`.
-        rows: (vocabulary + spare, width), in the stored dtype, before any scale the encoder applies.
+        rows: (vocabulary + spare, width), in the stored dtype, before any scale the encoder applies; bfloat16 as the bits of
+            `BFLOAT16`.
         words: the tokenizer's pieces in order of their rows, as it spells them (`dog</w>`, `▁dog`).
     """
 
     encoder: str
-    rows: "Tensor"
+    rows: np.ndarray
     words: Sequence[str]
 
     @property
@@ -57,21 +65,40 @@ class Table:
         """Numbers in a row."""
         return self.rows.shape[1]
 
+    @property
+    def tensor(self) -> "Tensor":
+        """The rows as a tensor on the CPU, which shares their memory."""
+        import torch
+
+        tensor = torch.from_numpy(self.rows)
+        return tensor.view(torch.bfloat16) if self.rows.dtype == BFLOAT16 else tensor
+
 
 def table_of(encoder: str, weight: "Tensor", tokenizer: Any) -> Table:
     """A table of a loaded encoder.
 
     Args:
         encoder: name of the component.
-        weight: (rows, width), such as `text_encoder.get_input_embeddings().weight`.
+        weight: (rows, width), such as `text_encoder.get_input_embeddings().weight`; copied unless it is on the CPU.
         tokenizer: the base tokenizer, before words are added to it.
     """
-    return _table(encoder, weight.detach(), _pieces_of(tokenizer))
+    return _table(encoder, _array(weight), _pieces_of(tokenizer))
 
 
-def _table(encoder: str, weight: "Tensor", pieces: Sequence[str | None]) -> Table:
+def _table(encoder: str, rows: np.ndarray, pieces: Sequence[str | None]) -> Table:
     # Some tokenizers know special pieces beyond the end of the table; ids without a piece have no word.
-    return Table(encoder, weight, tuple(piece or "" for piece in pieces[: len(weight)]))
+    return Table(encoder, rows, tuple(piece or "" for piece in pieces[: len(rows)]))
+
+
+def _array(weight: "Tensor") -> np.ndarray:
+    """A tensor's numbers as a table has them."""
+    import torch
+
+    weight = weight.detach().cpu()
+    if weight.dtype == torch.bfloat16:
+        return weight.view(torch.uint16).numpy()
+    # NumPy knows no fractions of eight bits.
+    return (weight if weight.element_size() > 1 else weight.float()).numpy()
 
 
 def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None = None) -> tuple[Table, ...]:
@@ -94,8 +121,8 @@ def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None =
         tokenizer = encoder.replace("text_encoder", "tokenizer")
         kind = _class_name(index, tokenizer)
         if _class_name(index, encoder) and kind:
-            weight = _read_weight(*(elsewhere.get(encoder) or _find_table(folder / encoder)))
-            tables.append(_table(encoder, weight, _read_pieces(folder / tokenizer, kind)))
+            rows = _read_rows(*(elsewhere.get(encoder) or _find_table(folder / encoder)))
+            tables.append(_table(encoder, rows, _read_pieces(folder / tokenizer, kind)))
     if not tables:
         raise ModelError(f"{folder} names no text encoder with a tokenizer: expected a text-to-image model")
     return tuple(tables)
@@ -127,14 +154,36 @@ def _find_table(folder: Path) -> tuple[Path, str | None]:
     return folder / Path(str(shards[key])).name, key
 
 
-def _read_weight(path: Path, key: str | None) -> "Tensor":
-    weight = _read_tensor(path, key)
+def _read_rows(path: Path, key: str | None) -> np.ndarray:
+    """The table in one file of weights, mapped to disk where the format allows; `key` is searched if None."""
+    files.require(path, ModelError, "expected weights; download the model again")
+    with boundary(lambda reason: ModelError(f"{path} cannot be read ({reason}); download the model again")):
+        rows = _map_rows(path, key) if path.suffix == ".safetensors" else None
+        if rows is not None:
+            return rows
+        weight = _read_tensor(path, key)
     if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
         raise ModelError(
             f"the embedding table in {path} is {weight.dtype} of shape {list(weight.shape)}: "
             "expected rows of floating-point numbers; choose a model that is not quantised"
         )
-    return weight
+    return _array(weight)
+
+
+def _map_rows(path: Path, key: str | None) -> np.ndarray | None:
+    """The table in a safetensors file; None where it is no matrix of numbers that NumPy can hold."""
+    # Opening it checks that what the header says is in the file.
+    with safe_open(path, framework="np") as file:
+        key = key or _table_key(file.keys(), path)
+        stored = file.get_slice(key)
+        dtype, shape = _STORED.get(stored.get_dtype()), tuple(stored.get_shape())
+    if dtype is None or len(shape) != 2 or not all(shape):
+        return None
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        start, _ = json.loads(file.read(length))[key]["data_offsets"]
+    # Copied on write: torch takes no memory that must not be written to.
+    return np.memmap(path, dtype, "c", 8 + length + start, shape)
 
 
 def _weight_file(folder: Path) -> Path:
@@ -147,17 +196,14 @@ def _weight_file(folder: Path) -> Path:
 
 
 def _read_tensor(path: Path, key: str | None) -> "Tensor":
-    """The table in one file of weights, mapped to disk where the format allows; `key` is searched if None."""
-    files.require(path, ModelError, "expected weights; download the model again")
-    with boundary(lambda reason: ModelError(f"{path} cannot be read ({reason}); download the model again")):
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(key or _table_key(file.keys(), path))
-        import torch
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(key or _table_key(file.keys(), path))
+    import torch
 
-        # Only the zip format of torch >= 1.6 can be mapped.
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        return weights[key or _table_key(weights, path)]
+    # Only the zip format of torch >= 1.6 can be mapped.
+    weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return weights[key or _table_key(weights, path)]
 
 
 def _table_key(keys: Collection[str], path: Path) -> str:

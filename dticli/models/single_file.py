@@ -276,7 +276,7 @@ def header(path: Path) -> Shapes:
     Raises:
         OSError, SafetensorError: missing or damaged.
     """
-    with safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="np") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
 

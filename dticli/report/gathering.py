@@ -27,7 +27,7 @@ from dticli.report.charts import Line
 from dticli.report.pictures import Embedded, embedded
 from dticli.settings import TrainSettings, read_config, resolve, shareable
 from dticli.version import __version__
-from dticli.words import base_model, conversion, norms, programs, repositories, token_reading
+from dticli.words import base_model, conversion, learned_word, norms, programs, repositories, token_reading
 from dticli.words.conversion import Source
 from dticli.words.learned_word import Token
 
@@ -233,9 +233,9 @@ def _facts(
     file: str, word: Source, entries: Sequence[Mapping[str, Any]], tables: Mapping[str, Table]
 ) -> Iterator[tuple[str, str]]:
     yield "file", Path(file).name
-    for key, rows in word.token.vectors.items():
+    for key, rows in word.token.rows.items():
         count = f"{len(rows)} vector{'' if len(rows) == 1 else 's'} of width {rows.shape[1]}"
-        yield key, f"{count}, norm {', '.join(f'{norm:.4f}' for norm in rows.norm(dim=1).tolist())}"
+        yield key, f"{count}, norm {', '.join(f'{norm:.4f}' for norm in learned_word.lengths(rows))}"
         if key in tables:
             place = norms.position(rows[0], tables[key])
             verdict = "in distribution" if place.in_distribution else "out of distribution"
@@ -379,13 +379,13 @@ def _differs(one: Token, other: Token) -> bool:
 
 
 def _around(word: Token, key: str, table: Table) -> str:
-    near = norms.position(word.vectors[key][0], table, k=6).nearest
+    near = norms.position(word.rows[key][0], table, k=6).nearest
     return ", ".join(f"{each.name} {each.cosine:.2f}" for each in near)
 
 
 def _histogram(token: Token, key: str, table: Table) -> Chart:
     summary = norms.summary(table)
-    lengths = token.vectors[key].norm(dim=1).tolist()
+    lengths = learned_word.lengths(token.rows[key]).tolist()
     marks = [("mean", summary.mean), *((token.name, length) for length in lengths[:4])]
     return Chart(
         key,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dticli.errors import InputError, UsageError
 from dticli.paths import SUFFIXES, names_token_file
 from dticli.words import learned_word, programs, token_reading, token_writing
@@ -16,8 +18,6 @@ from dticli.words.programs import SOLE, Described, Program
 from dticli.words.token_reading import Layout
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dticli.words.norms import Summary
 
 IDENTIFIER = "token_identifier.txt"
@@ -269,15 +269,15 @@ def rescaled(token: Token, vocabulary: "Mapping[str, Summary]", rule: str) -> To
     """
     from dticli.words.norms import magnitude
 
-    rows = learned_word.fit(token, {key: each.width for key, each in vocabulary.items()})
-    scaled = {key: _with_length(each, magnitude(vocabulary[key], rule)) for key, each in rows.items()}
-    return token.with_vectors(scaled, {**token.metadata, "dti.rescaled": rule})
+    fitted = learned_word.fit(token, {key: each.width for key, each in vocabulary.items()})
+    scaled = {key: _with_length(each, magnitude(vocabulary[key], rule)) for key, each in fitted.rows.items()}
+    return dataclasses.replace(token, rows=scaled, metadata={**token.metadata, "dti.rescaled": rule})
 
 
-def _with_length(rows: "Tensor", length: float) -> "Tensor":
+def _with_length(rows: np.ndarray, length: float) -> np.ndarray:
     # In double precision, so that rescaling twice is rescaling once.
-    wide = rows.double()
-    return (wide * (length / wide.norm(dim=1, keepdim=True))).float()
+    wide = rows.astype(np.float64)
+    return (wide * (length / np.linalg.norm(wide, axis=1, keepdims=True))).astype(np.float32)
 
 
 # Writing

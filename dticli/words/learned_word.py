@@ -172,8 +172,8 @@ def vectors_for(key: str) -> str:
     return "the vectors" if key == SOLE else f"the vectors for {key}"
 
 
-def fit(token: Token, widths: Mapping[str, int]) -> "dict[str, Tensor]":
-    """The token's rows for each encoder of a model.
+def fit(token: Token, widths: Mapping[str, int]) -> Token:
+    """The word with rows for each encoder of a model.
 
     Several encoders are matched by key. One is matched by width, unless the file names another kind: CLIP
     encoders differ in width, which tells them apart under any key, but T5 and UMT5 are both 4096 wide.
@@ -182,21 +182,21 @@ def fit(token: Token, widths: Mapping[str, int]) -> "dict[str, Tensor]":
         widths: encoder key to the width of its embedding table.
 
     Returns:
-        encoder key to (n, width) float32, in the order of `widths`.
+        the word, its keys those of `widths`, in their order.
 
     Raises:
         InputError: other encoders or widths than the model's; names both.
     """
-    vectors = token.vectors
-    if len(vectors) == len(widths) == 1:
-        ((key, rows),), (encoder,) = vectors.items(), widths
+    found = dict(token.rows)
+    if len(found) == len(widths) == 1:
+        ((key, rows),), (encoder,) = found.items(), widths
         if key == SOLE or (key.startswith("clip_") and encoder.startswith("clip_")):
-            vectors = {encoder: rows}
-    if {key: rows.shape[1] for key, rows in vectors.items()} != dict(widths):
+            found = {encoder: rows}
+    if {key: rows.shape[1] for key, rows in found.items()} != dict(widths):
         theirs = " and ".join(_described(key, rows.shape[1]) for key, rows in token.rows.items())
         ours = " and ".join(_described(key, width) for key, width in widths.items())
         raise InputError(f"{token.name} is for {theirs}: expected {ours}; use the model it was learned on")
-    return {key: vectors[key] for key in widths}
+    return replace(token, rows={key: found[key] for key in widths})
 
 
 def _described(key: str, width: int) -> str:

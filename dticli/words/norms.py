@@ -1,21 +1,18 @@
 """Vocabulary statistics: how long a model's embedding rows are, and where a learned vector lies among them.
 
-Everything is computed in float32, piece by piece. Live rows are those that words have: spare rows (index >= the
-tokenizer's length) and zero rows are left out (arXiv:2512.13672, section 3).
+Everything is computed in double precision, piece by piece, by NumPy: torch takes longer to import than this takes. Live rows are
+those that words have: spare rows (index >= the tokenizer's length) and zero rows are left out (arXiv:2512.13672, section 3).
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from dticli import spelling, sphere
-from dticli.errors import InputError, ModelError, UsageError
-from dticli.models.embeddings import Table
+from dticli import spelling
+from dticli.errors import InputError, ModelError, NumericalError, UsageError
+from dticli.models.embeddings import BFLOAT16, Table
 
 PERCENTILES = (1, 5, 25, 75, 95, 99)
 BINS = 40
@@ -25,7 +22,7 @@ CENTRAL = (0.5, 99.5)
 The central 99 %: minimum and maximum would hang on single odd rows, and a number of standard deviations would
 presume a bell, which tables with a heavy tail of rare words are not.
 """
-_CHUNK = 2**20
+_CHUNK = 2**18
 
 
 @dataclass(frozen=True)
@@ -111,17 +108,13 @@ def readable(piece: str) -> str:
     return piece.removesuffix("</w>").lstrip("▁Ġ")
 
 
-def live_norms(weight: Tensor, vocabulary_size: int) -> Tensor:
-    """Lengths of the rows that words can have, (live,), float32 on the CPU.
-
-    Args:
-        weight: (rows, width), any float dtype and device; rows >= `vocabulary_size` are spare.
-        vocabulary_size: length of the base tokenizer, without words added to it.
+def live_norms(table: Table) -> np.ndarray:
+    """Lengths of the rows that words can have, (live,) float64, each rounded to float32.
 
     Raises:
         ModelError: a row holds NaN or inf, or none is live.
     """
-    norms = _norms(weight, vocabulary_size)
+    norms = _norms(table)
     return norms[norms > 0]
 
 
@@ -131,35 +124,33 @@ def summary(table: Table) -> Summary:
     Raises:
         ModelError: as `live_norms`.
     """
-    norms = _norms(table.rows, len(table.words))
-    words = (norms > 0).nonzero()[:, 0]
-    live = norms[words].double()
-    low, high = live.aminmax()
-    counts, edges = torch.histogram(live, BINS)
+    norms = _norms(table)
+    words = np.flatnonzero(norms)
+    live = norms[words]
+    counts, edges = np.histogram(live, BINS)
     return Summary(
         encoder=table.encoder,
         width=table.width,
         rows=len(table.rows),
         spare=len(table.rows) - len(norms),
         zero=len(norms) - len(live),
-        min=low.item(),
-        mean=live.mean().item(),
-        median=_percentile(live, 50),
-        max=high.item(),
-        std=live.std(correction=0).item(),
-        percentiles={percent: _percentile(live, percent) for percent in PERCENTILES},
+        min=float(live.min()),
+        mean=float(live.mean()),
+        median=float(np.median(live)),
+        max=float(live.max()),
+        std=float(live.std()),
+        percentiles={percent: float(np.percentile(live, percent)) for percent in PERCENTILES},
         argmin=table.words[int(words[live.argmin()])],
         argmax=table.words[int(words[live.argmax()])],
-        counts=tuple(map(int, counts.tolist())),
-        edges=tuple(edges.tolist()),
+        counts=tuple(map(int, counts)),
+        edges=tuple(map(float, edges)),
     )
 
 
-def magnitude(norms: Summary | Tensor, rule: str) -> float:
+def magnitude(norms: Summary, rule: str) -> float:
     """The length a rule asks for.
 
     Args:
-        norms: a summary, or lengths of live rows, (live,).
         rule: `mean`, `median`, `min`, `max`, a length such as `0.4`, or a multiple of the mean such as `2x`.
 
     Raises:
@@ -169,16 +160,16 @@ def magnitude(norms: Summary | Tensor, rule: str) -> float:
         statistic, factor = spelling.length(rule)
     except ValueError as error:
         raise UsageError(f"magnitude {rule!r}: {error}") from None
-    return factor * _statistic(norms, statistic) if statistic else factor
+    return factor * getattr(norms, statistic) if statistic else factor
 
 
-def position(vector: Tensor, table: Table, k: int = 8) -> Position:
+def position(vector: np.ndarray, table: Table, k: int = 8) -> Position:
     """Where one vector, (width,), lies among a table's live rows; see `positions`."""
     return positions(vector[None], table, k)[0]
 
 
-def positions(vectors: Tensor, table: Table, k: int = 8) -> tuple[Position, ...]:
-    """Where vectors lie among a table's live rows, in three passes over the table for all of them.
+def positions(vectors: np.ndarray, table: Table, k: int = 8) -> tuple[Position, ...]:
+    """Where vectors lie among a table's live rows, in one pass over the table for all of them.
 
     Args:
         vectors: (n, width), of any length but zero.
@@ -194,28 +185,41 @@ def positions(vectors: Tensor, table: Table, k: int = 8) -> tuple[Position, ...]
             f"vectors of width {vectors.shape[1]}: expected {table.width} as in {table.encoder}; "
             "use the model they were learned on"
         )
-    vectors = vectors.detach().float().cpu()
-    units = sphere.normalize(vectors)
-    norms = _norms(table.rows, len(table.words))
-    live = norms[norms > 0].double()
-    lengths = vectors.norm(dim=1).double()
-    low, high = (_percentile(live, percent) for percent in CENTRAL)
-    z_scores = (lengths - live.mean()) / live.std(correction=0)
-    nearest = _best(table, norms, len(vectors), k, lambda rows, lengths: units @ rows.T / lengths)
-    # By 2 v.r - r.r, since the vector's own square is the same for all rows.
-    closest = _best(
-        table, norms, len(vectors), k, lambda rows, lengths: 2 * vectors @ rows.T - lengths.square()
-    )
+    vectors = vectors.astype(np.float64)
+    lengths = _lengths(vectors)
+    usable = (lengths > 0) & np.isfinite(lengths)
+    if not usable.all():
+        row = int(usable.argmin())
+        raise NumericalError(
+            f"vector {row} is zero, or holds NaN or inf: expected a direction; train the word again"
+        )
+    nearest, closest = _Best(len(vectors), k), _Best(len(vectors), k)
+    measured = []
+    for start, rows, norms in _measured(table):
+        live = np.flatnonzero(norms)
+        norms = norms[live]
+        products = (vectors @ rows.T)[:, live]
+        nearest.offer(products / lengths[:, None] / norms, start + live)
+        # By 2 v.r - r.r, since the vector's own square is the same for all rows.
+        closest.offer(2 * products - norms**2, start + live)
+        measured.append(norms)
+    norms = np.concatenate(measured)
+    low, high = np.percentile(norms, CENTRAL)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z_scores = (lengths - norms.mean()) / norms.std()
     return tuple(
         Position(
-            norm=length.item(),
-            percentile=_rank(live, length),
-            z_score=z_score.item(),
-            in_distribution=low <= length.item() <= high,
-            nearest=tuple(Neighbour(word, cosine) for word, cosine in parallel),
-            closest=tuple(Close(word, max(length.item() ** 2 - score, 0.0) ** 0.5) for word, score in near),
+            norm=float(length),
+            percentile=_rank(norms, length),
+            z_score=float(z_scores[row]),
+            in_distribution=bool(low <= length <= high),
+            nearest=tuple(Neighbour(table.words[word], cosine) for word, cosine in nearest.of(row)),
+            closest=tuple(
+                Close(table.words[word], max(float(length) ** 2 - score, 0.0) ** 0.5)
+                for word, score in closest.of(row)
+            ),
         )
-        for length, z_score, parallel, near in zip(lengths, z_scores, nearest, closest, strict=True)
+        for row, length in enumerate(lengths)
     )
 
 
@@ -227,80 +231,91 @@ def fingerprint(tables: Iterable[Table]) -> str:
     """
     digest = hashlib.sha256()
     for table in tables:
-        for _, chunk in _chunks(table.rows[: len(table.words)]):
+        for _, rows in _pieces(table):
             # Row by row, so that it does not matter how many are packed at once.
-            digest.update(np.packbits(chunk.signbit().numpy(), axis=1).tobytes())
+            digest.update(np.packbits(np.signbit(rows), axis=1).tobytes())
     return digest.hexdigest()
 
 
-def row_of(table: Table, word: str) -> Tensor | None:
-    """The row of a word as it occurs inside a sentence, (width,) float32, or None if it is not one piece."""
+def row_of(table: Table, word: str) -> np.ndarray | None:
+    """The row of a word as it occurs inside a sentence, (width,) float64, or None if it is not one piece."""
     for piece in (f"{word}</w>", f"▁{word}", f"Ġ{word}", word):
         if word and piece in table.words:
-            return table.rows[table.words.index(piece)].float()
+            place = table.words.index(piece)
+            return _wide(table.rows[place : place + 1])[0]
     return None
 
 
-def _chunks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Pieces of a table as float32 on the CPU, each valid until the next, with the index of their first row."""
-    step = max(1, _CHUNK // weight.shape[1])
-    # One buffer for all pieces: a fresh one each fragments the heap until the whole table is in it.
-    buffer = torch.empty(min(step, len(weight)), weight.shape[1])
-    for start in range(0, len(weight), step):
-        rows = weight[start : start + step].detach()
-        # Copied even where they are float32 already: where a file puts them decides how sums are rounded.
-        yield start, buffer[: len(rows)].copy_(rows)
+def _pieces(table: Table) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of words in pieces, float64, with the index of the first."""
+    step = max(1, _CHUNK // table.width)
+    for start in range(0, len(table.words), step):
+        yield start, _wide(table.rows[start : min(start + step, len(table.words))])
 
 
-def _norms(weight: Tensor, vocabulary_size: int) -> Tensor:
+def _wide(rows: np.ndarray) -> np.ndarray:
+    """A table's rows as float64."""
+    if rows.dtype == BFLOAT16:
+        rows = np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
+    return rows.astype(np.float64)
+
+
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    """Length of each row, (n,) float64, rounded to float32, so that it does not matter in which order squares are summed."""
+    with np.errstate(over="ignore"):
+        return np.sqrt(np.einsum("ij,ij->i", rows, rows)).astype(np.float32).astype(np.float64)
+
+
+def _norms(table: Table) -> np.ndarray:
     """Lengths of the rows of all words, zero rows included, (vocabulary,)."""
-    norms = torch.empty(min(vocabulary_size, len(weight)))
-    for start, chunk in _chunks(weight[:vocabulary_size]):
-        norms[start : start + len(chunk)] = chunk.norm(dim=1)
-    if not norms.isfinite().all():
-        row = int((~norms.isfinite()).nonzero()[0])
-        raise ModelError(f"row {row} of the embedding table holds NaN or inf: download the model again")
-    if not norms.any():
+    return np.concatenate([lengths for _, _, lengths in _measured(table)])
+
+
+def _measured(table: Table) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """As `_pieces`, and the rows' lengths.
+
+    Raises:
+        ModelError: as `live_norms`.
+    """
+    any_live = False
+    for start, rows in _pieces(table):
+        lengths = _lengths(rows)
+        if not np.isfinite(lengths).all():
+            row = start + int(np.isfinite(lengths).argmin())
+            raise ModelError(f"row {row} of the embedding table holds NaN or inf: download the model again")
+        any_live |= bool(lengths.any())
+        yield start, rows, lengths
+    if not any_live:
         raise ModelError(
             "the embedding table holds only zeros: expected rows of words; download the model again"
         )
-    return norms
 
 
-def _percentile(norms: Tensor, percent: float) -> float:
-    return norms.quantile(percent / 100).item()
-
-
-def _statistic(norms: Summary | Tensor, name: str) -> float:
-    if isinstance(norms, Summary):
-        return getattr(norms, name)
-    return _percentile(norms.double(), 50) if name == "median" else getattr(norms.double(), name)().item()
-
-
-def _rank(norms: Tensor, length: Tensor) -> float:
+def _rank(norms: np.ndarray, length: float) -> float:
     """Percent of `norms` below `length`, equal ones counting half."""
     below, equal = (norms < length).sum(), (norms == length).sum()
-    return (100 * (below + equal / 2) / len(norms)).item()
+    return float(100 * (below + equal / 2) / len(norms))
 
 
-def _best(
-    table: Table, norms: Tensor, count: int, k: int, score: Callable[[Tensor, Tensor], Tensor]
-) -> list[list[tuple[str, float]]]:
-    """The `k` live words of the highest score, and their scores, for each of `count` vectors.
+@dataclass
+class _Best:
+    """The `k` rows of the highest score for each of `count` vectors, of those that were offered."""
 
-    Args:
-        score: from rows and their lengths to (count, rows).
-    """
-    k = min(k, int((norms > 0).sum()))
-    scores, words = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.long)
-    for start, chunk in _chunks(table.rows[: len(table.words)]):
-        lengths = norms[start : start + len(chunk)]
-        found = score(chunk, lengths).where(lengths > 0, -math.inf)
-        scores = torch.cat([scores, found], dim=1)
-        words = torch.cat([words, torch.arange(start, start + len(chunk)).expand_as(found)], dim=1)
-        scores, best = scores.topk(min(k, scores.shape[1]), dim=1)
-        words = words.gather(1, best)
-    return [
-        [(table.words[word], value) for word, value in zip(*pairs, strict=True)]
-        for pairs in zip(words.tolist(), scores.tolist(), strict=True)
-    ]
+    count: int
+    k: int
+    scores: np.ndarray = field(init=False)
+    rows: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scores, self.rows = np.empty((self.count, 0)), np.empty((self.count, 0), np.int64)
+
+    def offer(self, scores: np.ndarray, rows: np.ndarray) -> None:
+        """Scores, (count, n), of these rows, (n,)."""
+        self.scores = np.concatenate([self.scores, scores], axis=1)
+        self.rows = np.concatenate([self.rows, np.broadcast_to(rows, scores.shape)], axis=1)
+        best = np.argsort(-self.scores, axis=1, kind="stable")[:, : self.k]
+        self.scores, self.rows = (np.take_along_axis(each, best, axis=1) for each in (self.scores, self.rows))
+
+    def of(self, vector: int) -> Iterator[tuple[int, float]]:
+        """Row and score, the best first."""
+        return zip(self.rows[vector].tolist(), self.scores[vector].tolist(), strict=True)

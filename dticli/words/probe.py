@@ -135,7 +135,7 @@ def probe(encoder: Any, tokenizer: Any, table: Table, words: Mapping[str, Tensor
         ModelError: no blocks are found in it.
     """
     bench = Bench.of(encoder, tokenizer, table, seed)
-    mean = live_norms(table.rows, len(table.words)).double().mean().item()
+    mean = float(live_norms(table).mean())
     learned = bench.observe(LEARNED_FROM, "learn")
     read_probe = fit(learned.read, learned.places, bench.places, seed)
     encoded_probe = fit(learned.states[:, -1], learned.places, bench.places, seed)
@@ -157,7 +157,7 @@ def probe(encoder: Any, tokenizer: Any, table: Table, words: Mapping[str, Tensor
             place_encoded=_right(encoded_probe, last, seen.places),
         )
 
-    units = sphere.normalize(table.rows[bench.held_out].float())
+    units = sphere.normalize(table.tensor[bench.held_out].float())
     vocabulary = tuple(reading(units * mean * multiple, multiple) for multiple in MULTIPLES)
     return Probed(
         encoder=table.encoder,
@@ -245,7 +245,7 @@ class Bench:
         before, after = _frame(tokenizer)
         limit = min(LONGEST, tokenizer.model_max_length, _limit(encoder))
         special = set(tokenizer.all_special_ids)
-        live = table.rows[: len(table.words)].float().norm(dim=1) > 0
+        live = table.tensor[: len(table.words)].float().norm(dim=1) > 0
         words = torch.tensor([index for index in live.nonzero()[:, 0].tolist() if index not in special])
         words = words[torch.randperm(len(words), generator=Key(seed, "probe words").generator())]
         half = len(words) // 2

@@ -569,7 +569,7 @@ def test_rescaling_keeps_directions(tmp_path: Path) -> None:
     from dticli.models import embeddings
     from dticli.words import norms
 
-    table = embeddings.Table("text_encoder", torch.randn(50, 24), tuple(map(str, range(50))))
+    table = embeddings.Table("text_encoder", torch.randn(50, 24).numpy(), tuple(map(str, range(50))))
     vocabulary = {"clip_l": norms.summary(table)}
     token = Token.of("<dog>", {SOLE: torch.randn(3, 24) * 40}, {})
     once = conversion.rescaled(token, vocabulary, "mean")

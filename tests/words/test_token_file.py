@@ -668,7 +668,7 @@ def token_with(**widths: int) -> Token:
 )
 def test_matching_encoders_get_their_rows(token: Token, widths: dict[str, int]) -> None:
     """By key for several encoders, by width for one; in the model's order."""
-    fitted = learned_word.fit(token, widths)
+    fitted = learned_word.fit(token, widths).rows
     assert list(fitted) == list(widths)
     assert {key: rows.shape for key, rows in fitted.items()} == {
         key: (1, width) for key, width in widths.items()
