@@ -4,6 +4,7 @@ import array
 import fcntl
 import json
 import os
+import platform
 import re
 import shlex
 import signal
@@ -22,6 +23,7 @@ import torch
 from safetensors.numpy import save_file
 
 from dticli import __version__, command_reference, console, errors, help_page
+from dticli.__main__ import OF_MEMORY, SPINS
 from dticli.cli import COMMANDS, run
 from tests import tiny
 from tests.conftest import Outcome
@@ -440,7 +442,8 @@ def test_slips_are_named_without_library_words(dti: Dti, arguments: tuple[str, .
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP prints how long its threads spin")
 @pytest.mark.parametrize(
-    ("said", "spins"), [({}, "0"), ({"OMP_NUM_THREADS": "2"}, "300000"), ({"GOMP_SPINCOUNT": "9"}, "9")]
+    ("said", "spins"),
+    [({}, str(SPINS)), ({"OMP_NUM_THREADS": "2"}, "300000"), ({"GOMP_SPINCOUNT": "9"}, "9")],
 )
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(said: dict[str, str], spins: str) -> None:
     """The OpenMP library that torch loads prints what it goes by; it must have been told before that."""
@@ -456,6 +459,26 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(said: dict[str, st
     )
     (shown,) = [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
     assert f"'{spins}'" in shown
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="GNU's library tells what it keeps")
+@pytest.mark.parametrize(("said", "kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_for_the_next_step_unless_the_user_says_otherwise(
+    said: dict[str, str], kept: bool
+) -> None:
+    """A block of 24 MiB that was freed still belongs to the process, so that the next one of its size costs no new pages."""
+    code = (
+        "import ctypes, os; from dticli.__main__ import keep_freed_memory; keep_freed_memory(os.environ); "
+        "block = bytearray(b'x') * (24 << 20); del block; "
+        # The first field of struct mallinfo: bytes that are not mapped one by one.
+        "Info = type('Info', (ctypes.Structure,), {'_fields_': [(f'f{i}', ctypes.c_int) for i in range(10)]}); "
+        "ask = ctypes.CDLL(None).mallinfo; ask.restype = Info; print(ask().f0)"
+    )
+    others = {name: text for name, text in os.environ.items() if not name.startswith(OF_MEMORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=others | said, capture_output=True, text=True, check=True
+    )
+    assert (int(done.stdout) > 24 << 20) is kept
 
 
 # Streams and signals: of real processes, because the interpreter itself takes part

@@ -71,10 +71,10 @@ class NumpyClip:
 def test_every_figure_is_what_numpy_reckons() -> None:
     """Moved, turned, added, growth and their exponents, from a forward pass of our own over the same sentences."""
     encoder, tokenizer, table = encoders("sd1")["clip_l"]
-    clip, words = NumpyClip(encoder), table.rows.double().numpy()
+    clip, words = NumpyClip(encoder), table.rows.astype(np.float64)
     special = set(tokenizer.all_special_ids)
     mean = np.mean([length for length in np.linalg.norm(words[: len(tokenizer)], axis=1) if length > 0])
-    found = probe.probe(encoder, tokenizer, table, {"long": 3 * table.rows[5:7]})
+    found = probe.probe(encoder, tokenizer, table, {"long": 3 * table.tensor[5:7]})
     bench = probe.Bench.of(encoder, tokenizer, table, 0)
     assert not special & set(bench.held_out.tolist())
     assert found.blocks == clip.layers
@@ -104,7 +104,7 @@ def test_every_figure_is_what_numpy_reckons() -> None:
     for reading, row in zip(found.vocabulary, expected, strict=True):
         assert [getattr(reading, name) for name in names] == pytest.approx(row, rel=1e-3)
     long = found.words["long"]
-    assert [getattr(long, name) for name in names] == pytest.approx(figures(3 * table.rows[5:7]), rel=1e-3)
+    assert [getattr(long, name) for name in names] == pytest.approx(figures(3 * table.tensor[5:7]), rel=1e-3)
     assert long.multiple == pytest.approx(3 * np.linalg.norm(words[5:7], axis=1).mean() / mean)
     logs = np.log([multiple for multiple in probe.MULTIPLES if multiple >= 1])
     for name, column in zip(("moved", "turned", "added"), range(3), strict=True):

@@ -574,7 +574,7 @@ def test_rescaling_keeps_directions(tmp_path: Path) -> None:
     token = Token.of("<dog>", {SOLE: torch.randn(3, 24) * 40}, {})
     once = conversion.rescaled(token, vocabulary, "mean")
     before, after = (each.double().numpy() for each in (token.vectors[SOLE], once.vectors["clip_l"]))
-    mean = np.linalg.norm(table.rows.double().numpy(), axis=1).mean()
+    mean = np.linalg.norm(table.rows.astype(np.float64), axis=1).mean()
     np.testing.assert_allclose(np.linalg.norm(after, axis=1), mean, rtol=1e-6)
     np.testing.assert_allclose(
         after / mean, before / np.linalg.norm(before, axis=1, keepdims=True), atol=1e-6
