@@ -6,7 +6,7 @@ Photos are encoded once and the caption is always the same: no draws, no caption
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +28,54 @@ def main() -> None:
     options = parser.parse_args()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     pipe = DiffusionPipeline.from_pretrained(options.model, torch_dtype=dtype)
-    encoders = [each for each in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if each]
-    for module in (pipe.vae, pipe.unet, *encoders):
+    for module in (pipe.vae, pipe.unet, *_encoders(pipe)):
         module.requires_grad_(False)
-    latents = _latents(pipe, options.photos, options.size, dtype)
-    rows = [_learning(encoder, dtype) for encoder in encoders]
+    for _ in steps(pipe, _latents(pipe, options.photos, options.size, dtype), options.batch, options.size):
+        pass
+
+
+def steps(pipe: Any, latents: Tensor, batch: int, size: int) -> Iterator[None]:
+    """Take a step at a turn, of a frozen pipeline.
+
+    Args:
+        latents: (photos, channels, height, width), scaled, in the denoiser's dtype.
+        size: pixels of a side.
+    """
+    encoders = _encoders(pipe)
+    rows, hooks = zip(*(_learning(encoder, latents.dtype) for encoder in encoders), strict=True)
     optimizer = torch.optim.SGD(rows, lr=1e-3)
     texts = pipe.tokenizer(
-        ["a photo of a dog"] * options.batch,
+        ["a photo of a dog"] * batch,
         padding="max_length",
         max_length=pipe.tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
     ).input_ids
-    clean = latents[torch.arange(options.batch) % len(latents)]
-    level = torch.full((options.batch,), 500)
-    while True:
-        noise = torch.randn_like(clean)
-        noisy = pipe.scheduler.add_noise(clean, noise, level)
-        said = pipe.unet(noisy, level, **_conditioning(encoders, texts, options.size), return_dict=False)[0]
-        torch.nn.functional.mse_loss(said.float(), noise.float()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    clean = latents[torch.arange(batch) % len(latents)]
+    level = torch.full((batch,), 500)
+    try:
+        while True:
+            noise = torch.randn_like(clean)
+            noisy = pipe.scheduler.add_noise(clean, noise, level)
+            said = pipe.unet(noisy, level, **_conditioning(encoders, texts, size), return_dict=False)[0]
+            torch.nn.functional.mse_loss(said.float(), noise.float()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def _learning(encoder: Any, dtype: torch.dtype) -> Tensor:
-    """A row that every state of the encoder's table depends on."""
+def _encoders(pipe: Any) -> list[Any]:
+    return [each for each in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if each]
+
+
+def _learning(encoder: Any, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    """A row that every state of the encoder's table depends on, and the hook by which it does."""
     table = encoder.get_input_embeddings()
     row = table.weight[1].float().clone().requires_grad_()
-    table.register_forward_hook(lambda module, args, states: states + 0 * row.to(dtype))
-    return row
+    return row, table.register_forward_hook(lambda module, args, states: states + 0 * row.to(dtype))
 
 
 def _conditioning(encoders: Sequence[Any], texts: Tensor, size: int) -> dict[str, Any]:

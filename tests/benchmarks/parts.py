@@ -169,10 +169,10 @@ def growth(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
     )
 
 
-def _step(rounds: Sequence[Seconds]) -> tuple[str, str]:
+def _step(rounds: Sequence[Seconds], form: str = ".0f") -> tuple[str, str]:
     return (
-        f"{Spread.of([1000 * one.cpu for one in rounds]):.0f}",
-        f"{Spread.of([1000 * one.wall for one in rounds]):.0f}",
+        f"{Spread.of([1000 * one.cpu for one in rounds]):{form}}",
+        f"{Spread.of([1000 * one.wall for one in rounds]):{form}}",
     )
 
 
@@ -269,17 +269,32 @@ def generate(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
 
 
 def words(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
-    """Words learned together against one at a time."""
+    """Words learned together against one at a time, and the most that a batch could gain."""
+    counts = (2, 4, 8)
+    bare = together.curve([BATCH, *(BATCH * count for count in counts)], BUNDLED_SIZE, STEPS, ROUNDS)
+    yield Table(
+        "What a batch gains",
+        "A bare loop of the same modules, in turn in one process. The gains over the batch of one word are the most that words "
+        "learned together can have of the modules.",
+        ("batch", "CPU ms a sample", "wall ms a sample", "gain, CPU", "gain, wall"),
+        tuple(
+            (
+                str(batch),
+                *_step([Seconds(one.wall / batch, one.cpu / batch) for one in taken], ".1f"),
+                *_gains(bare[BATCH], taken, batch / BATCH),
+            )
+            for batch, taken in bare.items()
+        ),
+    )
     rows = []
-    for count in (2, 4, 8):
+    for count in counts:
         taken = together.measure(count, BATCH, STEPS, ROUNDS)
         rows.append(
             (
                 str(count),
                 *_step([one for one, _ in taken]),
                 *_step([alone for _, alone in taken]),
-                f"{Spread.of([alone.cpu / one.cpu for one, alone in taken]):.2f}",
-                f"{Spread.of([alone.wall / one.wall for one, alone in taken]):.2f}",
+                *_gains([alone for _, alone in taken], [one for one, _ in taken]),
             )
         )
     yield Table(
@@ -287,6 +302,15 @@ def words(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
         f"A step of all words with `--together`, and one after the other, batch {BATCH}, in turn in one process.",
         ("words", "together, CPU ms", "wall ms", "one by one, CPU ms", "wall ms", "gain, CPU", "gain, wall"),
         tuple(rows),
+    )
+
+
+def _gains(alone: Sequence[Seconds], together: Sequence[Seconds], times: float = 1) -> tuple[str, str]:
+    """How many times as fast, round by round, of CPU time and of the clock; what is done alone is done so many times."""
+    pairs = list(zip(alone, together, strict=True))
+    return (
+        f"{Spread.of([times * one.cpu / other.cpu for one, other in pairs]):.2f}",
+        f"{Spread.of([times * one.wall / other.wall for one, other in pairs]):.2f}",
     )
 
 

@@ -1,11 +1,12 @@
-"""Several words learned together against one at a time, on the bundled model.
+"""Several words learned together against one at a time, on the bundled model, and what a bare loop gains by its batch.
 
-Both take turns in one process, so that whatever else the machine does hits both. What counts is the time of the steps: loading
-and encoding are the same for both.
+All take turns in one process, so that whatever else the machine does hits all. What counts is the time of the steps: loading
+and encoding are the same for all.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from dticli.models import choice, contents, loading
 from dticli.photos import albums, captions, latents
 from dticli.settings import TrainSettings, model_layer, resolve
 from dticli.words import norms, placement
+from tests.benchmarks import bare
 from tests.benchmarks.gated import Seconds
 
 CPU = torch.device("cpu")
@@ -65,7 +67,25 @@ def measure(words: int, batch_size: int, steps: int, rounds: int) -> list[tuple[
     return pairs
 
 
-def _timed(reports: Iterator[Outcomes], steps: int) -> Seconds:
+def curve(batches: Sequence[int], size: int, steps: int, rounds: int) -> dict[int, list[Seconds]]:
+    """What a step of a bare loop takes by its batch, each round.
+
+    Args:
+        size: pixels of a side.
+    """
+    task, _ = training(1)
+    latents = torch.stack(
+        [task.family.code.to_latents(task.pipe, mean[None])[0] for mean in task.latents.mean]
+    )
+    taken: dict[int, list[Seconds]] = {batch: [] for batch in batches}
+    for _ in range(rounds):
+        for batch in batches:
+            with closing(bare.steps(task.pipe, latents, batch, size)) as own:
+                taken[batch].append(_timed(own, steps))
+    return taken
+
+
+def _timed(reports: Iterator[Outcomes] | Iterator[None], steps: int) -> Seconds:
     """A step, after one that is not counted."""
     next(reports)
     wall, cpu = time.perf_counter(), time.process_time()
