@@ -25,6 +25,7 @@ from dticli.words.placement import FreeWord
 from tests import tiny, trainings
 from tests.checking_device import DEVICE, UPLOAD, WAIT, CheckingDevice, MixedDevices, plugged_in
 from tests.conftest import Outcome
+from tests.gpu import test_cuda
 from tests.trainings import recoded, training
 
 CPU = torch.device("cpu")
@@ -256,3 +257,12 @@ def test_commands_work_on_a_device_of_its_own(
     assert load_file(word)["clip_l"].any()
     assert len([*(tmp_path / "drawn").glob("*.png")]) == 1
     assert (tmp_path / "way.png").stat().st_size
+
+
+def test_what_a_card_is_to_show_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks that wait for a card run through on a device of its own."""
+    monkeypatch.setattr(test_cuda, "CUDA", DEVICE)
+    monkeypatch.setattr(test_cuda, "STEPS", 2)
+    with plugged_in():
+        test_cuda.test_the_word_turns_as_on_the_cpu("sd1", torch.bfloat16)
+        test_cuda.test_low_memory_learns_the_same("sd1")
