@@ -2,7 +2,6 @@
 
 import io
 import math
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -324,20 +323,18 @@ def gradients(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
     yield Table(
         "Where gradients point",
         f"Cosine between the tangent gradient of a batch and that of {alignment.POOL} samples, after so many steps of a run "
-        f"at the defaults: means over {' and '.join(SUBJECTS)}, with lowest and highest. Batches of {alignment.BATCH} where "
+        f"at the defaults; {' / '.join(SUBJECTS)}. Batches of {alignment.BATCH} where "
         "nothing else is said; timesteps run from the picture to the noise.",
         ("", *(f"step {place}" for place in PLACES)),
         tuple(
-            (way, *(_range([found[place][way] for found in by_subject]) for place in range(len(PLACES))))
+            (way, *(_each([found[place][way] for found in by_subject]) for place in range(len(PLACES))))
             for way in by_subject[0][-1]
         ),
     )
 
 
-def _range(values: Sequence[float]) -> str:
-    if any(math.isnan(value) for value in values):
-        return ""
-    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def _each(values: Sequence[float]) -> str:
+    return " / ".join("-" if math.isnan(value) else f"{value:.2f}" for value in values)
 
 
 OURS = tuple(range(10, 101, 10))
