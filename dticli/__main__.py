@@ -6,7 +6,7 @@ from collections.abc import Mapping, MutableMapping
 
 OF_THREADS = ("OMP_", "GOMP_", "KMP_")
 """Start of the variables that tell OpenMP how its threads behave."""
-SPINS = 0
+SPINS = 300
 """How often GNU's OpenMP looks for work before a thread that waits goes to sleep."""
 OF_MEMORY = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Start of the variables that tell how memory is allocated."""
