@@ -372,8 +372,9 @@ def time_to_quality(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
         f"CPU time from the start of a program to its first saved word that draws {100 * quality.SHARE:.0f} % of the look that "
         f"dti's word draws after {OURS[-1]} steps, its default, as judge B sees it in the 20 pictures of `stickers-complex`. "
         f"Words of dti are looked at every {OURS[0]} steps, those of others after {', '.join(map(str, THEIRS))}; > says that "
-        "none of them was as good, and the look is that of the last. On the model inside the package.",
-        ("subject", "program", "bar", "look", "steps", "CPU s", "times dti's"),
+        "none of them was as good, and the figures are those of the last. *Rest* is what else the prompts ask for. On the model "
+        "inside the package.",
+        ("subject", "program", "bar", *quality.FIGURES, "steps", "CPU s", "times dti's"),
         tuple(rows),
     )
 
@@ -382,7 +383,7 @@ def _reached(
     subject: str, program: str, found: quality.Stage, bar: float, first: quality.Stage
 ) -> tuple[str, ...]:
     more = "" if found.look >= bar else "> "
-    figures = (f"{100 * bar:.0f} %", f"{100 * found.look:.0f} %")
+    figures = [f"{100 * each:.0f} %" for each in (bar, *(found.seen[name] for name in quality.FIGURES))]
     return (
         subject,
         program,

@@ -5,7 +5,7 @@ no part of it.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,26 @@ import numpy as np
 from dticli import api, bundled
 from dticli.bundled.judge import load_b
 from dticli.bundled.recipe import assembly, ceilings, sampling
-from dticli.evaluation import stickers
+from dticli.evaluation import measure, stickers
 from tests.benchmarks.gated import Gated
 
 SHARE = 0.9
 WORD = "<w>"
+FIGURES = ("look", "identified", "noun", "rest")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A word along a run: after how many steps, how much CPU time from the start, and how much of the look it draws."""
+    """A word along a run: after how many steps, how much CPU time from the start, and the FIGURES that it draws."""
 
     steps: int
     cpu: float
-    look: float
+    seen: Mapping[str, float]
+
+    @property
+    def look(self) -> float:
+        """How much of the look is kept."""
+        return self.seen["look"]
 
 
 @dataclass(frozen=True)
@@ -43,18 +49,21 @@ class Viewer:
     def of(cls, name: str) -> "Viewer":
         return cls(assembly.load(bundled.model_folder()), load_b(), bundled.subject(name))
 
-    def look(self, source: Path | str) -> float:
-        """How much of the look judge B finds in pictures of `stickers-complex` with the word of a file."""
+    def seen(self, source: Path | str) -> dict[str, float]:
+        """FIGURES of judge B for pictures of `stickers-complex` with the word of a file."""
         prompts = stickers.asking(stickers.complex(), self.subject.look)
         with api.place(self.pipe, api.load_word(source)) as there:
             said = [there.expand(prompt.of(WORD)) for prompt in prompts]
             pictures = ceilings.images(sampling.sample(self.pipe, said, 0))
         reader, noun = stickers.StickerReader(self.judge), self.subject.class_word
-        seen = [
-            reader.read([picture], prompt, noun).elements
-            for picture, prompt in zip(pictures, prompts, strict=True)
+        readings = [
+            reader.read([picture], prompt, noun) for picture, prompt in zip(pictures, prompts, strict=True)
         ]
-        return float(np.mean([elements["look"] for elements in seen if "look" in elements]))
+        shares = measure.elements(
+            [measure.PromptScore("", 0.0, 0.0, each.elements, each.leakage) for each in readings]
+        )
+        rest = float(np.mean([score for each in readings for score in each.scores]))
+        return {name: (shares | {"rest": rest})[name] for name in FIGURES}
 
 
 def stages(
@@ -79,7 +88,7 @@ def stages(
             # what a step brought is written once the program goes on
             run.steps(1)
             done = place + 1
-            yield Stage(place, cpu, viewer.look(saved(place)))
+            yield Stage(place, cpu, viewer.seen(saved(place)))
 
 
 def ours(photos: Path, noun: str, places: Sequence[int], viewer: Viewer) -> Iterator[Stage]:
