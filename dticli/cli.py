@@ -5,6 +5,7 @@ or its own help is asked for.
 """
 
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,7 +148,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return EnvironmentProblem.exit_code
         if isinstance(error, OSError) and error.filename is None and not console.tracebacks_shown():
             # Of a descriptor and not of a file: help and version are printed by others.
-            console.silence()
+            console.silence(sys.stdout)
             console.error(f"cannot write to standard output ({error.strerror}): send it somewhere else")
             return EnvironmentProblem.exit_code
         # Typer's usage errors come from its own copy of click: known by what they can do, not by class.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from dticli.dataclass_json import to_json
 from dticli.durations import clock
@@ -67,7 +67,7 @@ def heard() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except (OSError, ValueError) as error:
-        silence()
+        silence(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             reason = getattr(error, "strerror", None) or error
             raise EnvironmentProblem(
@@ -75,11 +75,11 @@ def heard() -> Iterator[None]:
             ) from None
 
 
-def silence() -> None:
-    """Let what is still to be written to stdout go nowhere: Python would try again at the end, and complain."""
+def silence(stream: TextIO) -> None:
+    """Let what is still to be written to a stream go nowhere: Python would try again at the end, and exit with 120."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
@@ -87,8 +87,11 @@ def _say(text: str, style: str | None = None) -> None:
     """One line on stderr; where that is closed or full, nobody listens, and the work goes on."""
     # A name of a megabyte is no less a name in an error, and no line of a terminal.
     text = re.sub(r"\S{400,}", lambda long: f"{long[0][:160]}...{long[0][-80:]}", printable(text))
-    with suppress(OSError, ValueError):
+    try:
         _err().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        silence(sys.stderr)
 
 
 def notice(text: str) -> None:

@@ -488,7 +488,7 @@ def program(command: str) -> subprocess.CompletedProcess[str]:
     """A shell's command line in which `dti` is this checkout's."""
     line = command.replace("dti ", f"{shlex.quote(sys.executable)} -m dticli ", 1)
     return subprocess.run(
-        ["bash", "-c", line], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ["bash", "-c", line], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
