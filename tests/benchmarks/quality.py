@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dticli import api, bundled
 from dticli.bundled.judge import load_b
 from dticli.bundled.recipe import assembly, ceilings, sampling
-from dticli.evaluation import measure, stickers
 from tests.benchmarks.gated import Gated
 
 SHARE = 0.9
@@ -51,19 +48,12 @@ class Viewer:
 
     def seen(self, source: Path | str) -> dict[str, float]:
         """FIGURES of judge B for pictures of `stickers-complex` with the word of a file."""
-        prompts = stickers.asking(stickers.complex(), self.subject.look)
+        assert self.subject.look
+        target = ceilings.Target(self.subject.class_word, self.subject.look, WORD)
         with api.place(self.pipe, api.load_word(source)) as there:
-            said = [there.expand(prompt.of(WORD)) for prompt in prompts]
+            said = [there.expand(prompt.of(target.said)) for prompt in ceilings.prompts(target)]
             pictures = ceilings.images(sampling.sample(self.pipe, said, 0))
-        reader, noun = stickers.StickerReader(self.judge), self.subject.class_word
-        readings = [
-            reader.read([picture], prompt, noun) for picture, prompt in zip(pictures, prompts, strict=True)
-        ]
-        shares = measure.elements(
-            [measure.PromptScore("", 0.0, 0.0, each.elements, each.leakage) for each in readings]
-        )
-        rest = float(np.mean([score for each in readings for score in each.scores]))
-        return {name: (shares | {"rest": rest})[name] for name in FIGURES}
+        return ceilings.figures(self.judge, target, pictures)
 
 
 def stages(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dticli import bundled
-from dticli.bundled.recipe import art, photos
+from dticli.bundled.recipe import photos
 from dticli.bundled.world import words
 from dticli.errors import InputError
 from dticli.photos import albums, captions
@@ -61,11 +61,10 @@ def test_the_api_needs_no_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_masks_and_captions_are_laid_out_as_train_reads_them(shapes, monkeypatch, tmp_path):
+def test_masks_and_captions_are_laid_out_as_train_reads_them(shapes, tmp_path):
     """A mask is white where the photo of the same name shows the subject; a caption names what is around it, not what it is."""
-    monkeypatch.setattr(art, "load", lambda: shapes)
     subject = bundled.subject("dog")
-    folder = photos.lay_masks(subject, tmp_path / "masks")
+    folder = photos.lay_masks(subject, shapes, tmp_path / "masks")
     pictured = photos._five(subject, shapes)
     for photo, (picture, mask) in zip(bundled.photos("dog"), pictured, strict=True):
         assert Image.open(folder / photo.name).convert("L").tobytes() == mask.tobytes()

@@ -42,6 +42,10 @@ BARS = {
 }
 
 
+AIDS = ("-captions", "-masks")
+"""Ends of the names of words that were learned with more than photos."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What a picture should show, and the words that ask for it."""
@@ -68,11 +72,12 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
 
     def note(kind: str, shown: Mapping[Target, list[Image.Image]]) -> None:
         for name, eyes in judges.items():
-            judged[name][kind] = _means([_figures(eyes, target, own) for target, own in shown.items()])
+            judged[name][kind] = _means([figures(eyes, target, own) for target, own in shown.items()])
             log(f"ceilings, judge {name}: {kind}: {_line(judged[name][kind])}")
 
+    icons = art.load()
     for subject, _ in reporting():
-        for aid, options in ({"": ()} | _aids(subject)).items():
+        for aid, options in ({"": ()} | _aids(subject, icons)).items():
             name = f"{subject.name}{aid}"
             file = learned("ceilings", name, subject, model or assembly.built(), log, *options)
             pipeline.load_textual_inversion(str(file), token=f"<{name}>")
@@ -80,7 +85,6 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
         shown = {target: _drawn(pipeline, target, seed) for target in asked}
         rows[kind] = list(shown.values())
         note(kind, shown)
-    icons = art.load()
     scenes = {target: _by_hand(target, icons) for target in targets()["learned word"]}
     rebuilt = {
         target: images(autoencoder.rebuild(pipeline.vae, autoencoder.to_tensor(pictures)).clamp(-1, 1))
@@ -102,20 +106,20 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
     return report
 
 
-def _aids(subject: bundled.Subject) -> dict[str, tuple[str, ...]]:
+def _aids(subject: bundled.Subject, icons: art.Art) -> dict[str, tuple[str, ...]]:
     """Options by which a user can tell the subject from what is around it, by what its word's name ends with then."""
     folder = cache.folder("ceilings")
     captions = lay_captions(subject, folder / f"{subject.name}.jsonl")
-    masks = lay_masks(subject, folder / "masks" / subject.name)
-    return {"-captions": ("--captions-file", str(captions)), "-masks": ("--masks", str(masks))}
+    masks = lay_masks(subject, icons, folder / "masks" / subject.name)
+    return dict(zip(AIDS, (("--captions-file", str(captions)), ("--masks", str(masks))), strict=True))
 
 
 def _aided() -> dict[str, list[Target]]:
     return {
-        f"learned word, {aid}": [
-            Target(subject.class_word, look, f"<{subject.name}-{aid}>") for subject, look in reporting()
+        f"learned word, {aid.removeprefix('-')}": [
+            Target(subject.class_word, look, f"<{subject.name}{aid}>") for subject, look in reporting()
         ]
-        for aid in ("captions", "masks")
+        for aid in AIDS
     }
 
 
@@ -189,18 +193,19 @@ def targets() -> dict[str, list[Target]]:
     return found
 
 
-def _prompts(target: Target) -> tuple[Prompt, ...]:
+def prompts(target: Target) -> tuple[Prompt, ...]:
+    """Those of `stickers-complex`, asking for the target's look."""
     return stickers.asking(stickers.complex(), target.look)
 
 
 def _drawn(pipeline: StableDiffusionPipeline, target: Target, seed: int) -> list[Image.Image]:
-    return images(sampling.sample(pipeline, [prompt.of(target.said) for prompt in _prompts(target)], seed))
+    return images(sampling.sample(pipeline, [prompt.of(target.said) for prompt in prompts(target)], seed))
 
 
 def _by_hand(target: Target, icons: art.Art) -> np.ndarray:
     """What the prompts ask for, drawn as the world's pictures are, (prompts, SIDE, SIDE, 3) uint8."""
     pictures = []
-    for place, prompt in enumerate(_prompts(target)):
+    for place, prompt in enumerate(prompts(target)):
         assert prompt.scene
         first, *others = prompt.scene.things
         look = replace(first.look or target.look, hand=target.look.hand)
@@ -216,11 +221,12 @@ def images(pictures: Tensor) -> list[Image.Image]:
     return [Image.fromarray(each) for each in pixels]
 
 
-def _figures(eyes: DualEncoder | Observer, target: Target, shown: Sequence[Image.Image]) -> dict[str, float]:
+def figures(eyes: DualEncoder | Observer, target: Target, shown: Sequence[Image.Image]) -> dict[str, float]:
+    """FIGURES of what a judge sees in pictures of `prompts`, one of each."""
     reader = stickers.StickerReader(eyes)
     readings = [
         reader.read([image], prompt, target.noun)
-        for image, prompt in zip(shown, _prompts(target), strict=True)
+        for image, prompt in zip(shown, prompts(target), strict=True)
     ]
     shares = measure.elements(
         [measure.PromptScore("", 0.0, 0.0, reading.elements, reading.leakage) for reading in readings]

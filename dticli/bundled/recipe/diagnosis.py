@@ -20,7 +20,7 @@ from dticli import api, bundled
 from dticli.evaluation import measure
 from dticli.evaluation.measure import Mean
 
-from . import assembly, autoencoder, cache, ceilings, check, diffusion, photos, sampling, shards
+from . import art, assembly, autoencoder, cache, ceilings, check, diffusion, photos, sampling, shards
 from .training import RecipeLog, fast
 
 PROMPT = "a photo of {}"
@@ -73,16 +73,23 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> DiagnosisReport:
     pipeline.unet.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
     _, observer = check.load_judges(model)
+    icons = art.load()
     figures: dict[str, list[Mapping[str, float]]] = {}
     rows: list[list[Image.Image]] = []
     for subject in (each for each in bundled.subjects() if each.role == "tuning" and each.look):
-        shown = _shown(pipeline, subject)
+        masks = photos.lay_masks(subject, icons, cache.folder("diagnosis") / "masks" / subject.name)
+        shown = _shown(pipeline, subject, masks)
+        held_out = {
+            "loss": _draws(shown.whole, DRAWS, seed),
+            "loss on the thing": _draws(shown, DRAWS, seed),
+        }
         row = []
-        for said, states in _ways(pipeline, subject, shown, model or assembly.built(), seed, log).items():
+        for said, states in _ways(
+            pipeline, subject, shown, masks, model or assembly.built(), seed, log
+        ).items():
             images = _drawn(pipeline, states, seed)
             found = ceilings.alone(observer, subject, images) | {
-                "loss": _loss(pipeline, states, _draws(shown.whole, DRAWS, seed)),
-                "loss on the thing": _loss(pipeline, states, _draws(shown, DRAWS, seed)),
+                loss: _loss(pipeline, states, draws) for loss, draws in held_out.items()
             }
             figures.setdefault(said, []).append(found)
             row.append(images[0])
@@ -103,6 +110,7 @@ def _ways(
     pipeline: StableDiffusionPipeline,
     subject: bundled.Subject,
     shown: LatentPhotos,
+    masks: Path,
     model: Path,
     seed: int,
     log: RecipeLog,
@@ -111,19 +119,14 @@ def _ways(
     plain = _states(pipeline, PROMPT.format(subject.class_word))
     ways = {"class word": plain}
     for said, vectors in VECTORS.items():
-        options = ("--vectors", str(vectors), "--steps", str(STEPS), "--keep", str(STEPS // EARLY))
-        file = ceilings.learned("diagnosis", f"{subject.name}-{vectors}", subject, model, log, *options)
+        several = ("--vectors", str(vectors), "--steps", str(STEPS), "--keep", str(STEPS // EARLY))
+        file = ceilings.learned("diagnosis", f"{subject.name}-{vectors}", subject, model, log, *several)
         for steps, source in ((EARLY, f"{file.with_suffix('.run')}@{EARLY}"), (STEPS, str(file))):
             with api.place(pipeline, api.load_word(source)) as there:
                 ways[f"{said}, {steps} steps"] = _states(
                     pipeline, there.expand(PROMPT.format(f"<{subject.name}>"))
                 )
-    masked = (
-        "--masks",
-        str(photos.lay_masks(subject, cache.folder("diagnosis") / "masks" / subject.name)),
-        "--steps",
-        str(EARLY),
-    )
+    masked = ("--masks", str(masks), "--steps", str(EARLY))
     file = ceilings.learned("diagnosis", f"{subject.name}-masked", subject, model, log, *masked)
     with api.place(pipeline, api.load_word(file)):
         ways[f"one vector, masked, {EARLY} steps"] = _states(pipeline, PROMPT.format(f"<{subject.name}>"))
@@ -149,13 +152,15 @@ def _latents(pipeline: StableDiffusionPipeline, subject: bundled.Subject) -> Ten
     )
 
 
-def _shown(pipeline: StableDiffusionPipeline, subject: bundled.Subject) -> LatentPhotos:
+def _shown(pipeline: StableDiffusionPipeline, subject: bundled.Subject, masks: Path) -> LatentPhotos:
     latents = _latents(pipeline, subject)
     height, width = latents.shape[2:]
     things = np.stack(
         [
-            np.asarray(mask.resize((width, height), Image.Resampling.BOX), np.float32)
-            for mask in photos.masks(subject)
+            np.asarray(
+                Image.open(masks / photo.name).resize((width, height), Image.Resampling.BOX), np.float32
+            )
+            for photo in bundled.photos(subject.name)
         ]
     )
     return LatentPhotos(latents, torch.from_numpy(things / things.mean(axis=(1, 2), keepdims=True)))

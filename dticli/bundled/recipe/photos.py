@@ -31,15 +31,10 @@ def make() -> None:
             cache.write_bytes(folder / f"{number}.png", _png(picture))
 
 
-def masks(subject: Subject) -> list[Image.Image]:
-    """Where a subject is in each of its photos: L pictures of SIDE px, 255 on it."""
-    return [mask for _, mask in _five(subject, art.load())]
-
-
-def lay_masks(subject: Subject, folder: Path) -> Path:
-    """Write the masks as `dti train --masks` reads them, named as the photos are; returns the folder."""
+def lay_masks(subject: Subject, icons: art.Art, folder: Path) -> Path:
+    """Write masks, 255 on the subject, as `dti train --masks` reads them, named as the photos are; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for photo, mask in zip(photos(subject.name), masks(subject), strict=True):
+    for photo, (_, mask) in zip(photos(subject.name), _five(subject, icons), strict=True):
         cache.write_bytes(folder / photo.name, _png(mask))
     return folder
 
