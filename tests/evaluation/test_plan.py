@@ -198,7 +198,12 @@ def test_token_files_lie_beside_the_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "role", "count"),
-    [("stickers", "reporting", 12), ("stickers-tuning", "tuning", 4), ("stickers-ablations", "reporting", 3)],
+    [
+        ("stickers", "reporting", 12),
+        ("stickers-long", "reporting", 12),
+        ("stickers-tuning", "tuning", 4),
+        ("stickers-ablations", "reporting", 3),
+    ],
 )
 def test_the_plans_that_come_with_dti_can_be_carried_out(name: str, role: str, count: int) -> None:
     """Tuning and reporting subjects do not mix, and every arm is read."""
@@ -402,7 +407,7 @@ def test_a_weight_file_is_known_by_its_ends(tmp_path: Path) -> None:
         (("evaluate", "--plan", "stickers", "--count", 2), "--plan beside --count"),
         (
             ("evaluate", "--plan", "none"),
-            "expected paper, stickers, stickers-ablations, stickers-steps, stickers-tuning",
+            "expected paper, stickers, stickers-ablations, stickers-long, stickers-steps, stickers-tuning",
         ),
         (("evaluate", "--plan", "stickers", "--seed", 2), "--plan beside --seed"),
     ],
