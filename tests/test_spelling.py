@@ -104,4 +104,17 @@ def test_any_seed_is_drawn_said_and_drawn_again(dti: Dti, tmp_path: Path) -> Non
     (drawn,) = outcome.json["pictures"]
     assert np.array_equal(Image.open(drawn["file"]), Image.open(tmp_path / "0" / Path(drawn["file"]).name))
     assert dti("generate", "a dog", "--seed", -2, *small).code == 2
+
+
+def test_any_seed_is_said_by_every_command_that_draws(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """A grid of words can be drawn again too."""
+    small = ("--model", "stickers", "--size", 16, "--steps", 1, "--prompt", "a {}", "--quiet")
+    first = dti("compare", dog, "--seed", -1, "--out", tmp_path / "first.png", *small)
+    (seed,) = re.findall(r"^seed: (\d+)$", first.err, re.MULTILINE)
+    assert dti("compare", dog, "--seed", seed, "--out", tmp_path / "again.png", *small).code == 0
+    assert np.array_equal(Image.open(tmp_path / "first.png"), Image.open(tmp_path / "again.png"))
+
+
+def test_no_training_has_any_seed(dti: Dti, tmp_path: Path) -> None:
+    """Only pictures do: a word is learned again from the seed in its settings."""
     assert dti("train", tmp_path, "--token", "<a>", "--init", "dog", "--seed", -1).code == 2

@@ -10,17 +10,9 @@ import typer
 
 from dticli import bundled, console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Json, Noun, Quiet, with_settings
+from dticli.commands.options import Debug, Json, Noun, Quiet, drawing_settings, with_settings
 from dticli.evaluation import IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE
-from dticli.settings import (
-    GenerateSettings,
-    Group,
-    TrainSettings,
-    first_said,
-    model_layer,
-    read_config,
-    resolve,
-)
+from dticli.settings import GenerateSettings, Group, TrainSettings, first_said, read_config
 
 if TYPE_CHECKING:
     from dticli.evaluation.best import State
@@ -120,7 +112,7 @@ def command(
         said or default
         for said, default in zip((image_judge, text_judge, prompt_set), judged_by, strict=True)
     )
-    settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
+    settings = drawing_settings(given, opened)
     known = bundled.subject_of(folder)
     asked = stickers.asking(prompts.read(prompt_set), known.look if known else None)
     device = devices.pick_device(settings.device)

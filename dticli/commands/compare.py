@@ -11,9 +11,18 @@ import typer
 
 from dticli import console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
+from dticli.commands.options import (
+    Debug,
+    Force,
+    Json,
+    Prompts,
+    Quiet,
+    drawing_settings,
+    read_templates,
+    with_settings,
+)
 from dticli.errors import UsageError
-from dticli.settings import GenerateSettings, model_layer, require_possible, resolve
+from dticli.settings import GenerateSettings, require_possible
 
 if TYPE_CHECKING:
     from dticli.words.learned_word import Token
@@ -72,12 +81,7 @@ def command(
 
     Example: dti compare dog.run@100 dog.run@400 ti-dog.safetensors --prompt "{} in the snow" --out grid.png
     """
-    texts = read_prompts(prompt or [], prompts) or list(PROMPTS)
-    for text in texts:
-        if "{}" not in text:
-            raise UsageError(
-                f"the prompt {text!r} has no {{}}: expected it where the word goes; write 'a photo of {{}}'"
-            )
+    texts = read_templates(prompt or [], prompts, PROMPTS)
     require_possible(GenerateSettings, given)
     with console.busy("loading", quiet=quiet):
         from dticli import atomic
@@ -92,7 +96,7 @@ def command(
     pictures.require_image(out)
     atomic.require_writable([out], force=force)
     opened = base_model.open_model(given, tokens)
-    settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
+    settings = drawing_settings(given, opened)
     with console.busy(f"loading {opened.model.label}", quiet=quiet):
         from dticli.draw import pipeline
 

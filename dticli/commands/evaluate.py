@@ -10,10 +10,10 @@ import typer
 
 from dticli import bundled, console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Force, Json, Noun, Quiet, Together, with_settings
+from dticli.commands.options import Debug, Force, Json, Noun, Quiet, Together, drawing_settings, with_settings
 from dticli.errors import UsageError
 from dticli.evaluation import COUNT, IMAGE_JUDGE, PROMPT_SET, TEXT_JUDGE
-from dticli.settings import GenerateSettings, Group, model_layer, resolve
+from dticli.settings import GenerateSettings, Group
 
 if TYPE_CHECKING:
     from dticli.evaluation.measure import Mean, PromptScore
@@ -209,7 +209,7 @@ def _words(
     nouns = [noun or drawing.noun(source, token) for source, token in zip(files, tokens, strict=True)]
     album = albums.read(folder, masks)
     opened = base_model.open_model(given, tokens)
-    settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
+    settings = drawing_settings(given, opened)
     device = devices.pick_device(settings.device)
     shots = [drawing.shots(token.name, asked, settings.seed, how.count) for token in tokens]
     kept = [drawing.files(out / str(index), each) if out else [] for index, each in enumerate(shots)]

@@ -11,9 +11,18 @@ import typer
 
 from dticli import console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
+from dticli.commands.options import (
+    Debug,
+    Force,
+    Json,
+    Prompts,
+    Quiet,
+    drawing_settings,
+    read_prompts,
+    with_settings,
+)
 from dticli.errors import UsageError
-from dticli.settings import ANY_SEED, GenerateSettings, Group, model_layer, require_possible, resolve
+from dticli.settings import GenerateSettings, Group, require_possible
 
 if TYPE_CHECKING:
     from dticli.draw.sampler import Shot
@@ -88,9 +97,7 @@ def command(
     for complaint in about.complaints(names, spoken):
         console.warn(complaint)
     opened = base_model.open_model(given, tokens)
-    settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
-    if given["seed"] == ANY_SEED:
-        console.notice(f"seed: {settings.seed}")
+    settings = drawing_settings(given, opened)
     if settings.scheduler:
         sampler.require_scheduler(settings.scheduler)
     shots = sampler.shots(texts, settings.seed, count)

@@ -10,17 +10,18 @@ import typer
 
 from dticli import console
 from dticli.commands import completion
-from dticli.commands.options import Debug, Force, Json, Prompts, Quiet, read_prompts, with_settings
-from dticli.errors import UsageError
-from dticli.settings import (
-    ANY_SEED,
-    GenerateSettings,
-    Group,
-    PathKind,
-    model_layer,
-    require_possible,
-    resolve,
+from dticli.commands.options import (
+    Debug,
+    Force,
+    Json,
+    Prompts,
+    Quiet,
+    drawing_settings,
+    read_templates,
+    with_settings,
 )
+from dticli.errors import UsageError
+from dticli.settings import GenerateSettings, Group, PathKind, require_possible
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -149,7 +150,7 @@ def command(
         raise UsageError(
             f"--grid beside {'--image-judge' if image_judge else '--ping-pong'}: expected a path for that; leave one out"
         )
-    texts = _prompts(prompt, prompts)
+    texts = read_templates(prompt or [], prompts, [PROMPT])
     require_possible(GenerateSettings, given)
     with console.busy("loading", quiet=quiet):
         from dticli import atomic
@@ -170,9 +171,7 @@ def command(
     (pictures.require_image if grid else pictures.require_animation)(out)
     atomic.require_writable([out], force=force)
     opened = base_model.open_model(given, tokens)
-    settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
-    if given["seed"] == ANY_SEED:
-        console.notice(f"seed: {settings.seed}")
+    settings = drawing_settings(given, opened)
     shown = partial(console.progress, quiet=quiet)
     eyes = None
     if image_judge:
@@ -207,17 +206,6 @@ def command(
         pictures.save_animation(out, there_and_back, seconds)
     turns = mixing.turns([word.rows for word in loaded.words])
     console.show(Interpolated(out, opened.model.label, len(columns), turns, spacing), as_json=json)
-
-
-def _prompts(given: list[str] | None, source: str | None) -> list[str]:
-    """Prompts of the command line and the file, or the default one."""
-    texts = read_prompts(given or [], source) or [PROMPT]
-    for text in texts:
-        if "{}" not in text:
-            raise UsageError(
-                f"the prompt {text!r} has no {{}}: expected it where the word goes; write '{PROMPT}'"
-            )
-    return texts
 
 
 def _respaced(frames: "Sequence[Sequence[Image]]", eyes: "Eyes") -> tuple[list[float], float]:

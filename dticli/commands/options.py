@@ -4,7 +4,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import annotated_types
 import typer
@@ -13,7 +13,10 @@ from pydantic.fields import FieldInfo
 from dticli import console, files
 from dticli.commands import completion
 from dticli.errors import UsageError
-from dticli.settings import Group, ModelSettings, Settings
+from dticli.settings import ANY_SEED, GenerateSettings, Group, ModelSettings, Settings, model_layer, resolve
+
+if TYPE_CHECKING:
+    from dticli.words.base_model import Opened
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one machine-readable result.", rich_help_panel=Group.OUTPUT)
@@ -64,6 +67,29 @@ def read_prompts(given: Sequence[str], source: str | None) -> list[str]:
     prompts = [text.strip() for text in [*given, *(_lines(source) if source else [])]]
     texts.require(prompts)
     return list(filter(None, prompts))
+
+
+def read_templates(given: Sequence[str], source: str | None, default: Sequence[str]) -> list[str]:
+    """As `read_prompts`, for prompts with a place for the word; `default` if there are none.
+
+    Raises:
+        UsageError: as `read_prompts`, or a prompt lacks `{}`.
+    """
+    templates = read_prompts(given, source) or list(default)
+    for text in templates:
+        if "{}" not in text:
+            raise UsageError(
+                f"the prompt {text!r} has no {{}}: expected it where the word goes; write 'a photo of {{}}'"
+            )
+    return templates
+
+
+def drawing_settings(given: Mapping[str, Any], opened: "Opened") -> GenerateSettings:
+    """How to draw with a model: the command line's settings, then the model's own. Prints a seed that was drawn at random."""
+    settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
+    if given["seed"] == ANY_SEED:
+        console.notice(f"seed: {settings.seed}")
+    return settings
 
 
 def _lines(source: str) -> list[str]:

@@ -191,6 +191,10 @@ def command(
         raise UsageError(
             f"--together {together} without --subjects: expected several words; name a file with a table for each"
         )
+    if preset and subjects:
+        raise UsageError(
+            f"--preset {preset} beside --subjects: expected one word; give the options it names for one of them"
+        )
     team = ranks.launched()
     if not team.first and (check or not subjects):
         console.only_errors()
@@ -204,7 +208,7 @@ def command(
     with console.busy("loading", quiet=quiet):
         _require_known(jobs)
     if preset:
-        jobs = (_fitted(jobs, preset, given, many=subjects is not None),)
+        jobs = (_fitted(jobs[0], preset, given),)
     if check:
         console.show(_checks(jobs, many=subjects is not None), as_json=json)
         for job in jobs:
@@ -285,15 +289,10 @@ def _require_known(jobs: "Sequence[Job]") -> None:
         )
 
 
-def _fitted(jobs: "Sequence[Job]", preset: str, given: Mapping[str, Any], *, many: bool) -> "Job":
-    """The job with what the preset changes, which is told."""
+def _fitted(job: "Job", preset: str, given: Mapping[str, Any]) -> "Job":
+    """The job with what the preset changes, which is printed."""
     from dticli.models import footprint
 
-    if many:
-        raise UsageError(
-            f"--preset {preset} beside --subjects: expected one word; give the options it names for one of them"
-        )
-    (job,) = jobs
     said = [name for name, value in given.items() if value is not None]
     found = footprint.fitted(job.opened.model, job.opened.family, job.settings, preset, said)
     console.notice(f"preset {preset}: {found}")

@@ -135,8 +135,8 @@ def _stage(
 ) -> _Stage:
     pipeline.require_drawable(opened, settings)
     device = devices.pick_device(settings.device)
-    eyes = judges.likeness(plan.file.image_judge, device, offline=settings.offline)
-    reader = judges.alignment(plan.file.text_judge, device, offline=settings.offline)
+    file = plan.file
+    eyes, reader = judges.load(file.image_judge, file.text_judge, device, offline=settings.offline)
     for subject in plan.subjects:
         try:
             reader.require(plan.prompts, subject.noun)

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dticli import files, hub
-from dticli.errors import EnvironmentProblem, ModelError, UsageError, is_out_of_memory
+from dticli.errors import EnvironmentProblem, ModelError, UsageError, boundary, is_out_of_memory
 from dticli.evaluation import stickers
 from dticli.evaluation.measure import Eyes, Reader
 from dticli.evaluation.prompt import Prompt, Reading
@@ -113,6 +112,16 @@ def _pixels(processor: Any, images: Sequence[Image], model: Any) -> Tensor:
     return processor(images=pictures, return_tensors="pt").pixel_values.to(model.device, model.dtype)
 
 
+def load(
+    image_judge: str, text_judge: str, device: torch.device, *, offline: bool = False
+) -> tuple[Eyes, Reader]:
+    """Load a judge of likeness and a judge of alignment; errors as for `likeness`."""
+    return (
+        likeness(image_judge, device, offline=offline),
+        alignment(text_judge, device, offline=offline),
+    )
+
+
 def likeness(name: str, device: torch.device, *, offline: bool = False) -> Eyes:
     """Load a judge of likeness.
 
@@ -173,11 +182,10 @@ def _loading(name: str, option: str, offline: bool) -> Iterator[Path]:
     """A judge's folder; what goes wrong in reading it, in one line."""
     devices.quiet_libraries()
     folder = _folder(KNOWN.get(name, name), option, offline)
-    try:
+    with boundary(
+        lambda reason: ModelError(f"{name} cannot be loaded as a judge: {reason}; choose another {option}")
+    ):
         yield folder
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{name} cannot be loaded as a judge: {reason}; choose another {option}") from None
 
 
 def _folder(name: str, option: str, offline: bool) -> Path:

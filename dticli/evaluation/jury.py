@@ -60,8 +60,7 @@ class Jury:
             UsageError: a judge cannot judge these prompts or nouns.
             ModelError, EnvironmentProblem: as what is loaded raises them.
         """
-        eyes = judges.likeness(image_judge, device, offline=settings.offline)
-        reader = judges.alignment(text_judge, device, offline=settings.offline)
+        eyes, reader = judges.load(image_judge, text_judge, device, offline=settings.offline)
         for noun in nouns:
             reader.require(asked, noun)
         wanted = eyes.features([albums.whole(photo) for photo in photos])

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,6 @@ from torch import Tensor
 from dticli.errors import EnvironmentProblem
 from dticli.models import contents, devices
 from dticli.models.families import Family
-
-if TYPE_CHECKING:
-    pass
-
 
 SMALL_ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "BertModel"})
 """Text encoders of less than a billion parameters: little is saved by rounding what the word's gradient comes through."""

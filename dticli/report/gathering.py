@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from dticli import paths
+from dticli import files, paths
 from dticli.durations import clock
 from dticli.errors import DtiError, InputError
 from dticli.learn import hyperparameters
@@ -397,15 +397,16 @@ def _histogram(token: Token, key: str, table: Table) -> Chart:
 
 def _evaluation(path: Path, token: Token) -> list[tuple[str, str]]:
     """Figures of the word from what `dti evaluate --json` printed."""
+    text = files.read_text(path, InputError, "expected what dti evaluate --json printed; check --evaluation")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         (own,) = [each for each in content["words"] if each["token"] == token.name]
         figures = {name: own[name] for name in ("likeness", "alignment")}
         rows = [(name, _interval(**each)) for name, each in figures.items()]
         rows += [(f"shows the {name}", f"{share:.0%}") for name, share in own["elements"].items()]
         judges = f"{content['image_judge']} and {content['text_judge']}"
         return [*rows, ("pictures", str(own["pictures"])), ("judges", judges), ("noun", str(own["noun"]))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} holds no figures of {token.name} ({type(error).__name__}): expected what dti evaluate --json printed; "
             "run dti evaluate again"

@@ -1,8 +1,10 @@
 """`dti evaluate`, with tiny judges of the real classes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,6 +121,23 @@ def test_no_weight_of_a_judge_is_made_up(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match=r"lack .*layernorm_after\.weight"):
         judges.likeness(str(tmp_path), CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"hidden_size": "wide"}),
+        ("config.json", {"num_attention_heads": 0}),
+        ("preprocessor_config.json", []),
+    ],
+)
+def test_a_broken_judge_is_one_line(name: str, content: Any, vision: Path, tmp_path: Path) -> None:
+    """Whatever a library raises for files that make no sense, it is an error of the judge and not a bug."""
+    folder = shutil.copytree(vision, tmp_path / "broken")
+    whole = json.loads((folder / name).read_text()) | content if content else content
+    (folder / name).write_text(json.dumps(whole))
+    with pytest.raises(ModelError, match=r"cannot be loaded as a judge: .*; choose another --image-judge"):
+        judges.likeness(str(folder), CPU)
 
 
 def test_alignment_is_what_the_model_was_trained_to_say(reader: Path) -> None:

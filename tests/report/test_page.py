@@ -154,6 +154,24 @@ def test_a_word_without_a_run_has_a_page_too(dti: Dti, dog: Path, tmp_path: Path
     )
 
 
+def test_figures_may_be_what_a_shell_of_windows_redirects(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """PowerShell writes `>` as UTF-16."""
+    mean = {"value": 0.5, "low": 0.4, "high": 0.6}
+    word = {
+        "token": "<dog>",
+        "noun": "dog",
+        "pictures": 8,
+        "elements": {},
+        "likeness": mean,
+        "alignment": mean,
+    }
+    figures = {"image_judge": "a", "text_judge": "b", "words": [word]}
+    (tmp_path / "figures.json").write_text(json.dumps(figures), encoding="utf-16")
+    out = tmp_path / "a.html"
+    assert dti("report", dog, "--out", out, "--evaluation", tmp_path / "figures.json").code == 0
+    assert "0.500 (0.400 to 0.600)" in out.read_text(encoding="utf-8")
+
+
 def test_what_no_report_can_be_of(dti: Dti, dog: Path, tmp_path: Path) -> None:
     """A run without a word, another suffix, a file in the way, and figures of another word."""
     (tmp_path / "cat.run").mkdir()
