@@ -58,9 +58,7 @@ def carry_out(
     Raises:
         DtiError: of the class of the first failure, after everything else was done; model and machine fail at once.
     """
-    layers = [given, plan.file.generate, {"model": plan.file.model}]
-    opened = base_model.open_model(first_said(layers), ())
-    settings = resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
+    opened, settings = _opened(plan, given)
     results = [folder / "results.json", folder / "results.md"]
     atomic.require_writable(results, force=force or records.read(results[0], _Written, {}) is not None)
     # Before anything is learned: what the judging needs must not be found missing after it.
@@ -85,6 +83,31 @@ def carry_out(
             "and give the same command"
         )
     return result
+
+
+def carried_out(plan: Plan, given: Mapping[str, Any], folder: Path) -> PlanResult | None:
+    """The result of a plan that was carried out with the model as it is now; None if a trial or a way is missing.
+
+    Nothing is learned, drawn, judged or written.
+
+    Args:
+        given: as for `carry_out`.
+    """
+    opened, settings = _opened(plan, given)
+    stage = _stage(
+        plan, opened, settings, folder, together=1, force=False, quiet=True, progress=pipeline.unseen
+    )
+    words = {trial.name: _job(stage, trial, given) for trial in plan.trials}
+    result = next(_judged(stage, words, {}))
+    ways = sum(each.pairs for each in result.passages)
+    return result if (result.done, ways) == (len(plan.trials), len(plan.ways)) else None
+
+
+def _opened(plan: Plan, given: Mapping[str, Any]) -> tuple[Opened, GenerateSettings]:
+    """The model of a plan, and how it draws."""
+    layers = [given, plan.file.generate, {"model": plan.file.model}]
+    opened = base_model.open_model(first_said(layers), ())
+    return opened, resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
 
 
 @dataclass(frozen=True)

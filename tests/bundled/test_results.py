@@ -1,5 +1,7 @@
 """The page of results says what was measured, and the gate opens on harm alone."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from dticli.bundled.recipe import cache, ceilings, check, diagnosis, gate, pairs, results, shards, steps
@@ -174,6 +176,25 @@ def test_a_plan_that_is_not_asked_for_is_said_not_to_be_measured(measured, monke
     results.run(300, 0, print)
     page = (tmp_path / "docs/results.md").read_text()
     assert page.count(results.UNMEASURED) == len(results.PLANS)
+
+
+def test_a_plan_that_was_carried_out_stays_on_the_page(measured, monkeypatch, tmp_path):
+    """Where all of it was done on these weights, whether it is asked for again or not; what is half done is not measured."""
+    (tmp_path / "docs").mkdir()
+    whole, half, *others = results.PLANS
+    for plan in (whole, half):
+        (cache.folder("results") / plan).mkdir()
+
+    def carried_out(plan, given, folder):
+        assert given["precision"] == "bf16"
+        assert folder == cache.folder("results") / plan.name
+        return SimpleNamespace(markdown=lambda: f"table of {plan.name}\n") if plan.name == whole else None
+
+    monkeypatch.setattr(results.execution, "carried_out", carried_out)
+    results.run(300, 0, print)
+    page = (tmp_path / "docs/results.md").read_text()
+    assert f"## Plan `{whole}`\n\ntable of {whole}\n" in page
+    assert page.count(results.UNMEASURED) == 1 + len(others)
 
 
 def test_a_part_that_is_not_asked_for_is_said_not_to_be_measured_until_it_was(measured, tmp_path):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from dticli import bundled
+from dticli.dataclass_json import to_json
 from dticli.errors import InputError, UsageError
 from dticli.evaluation import execution, measure, prompts, summary, trials
 from dticli.evaluation import plan as plans
@@ -101,6 +102,12 @@ def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     assert again.code == 0, again.err
     assert "judging" not in again.err
     assert [path.stat().st_mtime_ns for path in (*words, *trials)] == before
+    given = dict.fromkeys(GenerateSettings.model_fields)
+    kept = execution.carried_out(plans.read(str(file)), given, out)
+    assert kept is not None
+    assert json.loads(to_json(kept)) == first.json
+    file.write_text(PLAN.replace("lr = 0.05", "lr = 0.06"))
+    assert execution.carried_out(plans.read(str(file)), given, out) is None
     table = [line for line in again.out.splitlines() if line.startswith("| ")]
     assert (out / "results.md").read_text().count("\n".join(table)) == 1
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {name}" for name in arms]

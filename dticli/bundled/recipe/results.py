@@ -15,10 +15,12 @@ from dticli import atomic
 from dticli.bundled import judge, model_folder
 from dticli.bundled.world import looks
 from dticli.errors import ModelError
-from dticli.evaluation import stickers
+from dticli.evaluation import execution, stickers
+from dticli.evaluation import plan as evaluation_plan
 from dticli.evaluation.markdown import table
 from dticli.evaluation.measure import Mean
 from dticli.evaluation.trials import SCORING, weights_mark
+from dticli.settings import GenerateSettings
 
 from . import cache, ceilings, check, diagnosis, gate, pairs
 from .training import RecipeLog
@@ -30,8 +32,8 @@ TARGET = Path("docs/results.md")
 PARTS = ("diagnosis", "pairs", "check", "gate")
 SHEETS = {"ceilings": Path("ceilings/words.png"), "diagnosis": Path("diagnosis/diagnosis.png")}
 """Of a part: what the page shows, where it lies in the cache."""
-# bfloat16 as in check and gate: processors that multiply it take two thirds of the time to learn and half of it to draw.
-HOW = ("--precision", "bf16", "--quiet")
+PRECISION = "bf16"
+"""Of plans, as of check and gate: processors that multiply it take two thirds of the time to learn and half of it to draw."""
 Report = TypeVar("Report")
 
 
@@ -42,7 +44,8 @@ def run(
 
     Args:
         plans: those of PLANS to carry out, which takes hours.
-        parts: those of PARTS to measure. The page says of all others that they are not measured, unless they were before.
+        parts: those of PARTS to measure. Plans and parts that are not named stay on the page if they were measured on these
+            weights before; otherwise the page says that they are not measured.
     """
     mark = f"{weights_mark(model_folder())}-{weights_mark(judge.weights('a').parent)}-{SCORING}-{seed}"
     model = model_folder()
@@ -58,7 +61,7 @@ def run(
         for part, (how, kind, measure) in measured.items()
         if part in parts or _file(f"{part}-{mark}{how}").is_file()
     }
-    claims = {plan: _carried_out(plan) if plan in plans else UNMEASURED for plan in PLANS}
+    claims = {plan: _carry_out(plan) if plan in plans else _carried_out(plan) for plan in PLANS}
     page = [
         *_opening(learned),
         *_words(learned),
@@ -86,7 +89,7 @@ def _file(name: str) -> Path:
     return cache.folder("results") / f"{name}.json"
 
 
-def _carried_out(plan: str) -> str:
+def _carry_out(plan: str) -> str:
     """The report of a plan, as `dti evaluate` writes it.
 
     Raises:
@@ -94,12 +97,23 @@ def _carried_out(plan: str) -> str:
     """
     out = cache.folder("results") / plan
     done = subprocess.run(
-        [sys.executable, "-m", "dticli", "evaluate", "--plan", plan, "--out", str(out), *HOW],
+        [
+            *(sys.executable, "-m", "dticli", "evaluate", "--plan", plan),
+            *("--out", str(out), "--precision", PRECISION, "--quiet"),
+        ],
         stdout=subprocess.DEVNULL,
     )
     if done.returncode:
         raise ModelError(f"plan {plan} ended with exit code {done.returncode}: expected 0; see above")
     return (out / "results.md").read_text(encoding="utf-8")
+
+
+def _carried_out(plan: str) -> str:
+    """The report of a plan that was carried out on these weights before, or that it was not."""
+    out = cache.folder("results") / plan
+    given = dict.fromkeys(GenerateSettings.model_fields) | {"precision": PRECISION}
+    before = execution.carried_out(evaluation_plan.read(plan), given, out) if out.is_dir() else None
+    return before.markdown() if before else UNMEASURED
 
 
 # ------------------------------------------------------------------------------- page
