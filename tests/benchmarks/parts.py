@@ -54,7 +54,8 @@ def steps(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
     """A step, the first step and memory, against the bare loop and the peers."""
     own = {name: command for name, command in peers.items() if not _wants("sdxl", command)}
     bundled_one = "the model inside the package", bundled.model_folder(), BUNDLED_SIZE
-    yield _steps(*bundled_one, "fp32", own)
+    with tempfile.TemporaryDirectory() as folder:
+        yield _steps(*bundled_one, "fp32", own, _in_float32(Path(folder)) if own else None)
     yield _steps(*bundled_one, "bf16", {})
     with tempfile.TemporaryDirectory() as folder:
         like_sdxl = (
@@ -70,18 +71,21 @@ def _wants(field: str, command: Sequence[str]) -> bool:
     return any(f"{{{field}}}" in each for each in command)
 
 
-def _filled(model: Path, photos: Path, size: int, noun: str, save: int, folder: Path) -> dict[str, str]:
-    """What a peer's command is told, besides where to write; a copy of the model goes to `folder`.
+def _in_float32(folder: Path) -> Path:
+    """A copy of the bundled model for peers.
 
-    The scripts train the text encoder in the precision of its files, and in the float16 of the bundled one they get NaN at once.
+    Their scripts train the text encoder in the precision of its files; in the float16 of the bundled one they get NaN at once.
     """
-    copy = folder / "float32"
-    if not copy.exists():
-        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
-        pipe.save_pretrained(copy)
+    pipe = DiffusionPipeline.from_pretrained(bundled.model_folder(), torch_dtype=torch.float32)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _filled(model: Path, photos: Path, size: int, noun: str, save: int) -> dict[str, str]:
+    """What is filled into a peer's command, besides the folder that it writes to."""
     return {
-        "model": str(copy),
-        "sdxl": str(copy),
+        "model": str(model),
+        "sdxl": str(model),
         "photos": str(photos),
         "batch": str(BATCH),
         "size": str(size),
@@ -90,7 +94,15 @@ def _filled(model: Path, photos: Path, size: int, noun: str, save: int, folder: 
     }
 
 
-def _steps(said: str, model: Path, size: int, precision: str, peers: Mapping[str, Sequence[str]]) -> Table:
+def _steps(
+    said: str,
+    model: Path,
+    size: int,
+    precision: str,
+    peers: Mapping[str, Sequence[str]],
+    theirs: Path | None = None,
+) -> Table:
+    """The table of one model; `theirs` is the same model in files that peers can train, if these are others."""
     photos = bundled.photos("dog")[0].parent
     options = ("--precision", precision)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -99,7 +111,7 @@ def _steps(said: str, model: Path, size: int, precision: str, peers: Mapping[str
             "bare loop": _bare(photos, model, "--size", str(size), *options),
             "dti": training(photos, out / "w.safetensors", model, "--resolution", str(size), *options),
         }
-        filled = _filled(model, photos, size, "dog", NEVER, out) if peers else {}
+        filled = _filled(theirs or model, photos, size, "dog", NEVER)
         programs |= {
             name: tuple(each.format(out=out / name, **filled) for each in command)
             for name, command in peers.items()
@@ -353,7 +365,9 @@ THEIRS = (50, 100, 150, 200, 300)
 def time_to_quality(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
     """What it takes to learn a word as good as dti's at its defaults, nearly."""
     rows = []
+    own_model = {name: command for name, command in peers.items() if not _wants("sdxl", command)}
     with tempfile.TemporaryDirectory() as folder:
+        model = _in_float32(Path(folder)) if own_model else bundled.model_folder()
         for name in SUBJECTS:
             viewer, photos = quality.Viewer.of(name), bundled.photos(name)[0].parent
             noun = viewer.subject.class_word
@@ -361,12 +375,10 @@ def time_to_quality(peers: Mapping[str, Sequence[str]]) -> Iterator[Table]:
             bar = quality.SHARE * own[-1].look
             first = quality.reached(iter(own), bar)
             rows.append(_reached(name, "dti", first, bar, first))
-            for peer, command in peers.items():
-                if not _wants("sdxl", command):
-                    model = bundled.model_folder()
-                    filled = _filled(model, photos, BUNDLED_SIZE, noun, THEIRS[0], Path(folder))
-                    found = quality.reached(quality.theirs(peer, command, filled, THEIRS, viewer), bar)
-                    rows.append(_reached(name, peer, found, bar, first))
+            for peer, command in own_model.items():
+                filled = _filled(model, photos, BUNDLED_SIZE, noun, THEIRS[0])
+                found = quality.reached(quality.theirs(peer, command, filled, THEIRS, viewer), bar)
+                rows.append(_reached(name, peer, found, bar, first))
     yield Table(
         "Time to quality",
         f"CPU time from the start of a program to its first saved word that draws {100 * quality.SHARE:.0f} % of the look that "

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from dticli import bundled
 from dticli.bundled.world import words
 from dticli.errors import UsageError
-from dticli.evaluation import passages, summary, trials
+from dticli.evaluation import execution, passages, summary, trials
 from dticli.evaluation import plan as plans
 from dticli.evaluation.passages import Passage
 from dticli.settings import GenerateSettings
@@ -149,6 +149,10 @@ def test_passages_are_carried_out_once(dti: Dti, tmp_path: Path) -> None:
         file for file in (tmp_path / "out/trials").glob("*.json") if "slerp" in file.read_text() and "dti" in file.read_text()
     )  # fmt: skip
     whole = json.loads(kept.read_text())
+    read, given = plans.read(str(tmp_path / "plan.toml")), dict.fromkeys(GenerateSettings.model_fields)
+    assert execution.carried_out(read, given, tmp_path / "out") is not None
+    kept.write_text("{")
+    assert execution.carried_out(read, given, tmp_path / "out") is None
     for damaged in ("{", json.dumps(whole | {"degrees": None}), json.dumps(whole | {"to_first": [0.5]})):
         kept.write_text(damaged)
         again = dti(*give)
