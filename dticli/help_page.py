@@ -15,7 +15,13 @@ from dticli.settings import Group
 FEW = 14
 """A command of at most so many options shows all of them at once."""
 FIRST = (Group.REQUIRED, Group.COMMON)
-PLAIN = {"<str>": "<text>", "<list[str]>": "<text>", "<int range>": "<int>", "<float range>": "<float>"}
+PLAIN = {
+    "<str>": "<text>",
+    "<list[str]>": "<text>",
+    "<list[Path]>": "<path>",
+    "<int range>": "<int>",
+    "<float range>": "<float>",
+}
 """What Typer calls a value, in plain words; its bounds stand behind the help."""
 HELP_ALL = "help_all"
 

@@ -127,17 +127,17 @@ class ModelSettings(Settings):
     )
     base: Annotated[str | None, Trait.INCIDENTAL, Trait.NAME_OR_FILE] = Field(
         None,
-        description="For a single-file --model: folder or hub id in diffusers layout with its kind's configs and tokenizers; "
-        "default: the public one.",
+        description="For a single-file --model: folder or hub id in diffusers layout with the configs and tokenizers; "
+        "default: the public model of its kind.",
     )
     variant: Annotated[str | None, Trait.INCIDENTAL] = Field(
         None, description="Weight files to load, such as fp16."
     )
     prediction: Literal["epsilon", "v"] | None = Field(
         None,
-        description="What the denoiser predicts, where the model's files do not say it; default: as they say.",
+        description="Prediction type of the denoiser; default: what the model's files say.",
     )
-    offline: Annotated[bool, Trait.INCIDENTAL] = Field(False, description="Never ask the hub.")
+    offline: Annotated[bool, Trait.INCIDENTAL] = Field(False, description="Never contact the hub.")
     device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Trait.INCIDENTAL] = Field(
         "auto", description="Where to compute."
     )
@@ -145,7 +145,7 @@ class ModelSettings(Settings):
         "auto", description="Precision of the model's weights; auto: bf16 or fp16 on CUDA, fp32 elsewhere."
     )
     quantize: Literal["none", "8bit", "4bit"] = Field(
-        "none", description="Round the large matrices to this many bits; less memory, less exact."
+        "none", description="Quantize the large matrices to this many bits; less memory, less exact."
     )
     low_memory: Annotated[bool, Trait.INCIDENTAL] = Field(
         False, description="Keep on the device only what a step needs; slower."
@@ -164,7 +164,7 @@ class TrainSettings(ModelSettings):
         description="The new word, in brackets: <dog>."
     )
     init: Annotated[str, Group.REQUIRED, Trait.WORD_OR_FILE, Trait.RECORDED, Trait.SUBJECT] = Field(
-        description="Class word or phrase to start from, a token file, random, mean, or cross:WORD (what the encoder makes of "
+        description="Class word or phrase to start from, a token file, random, mean, or cross:WORD (the encoder's output for "
         "WORD)."
     )
     method: Annotated[Literal["dti", "ti"], Trait.RECORDED] = Field(
@@ -174,67 +174,70 @@ class TrainSettings(ModelSettings):
         description="Optimizer steps."
     )
     batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH), Trait.OF_A_MODEL, Trait.RECORDED] = Field(
-        description="Pictures a device sees at once."
+        description="Samples per batch on each device."
     )
     accumulate: Annotated[Positive, Trait.OF_A_MODEL, Trait.RECORDED] = Field(
-        1, description="Batches gathered before each step."
+        1, description="Batches accumulated for each optimizer step."
     )
     lr: Annotated[float, Field(gt=0), Trait.OF_A_MODEL, Trait.RECORDED] = Field(
-        description="How far a step turns the word: by atan(lr) radians. For ti, AdamW's rate."
+        description="Step size: each step rotates the word by atan(lr) radians. For ti, AdamW's learning rate."
     )
     kappa: Annotated[float, Field(ge=0), Trait.OF_A_MODEL, Trait.RECORDED] = Field(
-        description="How strongly the prior (von Mises-Fisher) pulls; 0: not at all."
+        description="Concentration (strength) of the von Mises-Fisher prior; 0: no prior."
     )
     prior: Annotated[str, Trait.WORD_OR_FILE, Trait.RECORDED] = Field(
-        "init", description="What the prior pulls towards: init, none, or a WORD."
+        "init", description="Direction that the prior pulls towards: init, none, or a WORD."
     )
     magnitude: Annotated[str | None, Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         None,
-        description="Norm of the rows: mean (dti's default), median, min or max of the vocabulary, a number, 10x the mean, "
-        "or init (ti's default): that of the init row.",
+        description="Norm of the rows: mean (dti's default), median, min or max of the vocabulary, a number, a multiple of "
+        "the mean such as 10x, or init (ti's default): that of the init row.",
     )
     pooling: Annotated[Literal["stock", "eos", "mixed"], Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         "stock",
-        description="Where CLIP's pooled state is read: stock, as diffusers does, at the word; eos, as ComfyUI and kohya do, at "
-        "the end of text; mixed, in turn, for both.",
+        description="Where CLIP's pooled state is read: stock, at the word, as in diffusers; eos, at the end of the text, as "
+        "in ComfyUI and kohya; mixed alternates, for both.",
     )
     train_magnitude: Annotated[bool, Trait.RECORDED] = Field(False, description="Learn the magnitude too.")
     optimizer: Annotated[Literal["rsgd", "adamw"], Trait.RECORDED] = Field(
         "rsgd",
-        description="What turns the direction: Riemannian SGD, or for comparison AdamW, retracted each step.",
+        description="Optimizer of the direction: Riemannian SGD or, for comparison, AdamW with a retraction after each step.",
     )
     beta: Annotated[float, Field(ge=0, lt=1), Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         0.0,
-        description="Smooth the gradient's length over steps by this factor; 0: each step by its own.",
+        description="Decay of the moving average of squared gradient norms that normalizes steps; 0: each step by its own "
+        "norm.",
     )
     schedule: Annotated[Literal["constant", "linear", "cosine"], Trait.OF_A_MODEL, Trait.RECORDED] = Field(
         "constant",
-        description="How the step length goes on from --lr: constant, or falling to 0, linear or cosine.",
+        description="Step size over the run: constant at --lr, or decaying to 0, linearly or as a cosine.",
     )
     average: Annotated[bool, Trait.OF_A_MODEL, Trait.RECORDED] = Field(
-        False, description="The word is the mean over the last half of the steps."
+        False, description="Write the mean over the last half of the steps."
     )
-    weight_decay: Annotated[float, Field(ge=0), Trait.RECORDED] = Field(1e-2, description="For --method ti.")
+    weight_decay: Annotated[float, Field(ge=0), Trait.RECORDED] = Field(
+        1e-2, description="Weight decay of --method ti."
+    )
     as_paper: Annotated[bool, Trait.INCIDENTAL] = Field(
         False,
-        description="Learn as in the paper: its steps, batch, step length and prior, whatever the model or dti would choose; "
-        "other options go before it.",
+        description="Use the paper's settings (steps, batch size, step size, prior) instead of the model's and dti's; other "
+        "options take precedence.",
     )
     vectors: Annotated[int, Field(ge=1, le=64)] | None = Field(
-        None, description="Vectors the word gets; default: as many as the init phrase has tokens."
+        None, description="Number of vectors; default: as many as the init phrase has tokens."
     )
     property: Annotated[Literal["object", "style"], Group.PHOTOS, Trait.RECORDED] = Field(
-        "object", description="What the photos share: picks the templates."
+        "object", description="What the photos have in common: selects the caption templates."
     )
     captions: Annotated[Literal["templates", "sidecar"], Group.PHOTOS] = Field(
         "templates",
-        description="Built-in sentences, or the .txt or .caption file beside each photo, one caption per line.",
+        description="Built-in templates, or the .txt or .caption file beside each photo, one caption per line.",
     )
     captions_file: Annotated[str | None, Group.PHOTOS, Trait.INCIDENTAL, Trait.FILE] = Field(
-        None, description='JSON lines {"file": ..., "text": ...}, or CSV that begins with file,text.'
+        None, description='JSON lines {"file": ..., "text": ...}, or a CSV with the header file,text.'
     )
     zero_pad: Annotated[bool, Trait.RECORDED] = Field(
-        False, description="Begin captions with 0 to 15 rows of zeros, as the paper's code does for SANA."
+        False, description="Prepend 0 to 15 rows of zeros to captions, as the paper's code does for SANA."
     )
     templates: Annotated[Annotated[tuple[str, ...], Strict(False)] | None, Trait.OF_A_MODEL] = Field(
         None, exclude=True
@@ -246,58 +249,57 @@ class TrainSettings(ModelSettings):
         str | None, Group.PHOTOS, Trait.INCIDENTAL, Trait.FILE, Trait.SUBJECT, Trait.FOR_ALL_ARMS
     ] = Field(
         None,
-        description="Folder with a mask for each photo, white on the subject, or alpha: the photos' own transparency.",
+        description="Folder with a mask for each photo, white on the subject, or alpha: use the photos' transparency.",
     )
     resolution: Annotated[Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)], Group.PHOTOS, Trait.OF_A_MODEL] = (
         Field(description="Side of the square crops, in pixels.")
     )
     crop: Annotated[Literal["center", "random", "none"], Group.PHOTOS, Trait.RECORDED] = Field(
         "center",
-        description="Where photos are cropped; none takes them whole, in the nearest of a few shapes.",
+        description="Position of the crops; none uses whole photos, at the nearest of a few aspect ratios.",
     )
     crops: Annotated[Annotated[int, Field(ge=1, le=256)], Group.PHOTOS] = Field(
-        1, description="Crops of each photo; from the second on at random."
+        1, description="Crops per photo; from the second on at random positions."
     )
     flip: Annotated[bool, Group.PHOTOS, Trait.RECORDED] = Field(
-        False, description="Learn from mirror images too."
+        False, description="Also learn from mirrored photos."
     )
     seed: Annotated[Seed, Trait.RECORDED, Trait.FOR_ALL_ARMS] = Field(
-        0, description="Seed of every random draw."
+        0, description="Seed of all random draws."
     )
     checkpoint_steps: Annotated[Positive, Group.OUTPUT, Trait.INCIDENTAL] = Field(
-        100, description="Save the state every so many steps."
+        100, description="Save the state every N steps."
     )
     checkpoint_seconds: Annotated[Annotated[float, Field(gt=0)], Group.OUTPUT, Trait.INCIDENTAL] = Field(
-        60.0, description="Save it every so many seconds too."
+        60.0, description="Also save the state every N seconds."
     )
     keep: Annotated[Annotated[int, Field(ge=0, le=1000)], Group.SEEING, Trait.INCIDENTAL] = Field(
         0,
-        description="Keep so many states along the run as words of their own: -t dog.run@200 is the one of step 200.",
+        description="Keep N states along the run as token files: -t dog.run@200 is the state at step 200.",
     )
     preview: Annotated[Annotated[tuple[str, ...], Strict(False)], Group.SEEING, Trait.INCIDENTAL] = Field(
         (),
-        description="Draw this prompt, such as 'a {} in the snow' with {} for the word, along the run; repeatable.",
+        description="Draw this prompt along the run, such as 'a {} in the snow' with {} for the word; repeatable.",
     )
     preview_every: Annotated[Positive, Group.SEEING, Trait.INCIDENTAL] = Field(
-        100, description="Draw previews every so many steps."
+        100, description="Draw previews every N steps."
     )
     preview_count: Annotated[Annotated[int, Field(ge=1, le=64)], Group.SEEING, Trait.INCIDENTAL] = Field(
-        1, description="Previews per prompt, each from noise of its own, the same at every step."
+        1, description="Previews per prompt, each from different noise, which is the same at every step."
     )
     preview_negative: Annotated[str | None, Group.SEEING, Trait.INCIDENTAL] = Field(
-        None, description="What should not be in the previews."
+        None, description="Negative prompt of the previews."
     )
     preview_steps: Annotated[Positive | None, Group.SEEING, Trait.INCIDENTAL] = Field(
         None, description="Denoising steps of a preview; default: the model's."
     )
     preview_share: Annotated[Annotated[float, Field(gt=0, le=1)], Group.SEEING, Trait.INCIDENTAL] = Field(
         0.2,
-        description="Between the first and the last ones, previews that would take more than this share of the time are left "
-        "out.",
+        description="Skip previews, except the first and last, when they would take more than this share of the run's time.",
     )
 
     tracker: Annotated[Literal["tensorboard", "wandb", "csv"] | None, Group.SEEING, Trait.INCIDENTAL] = Field(
-        None, description="Write figures and previews for this program too, into the run's folder."
+        None, description="Also log metrics and previews for this program, in the run's folder."
     )
 
     @builtins.property  # the setting called property hides it here
@@ -363,16 +365,16 @@ class GenerateSettings(ModelSettings):
 
     group = Group.DRAWING
 
-    negative: str | None = Field(None, description="What should not be in the picture.")
+    negative: str | None = Field(None, description="Negative prompt.")
     steps: Annotated[Annotated[int, Field(ge=1, le=MAX_DRAWING_STEPS)] | None, Trait.OF_A_MODEL] = Field(
         None, description="Denoising steps; default: the pipeline's."
     )
     guidance: Annotated[Annotated[float, Field(ge=0)] | None, Trait.OF_A_MODEL] = Field(
-        None, description="How strongly to follow the prompt; default: the pipeline's."
+        None, description="Guidance scale; default: the pipeline's."
     )
     pooling: Annotated[Literal["stock", "eos"] | None, Trait.OF_A_MODEL] = Field(
         None,
-        description="Where CLIP's pooled state is read, stock or eos; default: as the words were learned.",
+        description="Where CLIP's pooled state is read (see train); default: as the words were learned.",
     )
     scheduler: Annotated[str | None, Trait.OF_A_MODEL] = Field(
         None, description="ddim, euler, euler-a, dpm++, unipc, ...; default: the model's."
@@ -385,10 +387,10 @@ class GenerateSettings(ModelSettings):
         )
     )
     seed: Annotated[Annotated[int, Field(ge=ANY_SEED, lt=2**63)], Group.COMMON] = Field(
-        0, description="Of the noise: picture i starts from seed + i, frames from seed; -1: any."
+        0, description="Seed of the noise: picture i uses seed + i, frames use seed; -1: random."
     )
     batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH), Trait.OF_A_MODEL, Trait.INCIDENTAL] = Field(
-        1, description="Pictures drawn at once."
+        1, description="Pictures per batch."
     )
 
     @field_validator("size")

@@ -56,7 +56,8 @@ class Chosen:
 def command(
     given: dict[str, Any],
     run: Annotated[
-        Path, typer.Argument(help="Folder of a run that kept states.", autocompletion=completion.runs)
+        Path,
+        typer.Argument(help="Run folder with states (from train --keep).", autocompletion=completion.runs),
     ],
     photos: Annotated[
         Path | None, typer.Option(help="Photos to compare with; default: those learned from.")
@@ -64,7 +65,7 @@ def command(
     prompt_set: Annotated[
         str | None,
         typer.Option(
-            help=f"As for evaluate. Default: {PROMPT_SET}; of the bundled model, {OF_STICKERS[2]}.",
+            help=f"As for evaluate. Default: {PROMPT_SET}; for the bundled model, {OF_STICKERS[2]}.",
             autocompletion=completion.prompt_sets,
         ),
     ] = None,
@@ -72,14 +73,14 @@ def command(
     image_judge: Annotated[
         str | None,
         typer.Option(
-            help=f"As for evaluate. Default: {IMAGE_JUDGE}; of the bundled model, {OF_STICKERS[0]}.",
+            help=f"As for evaluate. Default: {IMAGE_JUDGE}; for the bundled model, {OF_STICKERS[0]}.",
             rich_help_panel=Group.METHOD,
         ),
     ] = None,
     text_judge: Annotated[
         str | None,
         typer.Option(
-            help=f"As for evaluate. Default: {TEXT_JUDGE}; of the bundled model, {OF_STICKERS[1]}.",
+            help=f"As for evaluate. Default: {TEXT_JUDGE}; for the bundled model, {OF_STICKERS[1]}.",
             rich_help_panel=Group.METHOD,
         ),
     ] = None,
@@ -88,7 +89,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Find the best state that a run kept: like the photos, and true to the prompts. It is RUN@best from then on.
+    """Find the best of a run's states: similar to the photos and faithful to the prompts. It can then be used as RUN@best.
 
     Example: dti best dog.run && dti generate "<dog> in the snow" -t dog.run@best
     """

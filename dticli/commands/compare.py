@@ -54,8 +54,7 @@ def command(
     words: Annotated[
         list[str],
         typer.Argument(
-            help="Token files, hub ids, states like dog.run@200 or dog.run@best, NAME=FILE, or run folders for every state "
-            "they keep.",
+            help="Token files, hub ids, states like dog.run@200 or dog.run@best, NAME=FILE, or run folders for all their states.",
             autocompletion=completion.words,
         ),
     ],
@@ -66,10 +65,10 @@ def command(
     prompts: Prompts = None,
     rescale: Annotated[
         list[str] | None,
-        typer.Option(help="Beside each word, its twin of another norm: mean, 2x, a number; repeatable."),
+        typer.Option(help="Also draw each word rescaled to this norm: mean, 2x, a number; repeatable."),
     ] = None,
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, help="Rows per prompt, each of another noise.")
+        int, typer.Option("--count", "-n", min=1, help="Rows per prompt, each with different noise.")
     ] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")] = Path("comparison.png"),
     force: Force = False,
@@ -77,7 +76,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw words beside each other, with the same prompt and noise in a row.
+    """Draw words side by side, with the same prompt and noise in each row.
 
     Example: dti compare dog.run@100 dog.run@400 ti-dog.safetensors --prompt "{} in the snow" --out grid.png
     """

@@ -77,27 +77,29 @@ def command(
             autocompletion=completion.token_files,
         ),
     ],
-    to: Annotated[Target, typer.Option("--to", help="The program to write for; dti: our own form.")] = "dti",
+    to: Annotated[Target, typer.Option("--to", help="Program to write for; dti: dti's own layout.")] = "dti",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the program's name.")
     ] = None,
-    token: Annotated[str | None, typer.Option("--token", help="Rename the word; for one file.")] = None,
+    token: Annotated[
+        str | None, typer.Option("--token", help="New name of the word; with one file only.")
+    ] = None,
     pick: Annotated[
-        str | None, typer.Option(help="Which word, of a file that holds several; its name there.")
+        str | None, typer.Option(help="Name of the word to read from a file with several.")
     ] = None,
     rescale: Annotated[
         str | None,
-        typer.Option(help="New length of the vectors: mean or median of the model's vocabulary, 0.4, 2x."),
+        typer.Option(help="New norm of the vectors: mean or median of the model's vocabulary, 0.4, 2x."),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model the words are for, where the files do not say it.", autocompletion=completion.models
+            help="Model the words are for, if the files do not say.", autocompletion=completion.models
         ),
     ] = None,
     base: Base = None,
     variant: Annotated[str | None, typer.Option(help="Weight files to read, such as fp16.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never contact the hub.")] = False,
     title: Annotated[str | None, typer.Option(help="Title to record; default: the word.")] = None,
     author: Annotated[str | None, typer.Option(help="Author to record.")] = None,
     license: Annotated[str | None, typer.Option(help="Licence to record, such as cc-by-4.0.")] = None,
@@ -106,7 +108,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write token files in the form another program loads, and bring inflated vectors back to the vocabulary's norm.
+    """Write token files for other programs, and rescale inflated vectors to the vocabulary's norm.
 
     Example: dti convert dog.safetensors --to comfyui
     """

@@ -65,11 +65,11 @@ class Examined:
 
 
 def command(
-    offline: Annotated[bool, typer.Option("--offline", help="Do not look for the hub.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not contact the hub.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check Python, torch, device, memory, versions, cache and hub, and say what to do.
+    """Check Python, torch, devices, memory, versions, cache and hub, and say how to fix problems.
 
     Example: dti doctor
     """

@@ -91,7 +91,7 @@ def command(
     ] = None,
     photos: Annotated[
         Path | None,
-        typer.Option(help="Folder of photos, best not those learned from."),
+        typer.Option(help="Folder of photos, preferably not the training photos."),
     ] = None,
     masks: Annotated[
         str | None,
@@ -103,39 +103,39 @@ def command(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="TOML file of arms to compare, or stickers, paper and others; keeps what is done.",
+            help="TOML file with arms to compare, or a plan of dti such as stickers; finished work is kept.",
             autocompletion=completion.plans,
         ),
     ] = None,
     prompt_set: Annotated[
         str | None,
         typer.Option(
-            help=f"simple, complex, stickers, stickers-complex, or a file with one prompt per line. [default: {PROMPT_SET}]",
+            help=f"simple, complex, stickers, stickers-complex, or a file with one prompt per line. Default: {PROMPT_SET}.",
             autocompletion=completion.prompt_sets,
         ),
     ] = None,
     noun: Noun = None,
     count: Annotated[
         int | None,
-        typer.Option("--count", "-n", min=1, help=f"Pictures per prompt.  [default: {COUNT}]"),
+        typer.Option("--count", "-n", min=1, help=f"Pictures per prompt. Default: {COUNT}."),
     ] = None,
     image_judge: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=Group.METHOD,
-            help=f"Vision model: dinov2, stickers-a, stickers-b, a hub id or a folder.  [default: {IMAGE_JUDGE}]",
+            help=f"Vision model: dinov2, stickers-a, stickers-b, a hub id or a folder. Default: {IMAGE_JUDGE}.",
         ),
     ] = None,
     text_judge: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=Group.METHOD,
-            help=f"siglip, clip, stickers-a, stickers-b, a hub id or a folder.  [default: {TEXT_JUDGE}]",
+            help=f"siglip, clip, stickers-a, stickers-b, a hub id or a folder. Default: {TEXT_JUDGE}.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder to keep pictures in, or all of a plan."),
+        typer.Option("--out", "-o", help="Folder for the pictures, or for all files of a plan."),
     ] = None,
     together: Together = None,
     force: Force = False,
@@ -143,7 +143,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Judge learned words: likeness to photos, and fit to prompts.
+    """Evaluate learned words: likeness to photos, and alignment with prompts.
 
     Example: dti evaluate dog.safetensors --photos ./more-photos
     """

@@ -38,20 +38,20 @@ class Listing:
 
 
 def command(
-    folder: Annotated[Path | None, typer.Argument(help="Where to write the photos.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Folder for the photos.")] = None,
     subject: Annotated[
         str,
         typer.Option(
-            help="What they show.",
+            help="Subject of the photos.",
             autocompletion=completion.subjects,
         ),
     ] = "dog",
-    listing: Annotated[bool, typer.Option("--list", help="List the subjects and stop.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="List the subjects.")] = False,
     force: Force = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write five example photos of a subject the bundled model has never seen.
+    """Write five example photos of a subject that the bundled model has never seen.
 
     Example: dti example ./photos --subject cat
     """

@@ -54,9 +54,7 @@ class Generated:
 @with_settings(GenerateSettings)
 def command(
     given: dict[str, Any],
-    prompt: Annotated[
-        list[str] | None, typer.Argument(help="What to draw; several prompts are drawn in turn.")
-    ] = None,
+    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts to draw, in order.")] = None,
     prompts: Prompts = None,
     token: Annotated[
         list[str] | None,
@@ -64,14 +62,18 @@ def command(
             "--tokens",
             "-t",
             autocompletion=completion.token_files,
-            help="Token file, folder or hub id, or NAME=FILE to rename its word; repeatable.",
+            help="Token file, folder or hub id, or NAME=FILE to rename the word; repeatable.",
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Pictures per prompt.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder, or a file for one.")] = Path("pictures"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder, or a file for one picture.")] = Path(
+        "pictures"
+    ),
     grid: Annotated[
         Path | None,
-        typer.Option(help="Also write one picture of all, one row per prompt.", rich_help_panel=Group.OUTPUT),
+        typer.Option(
+            help="Also write a grid of all pictures, one row per prompt.", rich_help_panel=Group.OUTPUT
+        ),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,

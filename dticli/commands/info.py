@@ -86,21 +86,21 @@ def command(
     file: Annotated[
         str,
         typer.Argument(
-            help="Token file of any tool, folder that holds one, or hub id.",
+            help="Token file of any tool, folder with one, or hub id.",
             autocompletion=completion.token_files,
         ),
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model the word is for, where the file does not say it.", autocompletion=completion.models
+            help="Model the word is for, if the file does not say.", autocompletion=completion.models
         ),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never contact the hub.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a token file holds, where it comes from, in which programs it loads and how it is typed there.
+    """Show what a token file contains, where it comes from, which programs can load it and how to write the word in them.
 
     Example: dti info dog.safetensors
     """

@@ -174,38 +174,38 @@ def command(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models (hub id, folder, file, 'stickers'), token files of any tool, hub ids of such, and .run folders.",
+            help="Models (hub id, folder, file, 'stickers'), token files of any tool or their hub ids, and .run folders.",
             autocompletion=completion.measured,
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model in whose vocabulary the token files are placed.", autocompletion=completion.models
+            help="Model whose vocabulary the token files are compared with.", autocompletion=completion.models
         ),
     ] = None,
     base: Base = None,
     variant: Annotated[str | None, typer.Option(help="Weight files to read, such as fp16.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never contact the hub.")] = False,
     probe: Annotated[
         bool,
         typer.Option(
             "--probe",
-            help="Also load the text encoders, and measure what a row's length does in them; of words, beside their twins at "
-            "the vocabulary's mean length.",
+            help="Also load the text encoders and measure the effect of a row's norm in them, for words also at the "
+            "vocabulary's mean norm.",
         ),
     ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Also draw a chart to this .svg file: the vocabulary's norms with the words marked, probes, and runs."
+            help="Also write a chart to this .svg file: the vocabulary's norms with the words marked, probes, and runs."
         ),
     ] = None,
     force: Force = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the norms of a model's vocabulary, and where learned words stand in it. Reads only the embedding tables.
+    """Show the norms of a model's vocabulary, and where learned words lie among them. Reads only the embedding tables.
 
     Example: dti inspect-norms dog.safetensors
     """

@@ -100,38 +100,38 @@ def command(
             "-n",
             min=2,
             max=10_000,
-            help=f"Pictures, ends included, or along each edge of a grid. Default: {FRAMES}, {SIDE}.",
+            help=f"Frames, ends included; along each edge with --grid. Default: {FRAMES}; {SIDE} with --grid.",
         ),
     ] = None,
     path: Annotated[
         PathKind,
         typer.Option(
-            help="slerp turns the direction; lerp is a straight line.", rich_help_panel=Group.DRAWING
+            help="slerp: along the sphere; lerp: linear interpolation.", rich_help_panel=Group.DRAWING
         ),
     ] = "slerp",
     grid: Annotated[
         bool,
-        typer.Option("--grid", help="A square between four words, a triangle between three."),
+        typer.Option("--grid", help="Draw a square between four words, or a triangle between three."),
     ] = False,
     image_judge: Annotated[
         str | None,
         typer.Option(
-            help="Space frames by what this judge sees change (as for evaluate); draws twice.",
+            help="Space frames by the change that this judge sees (as for evaluate); draws twice.",
             rich_help_panel=Group.DRAWING,
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help=".gif, .webp or .mp4 moves; .png is a strip.")
+        Path, typer.Option("--out", "-o", help=".gif, .webp or .mp4: an animation; .png: a strip.")
     ] = Path("interpolation.png"),
     seconds: Annotated[
         float,
-        typer.Option(min=0.1, help="How long an animation lasts.", rich_help_panel=Group.OUTPUT),
+        typer.Option(min=0.1, help="Duration of an animation.", rich_help_panel=Group.OUTPUT),
     ] = 3.0,
     ping_pong: Annotated[
         bool,
         typer.Option(
             "--ping-pong",
-            help="Go back the same way, so that an animation has no jump.",
+            help="Append the frames in reverse, so that an animation loops smoothly.",
             rich_help_panel=Group.OUTPUT,
         ),
     ] = False,
@@ -140,7 +140,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw what lies between learned words, with the same noise in every frame.
+    """Draw the path between learned words, with the same noise in every frame.
 
     Example: dti interpolate dog.safetensors cat.safetensors --out morph.gif
     """

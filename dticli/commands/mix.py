@@ -62,9 +62,9 @@ def command(
     ],
     weights: Annotated[
         str | None,
-        typer.Option(help="How much of each, such as 2,1,1; default: of all the same."),
+        typer.Option(help="Weight of each word, such as 2,1,1; default: equal weights."),
     ] = None,
-    token: Annotated[str, typer.Option(help="What the mix is called.")] = "<mix>",
+    token: Annotated[str, typer.Option(help="Name of the new word.")] = "<mix>",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Token file; default: the token's name.")
     ] = None,
@@ -73,9 +73,11 @@ def command(
     ] = "slerp",
     pooling: Annotated[
         Literal["stock", "eos"] | None,
-        typer.Option(help="Where CLIP's pooled state is read; for words that were learned for either."),
+        typer.Option(
+            help="Where CLIP's pooled state is read, if the words were learned with different settings."
+        ),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never contact the hub.")] = False,
     force: Force = False,
     json: Json = False,
     debug: Debug = False,

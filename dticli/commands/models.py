@@ -66,17 +66,17 @@ def command(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models to describe (hub id, folder, file, 'stickers'); none: all families.",
+            help="Models to describe (hub id, folder, file, 'stickers'); default: all families.",
             autocompletion=completion.models,
         ),
     ] = None,
     base: Base = None,
     variant: Annotated[str | None, typer.Option(help="Weight files to count, such as fp16.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never contact the hub.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the families of models a word can be learned on: encoders, settings they start from, what was verified.
+    """List the supported model families: encoders, default settings, what was verified.
 
     Example: dti models stickers
     """

@@ -18,9 +18,7 @@ from dticli.settings import ANY_SEED, GenerateSettings, Group, ModelSettings, Se
 if TYPE_CHECKING:
     from dticli.words.base_model import Opened
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one machine-readable result.", rich_help_panel=Group.OUTPUT)
-]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=Group.OUTPUT)]
 Debug = Annotated[
     bool,
     typer.Option(
@@ -31,14 +29,14 @@ Debug = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=Group.OUTPUT)
+    bool, typer.Option("--force", help="Overwrite existing files.", rich_help_panel=Group.OUTPUT)
 ]
 Base = Annotated[str | None, typer.Option(help=str(ModelSettings.model_fields["base"].description))]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=Group.OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=Group.OUTPUT)]
 Noun = Annotated[
     str | None,
     typer.Option(
-        help="What the thing is, for the judge; default: the word it was learned from.",
+        help="Class noun of the subject, for the judge; default: the word it was learned from.",
         rich_help_panel=Group.METHOD,
     ),
 ]
@@ -46,7 +44,7 @@ Together = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Words that learn side by side, where there are several: more words per hour, more memory. Default: 1.",
+        help="Words trained in the same batches, if there are several: more words per hour, more memory. Default: 1.",
         rich_help_panel=Group.OUTPUT,
     ),
 ]

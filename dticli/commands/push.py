@@ -46,14 +46,14 @@ def command(
     file: Annotated[
         str,
         typer.Argument(
-            help="Token file of any tool, or folder that holds one.", autocompletion=completion.token_files
+            help="Token file of any tool, or folder with one.", autocompletion=completion.token_files
         ),
     ],
-    repository: Annotated[str, typer.Argument(help="Where to, user/name; made if it is not there.")],
+    repository: Annotated[str, typer.Argument(help="Repository, user/name; created if it does not exist.")],
     picture: Annotated[
         list[Path] | None,
         typer.Option(
-            "--picture", "-p", help="Example picture for the card, such as one of generate's; repeatable."
+            "--picture", "-p", help="Example picture for the card, such as one from generate; repeatable."
         ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
@@ -62,7 +62,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Put a word on the hub: our file, diffusers' for each encoder, a card made from its metadata, and pictures.
+    """Upload a word to the hub: dti's file, diffusers' files for each encoder, a model card made from the metadata, and pictures.
 
     Log in once with `hf auth login`, or set HF_TOKEN.
 

@@ -35,18 +35,18 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="HTML file, or for several words a folder; default: report.html in each run."
+            "--out", "-o", help="HTML file, or a folder for several words; default: report.html in each run."
         ),
     ] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(help="What dti evaluate --json printed, to show its figures.")
+        Path | None, typer.Option(help="Output of dti evaluate --json, to include its scores.")
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never contact the hub.")] = False,
     force: Force = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a page about a word: photos, previews, loss, nearest words, norms, settings. It needs no network.
+    """Write an HTML report about a word: photos, previews, loss, nearest words, norms, settings. It needs no network.
 
     Example: dti report dog.run --out report.html
     """

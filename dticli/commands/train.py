@@ -136,7 +136,7 @@ def command(
         typer.Option(
             "--out",
             "-o",
-            help="Token file, with --subjects a folder; default: the token's name.",
+            help="Token file, or folder with --subjects; default: the token's name.",
         ),
     ] = None,
     config: Annotated[
@@ -147,11 +147,13 @@ def command(
             rich_help_panel=Group.OUTPUT,
         ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Report on photos and memory, and stop.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Report on photos and memory without training.")
+    ] = False,
     subjects: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file with a table for each of several words: photos, init, any setting.",
+            help="TOML file with a table for each of several words: photos, init, other settings.",
             autocompletion=completion.settings_files,
             rich_help_panel=Group.OUTPUT,
         ),
@@ -168,13 +170,13 @@ def command(
     preset: Annotated[
         Literal["8gb", "12gb", "24gb"] | None,
         typer.Option(
-            help="Choose smaller batches, --low-memory, --precision and --quantize so that the estimate fits a card of this "
-            "memory.",
+            help="Choose batch size, --low-memory, --precision and --quantize so that the memory estimate fits a card of this "
+            "size.",
             rich_help_panel=Group.MODEL,
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run, or begin it.")
+        bool, typer.Option("--resume", help="Continue an interrupted run, or start it.")
     ] = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -253,7 +255,8 @@ def _jobs(
             return (jobs.one(opened, layers, out, program, told),)
     if photos or given["token"]:
         raise UsageError(
-            f"--subjects {subjects} beside {'PHOTOS' if photos else '--token'}: expected these in the file's tables; leave it out"
+            f"--subjects {subjects} beside {'PHOTOS' if photos else '--token'}: expected these in the file's tables; leave it "
+            f"out"
         )
     words = jobs.read_subjects(subjects)
     opened = base_model.open_model(first_said([given, words.shared, file_layer]), ())
