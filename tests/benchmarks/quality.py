@@ -1,4 +1,4 @@
-"""How long a program takes to learn a word that draws as good a look as dti's does at its defaults, nearly, on the bundled model.
+"""How long a program takes to learn a word that is nearly as good as dti's at its defaults, on the bundled model.
 
 The clock is the CPU time of the program from its start, up to the step of a word that it saved; drawing and judging are
 no part of it.
@@ -28,10 +28,9 @@ class Stage:
     cpu: float
     seen: Mapping[str, float]
 
-    @property
-    def look(self) -> float:
-        """How much of the look is kept."""
-        return self.seen["look"]
+    def reaches(self, bars: Mapping[str, float]) -> bool:
+        """Whether every one of the figures that has a bar is at least as high."""
+        return all(self.seen[name] >= bar for name, bar in bars.items())
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,21 @@ def theirs(
         yield from stages(name, given, places, lambda place: next(out.glob(f"*-{place}.safetensors")), viewer)
 
 
-def reached(stages: Iterator[Stage], bar: float) -> Stage:
-    """The first word that reaches the bar, or the last one."""
-    last = None
-    for last in stages:
-        if last.look >= bar:
+def bars(best: Stage, names: Sequence[str]) -> dict[str, float]:
+    """SHARE of some figures of a word."""
+    return {name: SHARE * best.seen[name] for name in names}
+
+
+def until(stages: Iterator[Stage], bars: Mapping[str, float]) -> list[Stage]:
+    """The words of a run, as far as to the first that reaches the bars."""
+    looked_at = []
+    for stage in stages:
+        looked_at.append(stage)
+        if stage.reaches(bars):
             break
-    assert last
-    return last
+    return looked_at
+
+
+def reached(looked_at: Sequence[Stage], bars: Mapping[str, float]) -> Stage:
+    """The first word that reaches the bars, or the last one."""
+    return next((stage for stage in looked_at if stage.reaches(bars)), looked_at[-1])
