@@ -90,7 +90,8 @@ def train(
         settings: any other option of `dti train`, by its name with underscores: model, steps, lr, ...
 
     Yields:
-        the step's report, with loss, degrees turned and gradient norms, and the smoothed loss.
+        a `Progress`: its `report` has the step's loss, gradient lengths, norms, and the angle from the start in radians; its
+            `loss` is smoothed over steps.
 
     Raises:
         UsageError: settings do not fit together, or a file or an unfinished run is in the way.

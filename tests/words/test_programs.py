@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -496,6 +497,27 @@ def test_metadata_is_kept_and_the_architecture_is_not_guessed() -> None:
     assert described.metadata["modelspec.date"] == "2025-12-31"
     assert "modelspec.architecture" not in described.metadata
     assert conversion.described(described).metadata == described.metadata
+
+
+def test_the_page_says_what_each_program_does_with_a_word() -> None:
+    """The table in docs/token-files.md: which programs load a word as it is trained, and which after a conversion."""
+    page = (Path(__file__).parents[2] / "docs" / "token-files.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| [^|]+ \(`(\w+)`\) \|(.*)\|(.*)\|$", page, re.MULTILINE)
+    said = {
+        (family, loads, re.sub(r" \(.*\)", "", title))
+        for family, *cells in table
+        for loads, cell in zip(("as it is", "converted"), cells, strict=True)
+        for title in cell.strip().split(", ")
+        if title
+    }
+    found = set()
+    for family, (widths, *_) in PUBLISHED.items():
+        names = {key: key if len(widths) > 1 else programs.WORD for key in widths}
+        for each in PROGRAMS:
+            verdict = programs.verdict(each, Described(NAME, NAME.strip("<>"), family, names, widths))
+            if verdict.loads != "not" and each.remarks.get(family) != programs._MIXIN:
+                found.add((family, verdict.loads, each.title))
+    assert said == found
 
 
 # Folders
