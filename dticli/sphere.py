@@ -35,8 +35,8 @@ def tangent(direction: Tensor, vector: Tensor) -> Tensor:
     """Project `vector` onto the tangent space at `direction`: g - (v.g) v.
 
     Args:
-        direction: unit rows, (..., width).
-        vector: same shape, any length.
+        direction: unit rows v, (..., width).
+        vector: g, same shape, any length.
     """
     return vector - (direction * vector).sum(dim=-1, keepdim=True) * direction
 
@@ -138,13 +138,25 @@ def _require_on_one_side(holds: Tensor) -> None:
 
 
 def exp(direction: Tensor, step: Tensor) -> Tensor:
-    """Follow the great circle from `direction` along tangent `step`; a row of length s turns s radians."""
+    """Follow the great circle from `direction` along tangent `step`; a row of length s turns s radians.
+
+    Args:
+        direction: unit rows, (..., width).
+        step: tangent rows, same shape.
+
+    Raises:
+        NonFiniteError: a row of either holds NaN or inf; names the row.
+    """
     length = step.norm(dim=-1, keepdim=True)
     return normalize(length.cos() * direction + torch.sinc(length / torch.pi) * step)
 
 
 def log(direction: Tensor, target: Tensor) -> Tensor:
-    """The tangent at `direction` that `exp` carries to `target`; its length is the angle in radians."""
+    """The tangent at `direction` that `exp` carries to `target`, (..., width); its length is the angle in radians.
+
+    Args:
+        direction, target: unit rows, (..., width), not opposite each other: there, the tangent's direction is noise.
+    """
     across = tangent(direction, target)
     length = across.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(across.dtype).tiny)
     return across / length * angle(direction, target)[..., None]

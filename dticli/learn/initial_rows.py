@@ -34,7 +34,7 @@ def begin(
         towards, shaped as the rows; None for no prior.
 
     Raises:
-        UsageError: as `rows`.
+        UsageError, InputError: as `rows`.
     """
     found = rows(pipe, family, start.init, start.vectors, start.seed)
     lengths = magnitudes(found, vocabulary, start.magnitude)
@@ -60,6 +60,7 @@ def rows(pipe: Any, family: Family, init: str, vectors: int | None, seed: int) -
 
     Raises:
         UsageError: the phrase is empty or unknown to a tokenizer.
+        InputError: the token file cannot be read, or has no vectors of an encoder's width.
     """
     found = {
         encoder.key: _rows(pipe, family, encoder, init, vectors or 1, seed) for encoder in family.encoders
@@ -210,6 +211,9 @@ def magnitudes(rows: Mapping[str, Tensor], vocabulary: Mapping[str, Summary], ru
 
     Args:
         rule: `init` keeps each row's own length; others are those of `norms.magnitude`.
+
+    Raises:
+        UsageError: another rule.
     """
     own = {key: each.float().norm(dim=-1, keepdim=True) for key, each in rows.items()}
     if rule == "init":

@@ -47,7 +47,13 @@ class RiemannianSGD:
     def step(self, lr: float) -> list[Tensor]:
         """Update every direction from its `.grad`; returns the tangent lengths |g| before normalising, (vectors,) each.
 
-        A row whose gradient is exactly zero stays where it is.
+        A row whose tangent is exactly zero stays where it is.
+
+        Args:
+            lr: length of the step along a unit tangent.
+
+        Raises:
+            NonFiniteError: a gradient holds NaN or inf; names the vector.
         """
         self.steps_taken += 1
         return [self._step(index, lr) for index in range(len(self.leaves))]
@@ -82,7 +88,7 @@ class AdamW:
     """AdamW on free rows, as ordinary Textual Inversion uses it; `retracting` keeps them on the sphere instead.
 
     Args:
-        rows: (vectors, width) float32 each, updated in place.
+        rows: (vectors, width) float32 each, updated in place; unit rows where they are retracted.
         weight_decay: decoupled, times the learning rate; on the sphere it would only fight the retraction.
         retracting: gradients are projected to the tangent space and every step ends with a retraction, so that the
             direction alone is learned.
@@ -107,7 +113,11 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, lr: float) -> list[Tensor]:
-        """Update every row from its `.grad`; returns the gradient lengths, (vectors,) each."""
+        """Update every row from its `.grad`; returns the lengths of the gradients, or of their tangents, (vectors,) each.
+
+        Raises:
+            NonFiniteError: a gradient holds NaN or inf; names the vector.
+        """
         gradients = [self._prepare(index) for index in range(len(self.leaves))]
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
