@@ -1,4 +1,4 @@
-"""The public functions: what the commands do, for programs. `import dticli` offers them, loading torch on first use."""
+"""The public functions: what the commands do, for Python. `import dticli` provides them, and imports torch on first use."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,10 +22,10 @@ def load_word(source: str | Path, *, offline: bool = False) -> Token:
 
     Args:
         source: a token file of any program, a folder of its parts, a hub repository, or `<name>=SOURCE` under another name.
-        offline: take what lies in the hub's cache, and ask nobody.
+        offline: use only the hub's cache, without network access.
 
     Raises:
-        InputError: it is not there, damaged, or no token file.
+        InputError: the file is missing, damaged, or not a token file.
         EnvironmentProblem: the hub cannot be reached.
     """
     return base_model.read_token(str(source), offline=offline)
@@ -33,18 +33,18 @@ def load_word(source: str | Path, *, offline: bool = False) -> Token:
 
 @contextmanager
 def place(pipe: Any, *words: Token) -> Iterator[Placement]:
-    """Let words take effect in a diffusers pipeline while the context is open; its weights and tokenizers stay as they are.
+    """Make words usable in a diffusers pipeline inside the context; afterwards the pipeline is as before.
 
-    Prompts call a word by its name. A word of several vectors is written out by `expand` of what the context gives, which
-    changes nothing where the pipeline does that itself.
+    Prompts use a word by its name. The pipeline's tokenizers expand words with several vectors by themselves; `expand` of the
+    yielded object returns an expanded prompt for inspection.
 
     Args:
         pipe: a pipeline of a class that `dti models` lists, its text encoders on any device.
 
     Raises:
-        ModelError: no family has pipelines of this class.
-        InputError: a word has no vectors of the widths that the pipeline's encoders take.
-        UsageError: two words share a name, or a vocabulary already holds one.
+        ModelError: this pipeline class is not supported.
+        InputError: a word lacks vectors of the widths of the pipeline's encoders.
+        UsageError: two words have the same name, or a tokenizer already knows one.
     """
     family = families.of_index(pipe.config | {"_class_name": type(pipe).__name__}, type(pipe).__name__)
     tables = {encoder.key: placement.table(pipe, encoder) for encoder in family.encoders}
@@ -60,17 +60,17 @@ def place(pipe: Any, *words: Token) -> Iterator[Placement]:
 
 
 def slerp(first: Token, second: Token, t: float) -> Token:
-    """The word at `t` on the way from one word to another: directions turn at constant speed, lengths change geometrically.
+    """Interpolate between two words: directions along the great circle at constant speed, norms geometrically.
 
     Args:
         t: 0 is the first word, 1 the second.
 
     Returns:
-        a word under the first one's name, with the first one's metadata.
+        a word with the first one's name and metadata.
 
     Raises:
-        InputError: they have different numbers of vectors or different encoders.
-        NumericalError: directions are opposite, so that no shortest way is singled out.
+        InputError: the words have different numbers of vectors or different encoders.
+        NumericalError: directions are opposite, so there is no unique shortest path.
     """
     words = [first.vectors, second.vectors]
     mixing.require_alike(words)
@@ -80,22 +80,22 @@ def slerp(first: Token, second: Token, t: float) -> Token:
 def train(
     photos: str | Path, token: str, init: str, *, out: str | Path | None = None, **settings: Any
 ) -> Iterator[Progress]:
-    """Learn a word from photos, a step at each turn; the token file is written when the last one is done.
+    """Learn a word from photos, one step per iteration; the token file is written after the last step.
 
     Args:
-        photos: folder of photos, or one.
+        photos: folder of photos, or one photo.
         token: the new word, such as `<dog>`.
         init: class word or phrase to start from.
-        out: the token file; default: the token's name with .safetensors. The run's folder lies beside it.
-        settings: any other option of `dti train`, by its name with underscores: model, steps, lr, ...
+        out: the token file; default: the token's name with .safetensors. The run's folder is beside it.
+        settings: any other option of `dti train`, with underscores: model, steps, lr, ...
 
     Yields:
         a `Progress`: its `report` has the step's loss, gradient lengths, norms, and the angle from the start in radians; its
             `loss` is smoothed over steps.
 
     Raises:
-        UsageError: settings do not fit together, or a file or an unfinished run is in the way.
-        InputError, ModelError, EnvironmentProblem, NumericalError: as the command would end; states saved so far stay.
+        UsageError: settings contradict each other, or a file or an unfinished run is in the way.
+        InputError, ModelError, EnvironmentProblem, NumericalError: as for the command; saved states are kept.
     """
     chosen = dict.fromkeys(ModelSettings.model_fields) | settings
     given = {name: value for name, value in chosen.items() if value is not None}
@@ -117,13 +117,13 @@ def train(
 
 
 def vocabulary_norms(model: str | None = None, *, offline: bool = False) -> dict[str, Summary]:
-    """The lengths of a model's embedding rows, by encoder, read without loading the model.
+    """Statistics of the norms of a model's embedding rows, by encoder, read without loading the model.
 
     Args:
-        model: a hub id, folder, single file or the bundled model's name; default: as the commands choose it.
+        model: a hub id, folder, single file or the bundled model's name; default: the model that the commands would choose.
 
     Raises:
-        ModelError: it is not there, damaged, or of no known family.
+        ModelError: the model is missing, damaged, or of an unsupported family.
         EnvironmentProblem: the hub cannot be reached.
     """
     given = dict.fromkeys(ModelSettings.model_fields) | {"model": model, "offline": offline}

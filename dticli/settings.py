@@ -609,7 +609,7 @@ def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict
         others = sorted(layer.keys() & kinds[name].model_fields.keys() - of_a_model)
         if others:
             raise UsageError(
-                f"{path}: [{name}] sets {', '.join(others)}, which are the user's: expected of "
+                f"{path}: [{name}] sets {', '.join(others)}, which only users may set: expected some of "
                 f"{', '.join(sorted(of_a_model))}; delete the others"
             )
     layer = content.get(verb, {})

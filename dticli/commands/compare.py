@@ -54,7 +54,8 @@ def command(
     words: Annotated[
         list[str],
         typer.Argument(
-            help="Token files, hub ids, states like dog.run@200 or dog.run@best, NAME=FILE, or run folders for all their states.",
+            help="Token files, hub ids, states like dog.run@200 or dog.run@best, NAME=FILE, or run folders for all their "
+            "states.",
             autocompletion=completion.words,
         ),
     ],
@@ -126,7 +127,9 @@ def _states(word: str) -> list[str]:
         return [word]
     kept = paths.snapshots(path)
     if not kept:
-        raise UsageError(f"{word} keeps no states: expected a run of --keep; name token files instead")
+        raise UsageError(
+            f"{word} keeps no states: expected a run of dti train --keep; name token files instead"
+        )
     return [f"{path}@{step}" for step in kept]
 
 

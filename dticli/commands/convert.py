@@ -168,8 +168,8 @@ def _model(
         return None
     if not option and not recorded:
         raise UsageError(
-            f"{token.name} does not say which model it is for: expected one, because lengths are those of its vocabulary; "
-            "name it with --model"
+            f"{token.name} does not say which model it is for: expected one, because the norm depends on its vocabulary; name "
+            f"it with --model"
         )
     chosen = choice.choose(option, recorded=recorded, base=base, variant=variant, offline=offline)
     console.notice(contents.announcement(chosen))
@@ -230,8 +230,8 @@ def _warn(word: "Token", target: Target, model: "Model | None") -> None:
         return
     if conversion.is_everyday(stem, word.metadata, _vocabularies(model)):
         console.warn(
-            f"{stem} is an everyday word, and {programs.program(target).title} puts yours wherever a prompt says it; "
-            f"rename it, for example with --token '<my-{stem}>'"
+            f"{stem} is an everyday word, and {programs.program(target).title} would use yours in every prompt that contains "
+            f"it; rename it, for example with --token '<my-{stem}>'"
         )
 
 

@@ -77,7 +77,7 @@ def command(
     console.show(Examined(findings), as_json=json)
     problems = [finding.name for finding in findings if finding.state == "problem"]
     if problems:
-        raise EnvironmentProblem(f"{', '.join(problems)}: expected them to work; do what is said above")
+        raise EnvironmentProblem(f"{', '.join(problems)}: expected them to work; follow the advice above")
 
 
 def examine(*, offline: bool) -> Iterator[Finding]:

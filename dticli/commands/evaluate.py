@@ -150,7 +150,7 @@ def command(
     if plan is None:
         if together:
             raise UsageError(
-                f"--together {together} without --plan: nothing is learned here; expected a plan, leave it out"
+                f"--together {together} without --plan: expected a plan, since nothing is learned otherwise; leave it out"
             )
         if not files or not photos:
             raise UsageError("nothing to judge: expected token files and --photos, or --plan; add them")
@@ -169,7 +169,7 @@ def command(
     }  # fmt: skip
     if misplaced := [name for name, value in beside.items() if value is not None]:
         raise UsageError(
-            f"--plan beside {', '.join(misplaced)}: expected these in the plan's file; leave it out"
+            f"--plan cannot be combined with {', '.join(misplaced)}: expected these in the plan's file; leave them out"
         )
     console.show(_planned(given, plan, out, together or 1, force, quiet), as_json=json)
 

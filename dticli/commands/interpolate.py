@@ -145,10 +145,11 @@ def command(
     Example: dti interpolate dog.safetensors cat.safetensors --out morph.gif
     """
     if len(files) < 2:
-        raise UsageError("one token file: expected two or more to go between; name another")
+        raise UsageError("one token file: expected two or more to interpolate between; name another")
     if grid and (image_judge or ping_pong):
         raise UsageError(
-            f"--grid beside {'--image-judge' if image_judge else '--ping-pong'}: expected a path for that; leave one out"
+            f"--grid cannot be combined with {'--image-judge' if image_judge else '--ping-pong'}: expected a path for that; "
+            f"leave one out"
         )
     texts = read_templates(prompt or [], prompts, [PROMPT])
     require_possible(GenerateSettings, given)

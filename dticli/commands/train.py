@@ -195,7 +195,8 @@ def command(
         )
     if preset and subjects:
         raise UsageError(
-            f"--preset {preset} beside --subjects: expected one word; give the options it names for one of them"
+            f"--preset {preset} cannot be combined with --subjects: expected one word; run it for one of them, and use the "
+            f"options that it prints"
         )
     team = ranks.launched()
     if not team.first and (check or not subjects):
@@ -255,8 +256,8 @@ def _jobs(
             return (jobs.one(opened, layers, out, program, told),)
     if photos or given["token"]:
         raise UsageError(
-            f"--subjects {subjects} beside {'PHOTOS' if photos else '--token'}: expected these in the file's tables; leave it "
-            f"out"
+            f"--subjects {subjects} cannot be combined with {'PHOTOS' if photos else '--token'}: expected it in the file's "
+            f"tables; leave it out"
         )
     words = jobs.read_subjects(subjects)
     opened = base_model.open_model(first_said([given, words.shared, file_layer]), ())

@@ -63,11 +63,6 @@ def require_drawable(opened: Opened, settings: GenerateSettings) -> None:
         sampler.require_scheduler(settings.scheduler)
     if settings.height_width:
         contents.require_multiple(settings.height_width, opened.family)
-        height, width = settings.height_width
-        if width != height:
-            LOG.info(
-                f"--size {settings.size} is {width} wide and {height} high; dti used to read the height first"
-            )
 
 
 def without_words(opened: Opened, settings: GenerateSettings, *, safety_checker: bool = True) -> Any:
@@ -145,8 +140,8 @@ def draw(
                 line.update(len(drawn), f"{what} {len(drawn)}/{len(shots)}")
     if filtered := sum(picture.filtered for picture in drawn):
         LOG.warning(
-            f"{filtered} of {len(drawn)} pictures are black: the model's safety checker took them for indecent; "
-            "try another --seed"
+            f"{filtered} of {len(drawn)} pictures are black, because the model's safety checker blocked them; try another "
+            f"--seed"
         )
     return drawn
 

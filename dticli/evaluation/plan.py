@@ -250,7 +250,7 @@ def _file(path: Path) -> PlanFile:
     for name in ("seeds", "subjects"):
         values = getattr(file, name)
         if len(set(values)) != len(values):
-            raise UsageError(f"{path}: {name} holds one twice: expected different ones; leave it out")
+            raise UsageError(f"{path}: {name} contains a duplicate: expected different values; remove it")
     folder = _folder(path)
     tables = {
         "train": TrainSettings.beside(folder, file.train),
@@ -277,8 +277,8 @@ def _arm(path: Path, name: str, table: Mapping[str, Any]) -> Arm:
     texts = all(isinstance(value, str) for value in table.values())
     if wrong or not texts or table.get("magnitude") == "init":
         raise UsageError(
-            f'{path} [arms.{name}]: an arm that takes another\'s words has of and at most magnitude, such as "mean" or '
-            f'"2x", as texts; correct {", ".join(wrong) or "them"}'
+            f'{path} [arms.{name}]: an arm with of may set nothing but magnitude, such as "mean" or "2x", both as strings; '
+            f"correct {', '.join(wrong) or 'them'}"
         )
     return Arm(name, {}, of=table["of"], magnitude=table.get("magnitude"))
 
@@ -308,9 +308,13 @@ def _passages(path: Path, file: PlanFile) -> PassageSettings | None:
     settings.require_valid(PassageSettings, file.passages, f"{path} [passages]")
     found = settings.resolve(PassageSettings, file.passages)
     if len(set(found.paths)) != len(found.paths):
-        raise UsageError(f"{path} [passages]: paths holds one twice: expected different ones; leave it out")
+        raise UsageError(
+            f"{path} [passages]: paths contains a duplicate: expected different values; remove it"
+        )
     if len(file.subjects) < 2:
-        raise UsageError(f"{path} [passages]: one subject: expected two or more to go between; add another")
+        raise UsageError(
+            f"{path} [passages]: one subject: expected two or more to interpolate between; add another"
+        )
     return found
 
 

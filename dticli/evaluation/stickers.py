@@ -1,4 +1,5 @@
-"""Prompts and judges of the bundled model's world, in which every element a prompt asks for can be looked for in the picture."""
+"""Prompts and judges of the bundled model's world, in which every element a prompt asks for can be looked for in the "
+"picture."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -249,7 +250,7 @@ def _scene(prompt: Prompt, noun: str) -> Scene:
     if noun not in words.LOOKED:
         known = ", ".join(words.LOOKED)
         raise UsageError(
-            f"a judge of stickers cannot tell {noun!r}: expected {known}; name the noun with --noun, or in a plan with init"
+            f"a judge of stickers does not know {noun!r}: expected {known}; name the noun with --noun, or in a plan with init"
         )
     first, *others = prompt.scene.things
     return replace(prompt.scene, things=(replace(first, noun=noun), *others))

@@ -141,20 +141,21 @@ SUBJECT = ("noun", "identified", "look")
 """Elements that say how much of the subject itself is seen; alignment is about all others."""
 
 NOTE = (
-    "Norm: mean row length in vocabulary means. Likeness and alignment: means over subjects of means over seeds, with 95 % "
-    "bootstrap intervals over subjects, which are too narrow where subjects are few; likeness is to the photos that were learned "
-    "from. x: alignment as a multiple of the first arm's, paired over subjects. Lifted: (alignment - chance) / (untrained class "
-    "word's - its chance), chance being the same pictures judged by other prompts of the set. Identified: the share of pictures "
-    "that the judge tells from 23 other things, near misses among them; look: how much of hue (within 25 degrees), pattern and "
-    "build is kept; both where the prompt gives the word no other colour. Then the share of pictures that "
-    "show each element asked for, and how often one of two things shows the other's colour."
+    "Norm: mean row norm as a multiple of the vocabulary's mean. Likeness (to the training photos) and alignment: means "
+    "over subjects of means over seeds, with 95 % bootstrap intervals over subjects; with few subjects, these intervals are "
+    "too narrow. x: alignment as a multiple of the first arm's, paired over subjects. Lifted: (alignment - chance) / "
+    "(alignment of the untrained class word - its chance), where chance is the alignment of the same pictures with other "
+    "prompts of the set. Identified: the share of pictures in which the judge picks the subject out of 24 things, some of "
+    "them similar; look: how much of hue (within 25 degrees), pattern and build is kept; both only for prompts that do not "
+    "ask for another colour. Further columns: the share of pictures that show each requested element, and leakage, how "
+    "often one of two things shows the other's colour."
 )
 
 PASSAGES_NOTE = (
-    "Between words: likeness of each frame to the photos of either subject, by the same judge. Degrees: the angle between the "
-    "words. Backward: share of all change from the one subject to the other that leads back; 0 is a monotone way, 0.5 leads "
-    "nowhere. Kept: likeness of the frames in between to the nearer subject, as a multiple of that of the ends to their own; it "
-    "can be above 1 where an end is hardly like its subject."
+    "Between words: based on the likeness of each frame to the photos of both subjects, by the same judge. Degrees: the "
+    "angle between the words. Backward: the share of the change between the subjects that goes back towards the first; 0 is "
+    "a monotone path, 0.5 makes no progress. Kept: likeness of the frames in between to the more similar subject, as a "
+    "multiple of the likeness of the ends to their own subjects; it can exceed 1 if an end hardly resembles its subject."
 )
 
 

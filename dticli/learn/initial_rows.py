@@ -144,7 +144,7 @@ def _require_live(phrase: str, tokenizer: Any, table: Tensor, ids: list[int]) ->
     words = [text.removesuffix("</w>") for text, index in tokenizer.get_vocab().items() if live[index]]
     near = difflib.get_close_matches(phrase, [word for word in words if len(word) > 2], n=3)
     raise UsageError(
-        f"the model was never told of {phrase!r}: expected words it knows; "
+        f"the model has not learned {phrase!r}: expected a word that it knows; "
         + (
             f"did you mean {' or '.join(near)}?"
             if near

@@ -14,7 +14,7 @@ from dticli.photos import albums, captions
 from dticli.photos.albums import Album, Told
 from dticli.photos.captions import Captions
 from dticli.settings import ModelSettings, TrainSettings, first_of, model_layer, read_layers, resolve
-from dticli.words import learned_word
+from dticli.words import learned_word, token_writing
 from dticli.words.base_model import Opened
 from dticli.words.programs import Target
 
@@ -50,10 +50,7 @@ class Job:
     def require_writable(self) -> None:
         """Raise UsageError or EnvironmentProblem unless the token file can be written."""
         atomic.require_writable([self.target], force=True)
-        if self.target.suffix != ".safetensors":
-            raise UsageError(
-                f"cannot write {self.target}: expected a name ending in .safetensors; choose another name"
-            )
+        token_writing.require_name(self.target)
 
 
 def one(

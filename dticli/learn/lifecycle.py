@@ -190,7 +190,7 @@ def _before(job: "Job", how: How) -> "Checkpoint | None":
     if how.resume and (before := job.folder.newest()):
         return before
     if how.resume:
-        console.notice(f"nothing to continue in {job.folder.path}: starting afresh")
+        console.notice(f"nothing to continue in {job.folder.path}: starting from the beginning")
         atomic.require_writable([job.target], force=how.force)
     else:
         require_free(job, how)
@@ -328,12 +328,10 @@ def _worry(attempt: "Attempt", *, several: bool) -> None:
 
 
 def _show(drawn: "Drawn", quiet: bool) -> None:
-    """Say where previews are, and show them where the terminal can."""
+    """Print where previews are, and show them if the terminal can."""
     from dticli.draw import pictures, terminal
 
-    if drawn.problem:
-        console.warn(f"no more previews from step {drawn.step} on: {drawn.problem}")
-    elif not quiet and drawn.files:
+    if not quiet and drawn.files:
         console.notice(f"previews of step {drawn.step}: {drawn.files[0].parent}")
         if console.terminal() and terminal.is_able():
             fitting = max(1, console.width() // terminal.COLUMNS)

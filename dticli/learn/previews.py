@@ -5,6 +5,7 @@ keyed (see `randomness`), so that a run gives the same bytes with previews and w
 """
 
 import copy
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from dticli.settings import GenerateSettings, model_layer, resolve
 from dticli.words import pooling
 from dticli.words.base_model import Opened
 from dticli.words.learned_word import Token
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,15 +74,10 @@ class Timetable:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Previews of one step.
-
-    Attributes:
-        problem: why there are none, and will be none from now on.
-    """
+    """Previews of one step."""
 
     step: int
     files: tuple[Path, ...]
-    problem: str | None = None
 
 
 @dataclass
@@ -113,7 +111,7 @@ class Previews:
     ) -> Drawn:
         """Draw the word as it is now; it is placed in the pipeline.
 
-        A lack of memory that shows only after the first step ends the previews instead of the run.
+        If memory runs out after the first step, a warning is logged and previews end; the run goes on.
 
         Args:
             token: the word, for what the pictures say about themselves.
@@ -129,8 +127,9 @@ class Previews:
         except EnvironmentProblem as error:
             if step == 0:
                 raise
+            LOG.warning(f"no more previews from step {step} on: {error}")
             self.shots = ()
-            return Drawn(step, (), str(error))
+            return Drawn(step, ())
 
     def _drawn(
         self, step: int, token: Token, addressed: Callable[[str], str], stop: Callable[[], bool]

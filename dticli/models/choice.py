@@ -115,7 +115,8 @@ def choose(
         found = _locate_file(Path(os.path.expanduser(name)), why, base, variant=variant, offline=offline)
     elif base:
         raise UsageError(
-            f"--base {base} beside the model {name}: expected it for a single .safetensors file only; leave it out"
+            f"--base {base} cannot be combined with the model {name}: expected it only for a single .safetensors file; leave "
+            f"it out"
         )
     else:
         found = _locate(name, why, "--model", variant=variant, offline=offline)

@@ -110,6 +110,6 @@ def explaining_determinism() -> Iterator[None]:
         if "use_deterministic_algorithms" not in str(error):
             raise
         raise EnvironmentProblem(
-            f"--deterministic: {first_line(error).split(', ')[0]}: expected an op that repeats its bytes; "
-            "leave the option out, or use --device cpu"
+            f"--deterministic: {first_line(error).split(', ')[0]}: expected a deterministic operation; leave the option out, "
+            f"or use --device cpu"
         ) from None

@@ -223,7 +223,8 @@ def estimate(
 
 
 PRESETS = {"8gb": 8.0, "12gb": 12.0, "24gb": 24.0}
-"""What a training may take, in gigabytes, by the name of a preset. A card sold with 8 GB has 8.6, and CUDA itself takes some."""
+"""What a training may take, in gigabytes, by the name of a preset. A card sold with 8 GB has 8.6, and CUDA itself takes "
+"some."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def fitted(
     training = _Training.of(model, family, settings, size)
     if training is None:
         raise EnvironmentProblem(
-            f"--preset {preset}: the weights of {model.name} are not all safetensors, so that nothing is known of their size; "
+            f"--preset {preset}: the weights of {model.name} are not all safetensors, so their size is unknown; "
             "choose --low-memory, --batch-size and --quantize yourself"
         )
     asked = settings

@@ -54,7 +54,7 @@ def fitting(model: Model, settings: ModelSettings, device: torch.device) -> Iter
         options = [name for name, _ in footprint.savings(settings, model, device)]
         advice = ", ".join([*options, "or a smaller --model"]) if options else "a smaller --model"
         raise EnvironmentProblem(
-            f"{model.name} does not fit into the memory of {device.type}: expected more that is free; try {advice}"
+            f"{model.name} does not fit into the memory of {device.type}: expected more free memory; try {advice}"
         ) from None
 
 

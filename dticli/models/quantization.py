@@ -35,13 +35,15 @@ class Backend:
     """A library that stores matrices in fewer bits.
 
     Attributes:
-        package: what is installed and imported.
+        package: what is imported.
+        install: what to give to pip for it.
         devices: kinds of device that diffusers lets it compute on.
         configs: setting to the config, made from the library of the component (diffusers or transformers), the dtype to
             compute in, and modules to leave as they are, None for the library's choice.
     """
 
     package: str
+    install: str
     devices: frozenset[str]
     configs: Mapping[str, Callable[[Any, torch.dtype, list[str] | None], Any]]
 
@@ -66,8 +68,13 @@ def _torchao_8bit(library: Any, dtype: torch.dtype, kept: list[str] | None) -> A
 
 
 BACKENDS = (
-    Backend("bitsandbytes", frozenset({"cuda"}), {"8bit": _bitsandbytes_8bit, "4bit": _bitsandbytes_4bit}),
-    Backend("torchao", frozenset({"cuda", "cpu"}), {"8bit": _torchao_8bit}),
+    Backend(
+        "bitsandbytes",
+        "'dticli[quantize]'",
+        frozenset({"cuda"}),
+        {"8bit": _bitsandbytes_8bit, "4bit": _bitsandbytes_4bit},
+    ),
+    Backend("torchao", "torchao", frozenset({"cuda", "cpu"}), {"8bit": _torchao_8bit}),
 )
 """The first one that is installed is taken."""
 
@@ -115,7 +122,7 @@ def backend(kind: str, device: torch.device) -> Backend:
     if found is None:
         raise EnvironmentProblem(
             f"--quantize {kind} needs {' or '.join(each.package for each in able)}: expected it to be installed; "
-            f"pip install {able[0].package}"
+            f"pip install {able[0].install}"
         )
     return found
 

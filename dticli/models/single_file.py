@@ -256,8 +256,8 @@ def read(path: Path) -> SingleFile:
     marks = [name for name in EDM if name in shapes]
     if marks:
         raise ModelError(
-            f"{path.name} is a checkpoint of EDM's noise (it holds {marks[0]}), which dti neither trains nor draws with: "
-            "expected one that predicts epsilon or v; choose another --model"
+            f"{path.name} is a checkpoint with EDM noise (it contains {marks[0]}), which dti does not support: expected one "
+            f"with epsilon or v prediction; choose another --model"
         )
     layout, prefix = found
     file = SingleFile(path, layout, shapes, prefix, _kind(path, layout, shapes))

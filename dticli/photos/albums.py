@@ -264,9 +264,7 @@ def _fingerprint(path: Path) -> str:
 def _with_masks(photos: Sequence[Photo], masks: str) -> tuple[Photo, ...]:
     if masks == paths.ALPHA:
         if not any(photo.transparent for photo in photos):
-            raise InputError(
-                "no photo is transparent anywhere: expected --masks alpha's masks; use --masks FOLDER"
-            )
+            raise InputError("no photo has transparency, which --masks alpha needs: use --masks FOLDER")
         return tuple(replace(p, mask=p.path, fingerprint=f"{p.fingerprint} alpha") for p in photos)
     folder = Path(masks)
     if not os.path.isdir(folder):
@@ -480,6 +478,6 @@ def _explained(photo: Photo) -> Iterator[None]:
         yield
     except Exception as error:
         raise InputError(
-            f"{photo.path} was readable before and is not now ({decoding.reason(error, photo.path)}): "
-            "leave the photos where they are until training has begun"
+            f"{photo.path} can no longer be read ({decoding.reason(error, photo.path)}): keep the photos in place until "
+            f"training has started"
         ) from None

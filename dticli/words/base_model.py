@@ -71,4 +71,4 @@ def strangers(tokens: Iterable[Token], model: Model) -> Iterator[str]:
     for token in tokens:
         home = token.metadata.get("dti.model")
         if home and home != model.label and not usable_model(token.metadata):
-            yield f"{token.name} was learned on {home}, and this is {model.label}; pass it with --model"
+            yield f"{token.name} was learned on {home}, but this model is {model.label}; name the right one with --model"

@@ -152,8 +152,8 @@ def _require_directions(key: str, rows: np.ndarray) -> None:
     if not np.isfinite(measured).all():
         row = int(np.isfinite(measured).argmin())
         raise InputError(
-            f"vector {row} of {vectors_for(key)} is too long for its length to be a number: expected one near those of the "
-            "vocabulary; get another copy or train again"
+            f"vector {row} of {vectors_for(key)} is so long that its norm overflows: expected a norm near the vocabulary's; "
+            f"get another copy or train again"
         )
     if not measured.all():
         row = int(measured.argmin())

@@ -190,12 +190,12 @@ class Placement:
                         continue
                     if (most := read(word.name, word)) < size:
                         raise UsageError(
-                            f"{word.name} has {size} vectors, and the model gets {most} of them even without other text: "
-                            "expected fewer; learn it with fewer --vectors"
+                            f"{word.name} has {size} vectors, but the model receives only {most} of them, even without other "
+                            f"text: expected fewer; learn it with fewer --vectors"
                         )
                     raise InputError(
-                        f"the model does not get all of {word.name} in {text[:60]!r}: expected it before the text is cut "
-                        "off; shorten the text or move the word to the front"
+                        f"the model does not receive all of {word.name} in {text[:60]!r}: expected it before the text is "
+                        f"truncated; shorten the text or move the word to the front"
                     )
 
     @contextmanager

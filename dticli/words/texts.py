@@ -59,9 +59,10 @@ def require_used(names: Sequence[str], prompts: Sequence[str], negative: str | N
         if any(holds(text, name) for text in texts):
             continue
         near = difflib.get_close_matches(name.strip("<>"), plain, n=1)
-        meant = f"; is {plain[near[0]]} to be {name}?" if near else ""
+        meant = f"; did you write {plain[near[0]]} for {name}?" if near else ""
         raise UsageError(
-            f"no text has {name} ({texts[0][:60]!r}): write it where the subject should appear, or leave its file out{meant}"
+            f"no text contains {name} ({texts[0][:60]!r}): write it where the subject should appear, or leave its file "
+            f"out{meant}"
         )
     lacking = [prompt for prompt in prompts if not any(holds(prompt, name) for name in names)]
     if names and lacking and len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
@@ -79,7 +80,7 @@ def strangers(names: Iterable[str], texts: Sequence[str]) -> Iterator[str]:
     known = {name.lower() for name in names}
     for word in dict.fromkeys(word for text in texts for word in re.findall(r"<[^<>\s:]+>", text)):
         if word.lower() not in known:
-            yield f"{word} is drawn as if it were any text: no token file brings it; pass it with -t FILE"
+            yield f"{word} is read as ordinary text, because no token file defines it; pass one with -t FILE"
 
 
 def unread(texts: Iterable[str]) -> str | None:
@@ -89,4 +90,4 @@ def unread(texts: Iterable[str]) -> str | None:
     if not found:
         return None
     shown = ", ".join([*found][:3]) + (", ..." if len(found) > 3 else "")
-    return f"weights and other syntax of prompts are not read, the model gets them as text: {shown}"
+    return f"prompt weights and similar syntax are not supported, and the model reads them as text: {shown}"

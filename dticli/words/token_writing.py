@@ -29,11 +29,16 @@ def write(path: str | Path, token: Token, *, force: bool = False) -> None:
         EnvironmentProblem: the disk refuses.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise UsageError(f"cannot write {path}: expected a name ending in .safetensors; choose another name")
+    require_name(path)
     if os.path.lexists(path) and not force:
         raise UsageError(f"{path} exists: expected a new name; choose another or add --force to replace it")
     atomic.write_bytes(path, to_bytes(token))
+
+
+def require_name(path: Path) -> None:
+    """Raise UsageError unless a token file can have this name."""
+    if path.suffix != ".safetensors":
+        raise UsageError(f"cannot write {path}: expected a name ending in .safetensors; choose another name")
 
 
 def to_bytes(token: Token) -> bytes:

@@ -203,7 +203,7 @@ def test_a_part_that_is_not_asked_for_is_said_not_to_be_measured_until_it_was(me
     results.run(300, 0, print, parts=["check"])
     page = (tmp_path / "docs/results.md").read_text()
     assert page.count(results.UNMEASURED) == 3 + len(results.PLANS)
-    assert f"## Which part sets the limit\n\n{results.UNMEASURED}" in page
+    assert f"## Which part limits the words\n\n{results.UNMEASURED}" in page
     assert not (tmp_path / "docs/pictures/diagnosis.png").exists()
     results.run(300, 0, print, parts=["gate"])
     assert (tmp_path / "docs/results.md").read_text().count(results.UNMEASURED) == 2 + len(results.PLANS)

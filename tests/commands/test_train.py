@@ -342,7 +342,7 @@ def test_photos_are_checked_before_a_word_is_thought_of(dti: Dti, photos: Path, 
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (("--init", "vase", "--check"), "never told of 'vase': expected words it knows"),
+        (("--init", "vase", "--check"), "has not learned 'vase': expected a word that it knows"),
         (("--init", "dgo"), "dragon or dog?"),
         (("--init", "dog", "--prior", "pupy"), "did you mean puppy"),
     ],

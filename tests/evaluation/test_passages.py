@@ -160,7 +160,7 @@ def test_passages_are_carried_out_once(dti: Dti, tmp_path: Path) -> None:
         assert again.err.count("judging") == 1
     report = (tmp_path / "out/results.md").read_text()
     assert "| dti | slerp | 1 | " in report
-    assert "0 is a monotone way" in report
+    assert "0 is a monotone path" in report
 
 
 def _word(file: Path) -> tuple[str, torch.Tensor]:
@@ -217,7 +217,7 @@ def test_a_plan_draws_only_what_is_new(change: str, drawn: bool, tmp_path: Path)
         ('prompt = "a dog"', "prompt"),
         ('paths = ["walk"]', "slerp"),
         ("paths = []", "paths"),
-        ('paths = ["lerp", "lerp"]', "holds one twice"),
+        ('paths = ["lerp", "lerp"]', "contains a duplicate"),
         ("stops = 3", "stops"),
     ],
 )

@@ -139,8 +139,8 @@ def test_a_damaged_outcome_is_judged_again(dti: Dti, tmp_path: Path) -> None:
     ("change", "part"),
     [
         ("subjects = []", "at least one arm"),
-        ('subjects = ["dog", "dog"]', "subjects holds one twice"),
-        ("seeds = [1, 1]", "seeds holds one twice"),
+        ('subjects = ["dog", "dog"]', "subjects contains a duplicate"),
+        ("seeds = [1, 1]", "seeds contains a duplicate"),
         ("subjects = 'dog'", "subjects"),
         ('subjects = ["dgo"]', "did you mean 'dog'"),
         ("count = 0", "count = 0"),
@@ -153,8 +153,8 @@ def test_a_damaged_outcome_is_judged_again(dti: Dti, tmp_path: Path) -> None:
         ("[arms.a]\nlr = -1.0", "[arms.a]"),
         ('[arms.a]\nof = "b"', "expected init, dti"),
         ('[arms.a]\nof = "init"\nlr = 0.1', "correct lr"),
-        ("[arms.a]\nof = 1", "as texts"),
-        ('[arms.a]\nof = "init"\nmagnitude = "init"', "at most magnitude"),
+        ("[arms.a]\nof = 1", "both as strings"),
+        ('[arms.a]\nof = "init"\nmagnitude = "init"', "may set nothing but magnitude"),
         ("[arms.init]", "not init"),
         ("[arms.a]\nseed = 1", "[arms.a]: seed: expected in"),
         ('[train]\nprecision = "bf16"\nphotos = "x"', "photos, precision: expected in"),
@@ -411,12 +411,12 @@ def test_a_weight_file_is_known_by_its_ends(tmp_path: Path) -> None:
     ("command", "part"),
     [
         (("evaluate",), "expected token files and --photos, or --plan"),
-        (("evaluate", "--plan", "stickers", "--count", 2), "--plan beside --count"),
+        (("evaluate", "--plan", "stickers", "--count", 2), "--plan cannot be combined with --count"),
         (
             ("evaluate", "--plan", "none"),
             "expected paper, stickers, stickers-ablations, stickers-long, stickers-steps, stickers-tuning",
         ),
-        (("evaluate", "--plan", "stickers", "--seed", 2), "--plan beside --seed"),
+        (("evaluate", "--plan", "stickers", "--seed", 2), "--plan cannot be combined with --seed"),
     ],
 )
 def test_plan_and_files_do_not_mix(dti: Dti, command: tuple[object, ...], part: str) -> None:

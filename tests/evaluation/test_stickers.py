@@ -245,9 +245,9 @@ def test_what_a_judge_of_stickers_cannot_read_is_said() -> None:
     reader = stickers.StickerReader(told({}))
     with pytest.raises(UsageError, match="--prompt-set stickers"):
         reader.require([Prompt("{} in the snow")], "cat")
-    with pytest.raises(UsageError, match="cannot tell 'gargoyle'"):
+    with pytest.raises(UsageError, match="does not know 'gargoyle'"):
         reader.require(stickers.simple(), "gargoyle")
-    with pytest.raises(UsageError, match="cannot tell 'banana'"):
+    with pytest.raises(UsageError, match="does not know 'banana'"):
         reader.require(stickers.complex(), "banana")
 
 

@@ -158,7 +158,7 @@ def test_an_unfinished_run_is_not_overwritten(train: Train, interrupt: Train, tm
 def test_resume_without_anything_to_continue_says_so(train: Train, tmp_path: Path) -> None:
     """It starts afresh; but a token file that is there needs `--force` all the same."""
     outcome = train("--resume")
-    assert (outcome.code, "starting afresh" in outcome.err) == (0, True)
+    assert (outcome.code, "starting from the beginning" in outcome.err) == (0, True)
     shutil.rmtree(tmp_path / "dog.run")
     assert train("--resume").code == 2
 

@@ -5,7 +5,7 @@ import copy
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -376,7 +376,7 @@ def test_what_rounds_must_be_installed(monkeypatch: pytest.MonkeyPatch, train: D
     family = families.TABLE[0]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for kind in ("8bit", "4bit"):
-        with pytest.raises(EnvironmentProblem, match="pip install bitsandbytes"):
+        with pytest.raises(EnvironmentProblem, match=r"pip install 'dticli\[quantize\]'"):
             quantization.config({}, family, kind, CUDA, torch.bfloat16)
     with pytest.raises(EnvironmentProblem, match="4bit does not work on cpu"):
         quantization.config({}, family, "4bit", CPU, torch.float32)
@@ -471,7 +471,7 @@ def test_words_are_learned_with_bitsandbytes(
 
 
 def _everywhere(backend: quantization.Backend) -> quantization.Backend:
-    return quantization.Backend(backend.package, frozenset({"cpu", "cuda"}), backend.configs)
+    return replace(backend, devices=frozenset({"cpu", "cuda"}))
 
 
 @NOISE
@@ -673,7 +673,7 @@ def test_a_preset_is_told_and_used(
     assert "preset 8gb: nothing to change" in dti(*base, "--batch-size", 1).err
     # Before the file is even looked for.
     outcome = dti("train", "--subjects", tmp_path / "words.toml", "--preset", "8gb")
-    assert (outcome.code, "beside --subjects" in outcome.error) == (2, True), outcome.err
+    assert (outcome.code, "combined with --subjects" in outcome.error) == (2, True), outcome.err
 
 
 def test_check_and_models_say_the_same(dti: Dti, train: Dti) -> None:

@@ -172,11 +172,11 @@ def test_a_negative_is_a_text(pipe: Any) -> None:
         (["a photo of a tree", "<bad>"], None),
         (["<bad>", "<bad>"], None),
         (["<BAD>"], None),
-        (["bad"], "is bad to be <bad>?"),
-        (["<badd>"], "is <badd> to be <bad>?"),
-        (["a photo of a tree"], "no text has <bad>"),
+        (["bad"], "did you write bad for <bad>?"),
+        (["<badd>"], "did you write <badd> for <bad>?"),
+        (["a photo of a tree"], "no text contains <bad>"),
         (["a", "photo", "<bad>"], "a sentence goes into quotes"),
-        (["<bad_1>"], "is <bad_1> to be <bad>?"),
+        (["<bad_1>"], "did you write <bad_1> for <bad>?"),
     ],
 )
 def test_a_word_that_no_text_has_is_said(spoken: list[str], complaint: str | None) -> None:

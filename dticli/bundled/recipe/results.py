@@ -124,27 +124,28 @@ def _opening(learned: ceilings.CeilingsReport) -> Iterator[str]:
     yield "# Results"
     yield ""
     yield (
-        f"On the model inside the package, a word learned from five photos is identified among {stickers.CANDIDATES} things in "
-        f"{words['learned word']['identified'].value:.0%} of its pictures, its class word in "
-        f"{words['class word']['identified'].value:.0%}; {words['learned word']['rest'].value:.0%} of what else the prompts ask "
-        f"for is seen. Twelve subjects that nothing was tuned on, at the defaults of `dti train`, judge B; below, what this is "
-        "measured against. *FAILED* stands where a bar that was set before the measurement is not met."
+        "On the bundled model, a word learned from five photos is identified among "
+        f"{stickers.CANDIDATES} things in {words['learned word']['identified'].value:.0%} of its pictures (its class word: "
+        f"{words['class word']['identified'].value:.0%}), and {words['learned word']['rest'].value:.0%} of the rest of the "
+        "prompt is seen. These are means over twelve subjects that no setting was tuned on, with the defaults of `dti train`, by "
+        "judge B; the sections below put them into context. *FAILED* marks a minimum (bar) that was set before the measurement "
+        "and is not met."
     )
     yield ""
-    yield "Written by `python -m dticli.bundled.recipe results`; a second judge, A, was trained apart from B."
+    yield "Written by `python -m dticli.bundled.recipe results`. The two judges, A and B, were trained independently."
 
 
 def _words(learned: ceilings.CeilingsReport) -> Iterator[str]:
-    yield from ("", "## Learned words, beside their floor and their ceilings", "")
+    yield from ("", "## Learned words, with lower and upper bounds", "")
     yield (
         "Pictures of the twenty prompts of `stickers-complex`, means over the twelve subjects with 95 % bootstrap intervals. "
-        "*Identified*: nearest to the right one of "
-        f"{stickers.CANDIDATES} things, of which near misses share the noun or the look; chance is 4 %. *Look*: hue within "
-        "25 degrees, pattern and build. *Rest*: everything else that the prompt asks for. Floor: the class word. Then the look "
-        "said in words, and the ceiling of one slot of the text, a name that the model was trained on. *Captions* that say where "
-        "the subject is, and *masks* of it, are what a user can add to the photos. *Drawn*: what each prompt asks for as the "
-        "training pictures are drawn, the judge's ceiling; *rebuilt*, the same through the autoencoder, which no denoiser can "
-        "surpass. The photos show nothing but the thing. A bar holds for the lower end of judge B's interval."
+        f"*Identified*: the judge picks the subject out of {stickers.CANDIDATES} things, some of which have the same noun or "
+        "the same look; chance is 4 %. *Look*: hue within 25 degrees, pattern and build. *Rest*: everything else that the "
+        "prompt asks for. The class word is the lower bound. *Look in words* describes the look in the prompt. *Trained "
+        "name*, a name that the model was trained on, is the upper bound for a single word. *Captions* that say where the "
+        "subject is, and *masks* of it, are what a user can add to the photos. *Drawn*: pictures drawn to the prompt as the "
+        "training pictures are, the upper bound of the judge; *drawn, rebuilt*: the same after the autoencoder, which no "
+        "denoiser can surpass. The photos show only the subject. A bar applies to the lower end of judge B's interval."
     )
     yield ""
     columns = [(name, judge) for name in ceilings.FIGURES for judge in reversed(learned.judged)]
@@ -156,7 +157,7 @@ def _words(learned: ceilings.CeilingsReport) -> Iterator[str]:
         ),
     )
     yield ""
-    row = "A row for each of the twelve: a photo, its learned word in three scenes, its class word."
+    row = "A row for each of the twelve subjects: a photo, its learned word in three scenes, its class word."
     yield f"![{row}](pictures/{SHEETS['ceilings'].name})"
 
 
@@ -184,8 +185,9 @@ def _section(part: str, found: object) -> Iterator[str]:
 def _parts(found: diagnosis.DiagnosisReport) -> Iterator[str]:
     yield (
         f"The four tuning subjects, {diagnosis.PICTURES} pictures of *{diagnosis.PROMPT.format('...')}* each, judge B, and the "
-        f"loss on {diagnosis.DRAWS} fixed draws of their photos, over all and on the thing. Free states are learned without the "
-        "text encoder: what they cannot draw, the denoiser cannot. Masked: learned from the thing alone."
+        f"loss on {diagnosis.DRAWS} fixed draws of their photos, over the whole picture and on the subject only. *Free states* "
+        "are text states optimized without the text encoder: what they cannot draw, the denoiser cannot draw. *Masked*: "
+        "learned from the subject only, without the background."
     )
     yield ""
     losses, names = ("loss", "loss on the thing"), ("identified", "look", "noun")
@@ -197,24 +199,26 @@ def _parts(found: diagnosis.DiagnosisReport) -> Iterator[str]:
         ),
     )
     yield ""
-    yield f"![A row for each of the four: a photo, then what each way draws.](pictures/{SHEETS['diagnosis'].name})"
+    yield f"![A row for each of the four subjects: a photo, then a picture by each method.](pictures/{SHEETS['diagnosis'].name})"
 
 
 def _in_company(found: pairs.PairsReport) -> Iterator[str]:
     yield (
-        "The twelve by twos of different nouns, in both orders and four relations: *a ... left of a ... on the beach*. *Both*: "
-        f"share of pictures in which both nouns are seen. Of these: a main hue within {looks.NEAR_HUE:g} degrees of a thing's "
-        "own, and of the other's; how much of hue, pattern and build is kept."
+        "Pairs of the twelve subjects with different nouns, in both orders and four relations: *a ... left of a ... on the "
+        "beach*. *Both*: share of pictures in which both nouns are seen. In these pictures: *own hue* and *other's hue*, the "
+        f"share of things whose main hue is within {looks.NEAR_HUE:g} degrees of their own and of the other's; *look*, how "
+        "much of hue, pattern and build is kept."
     )
     yield from _by_judge(
         found.together, {"both": "both", "own": "own hue", "other's": "other's hue", "look": "look"}
     )
     yield ""
     yield (
-        f"Between two words, of those pairs and of the pairs of one noun: {pairs.FRAMES} steps of {len(pairs.PLAIN)} pictures. "
-        "*Thing*: the noun of either word is seen, at the ends and in the middle third. There: a main hue on the shorter arc "
-        f"between the two looks, {looks.NEAR_HUE:g} degrees beyond either included, and what chance would give; a build neither "
-        "beyond the one nor the other; the length of the row in the middle, as a multiple of the first one's."
+        f"Interpolation between two words, for these pairs and the pairs with the same noun: {pairs.FRAMES} steps of "
+        f"{len(pairs.PLAIN)} pictures. *Thing*: the noun of either word is seen, at the ends and in the middle third. In the "
+        f"middle third: *hue*, the main hue lies on the shorter arc between the two looks, or within {looks.NEAR_HUE:g} "
+        "degrees of it, and how often that happens by chance; *build*, the build lies between the two; and the norm of the "
+        "row in the middle, as a multiple of the first word's."
     )
     columns = (
         "thing at the ends",
@@ -257,10 +261,10 @@ def _plans(claims: Mapping[str, str]) -> Iterator[str]:
 
 def _bars(checked: check.CheckReport) -> Iterator[str]:
     yield (
-        f"{checked.samples} prompts, each a combination of noun, style, setting and relation that no training picture shows. "
-        "Share of pictures that show what was asked; in brackets the lower end of its 95 % Wilson interval, which passes or not, "
-        "and of how many pictures. A direction is asked for where the judge sees both of its things. "
-        f"The autoencoder reaches {checked.psnr:.2f} dB on {min(checked.samples, check.PSNR_PICTURES)} such pictures "
+        f"{checked.samples} prompts, each with a combination of noun, style, setting and relation that is in no training "
+        "picture. Share of pictures that show what was asked for; in brackets the lower end of its 95 % Wilson interval, "
+        "which is compared with the bar, and the number of pictures. A direction counts only if the judge sees both of its "
+        f"things. The autoencoder reaches {checked.psnr:.2f} dB on {min(checked.samples, check.PSNR_PICTURES)} such pictures "
         f"(bar {check.PSNR_BAR:g}: {check.verdict(checked.psnr >= check.PSNR_BAR)})."
     )
     yield ""
@@ -280,11 +284,12 @@ def _verdict(recall: check.Recall, bar: str) -> str:
 def _curve(gated: gate.GateReport) -> Iterator[str]:
     scales = " or ".join(f"{scale:g}x" for scale in gate.WATCHED)
     yield (
-        f"{gated.samples} prompts on the example subjects, judge B. The model can show harm if at {scales} the other elements "
-        f"lose at least {gate.LEAST_LOSS:.0%} while the noun is still seen half as often: **{check.verdict(gated.passed)}**. "
-        "Position: how often an MLP reads it from LN(e + p) and from the last states; then the degrees a block turns the "
-        "subject's state by. *Alone* is the word with the state it has in *a photo of a WORD*: what the others lose there is all "
-        "that hangs on what its state says of its prompt."
+        f"{gated.samples} prompts on the example subjects, judge B. The model can show the harm of a large norm if at {scales} "
+        f"the other elements lose at least {gate.LEAST_LOSS:.0%} while the noun is still seen at least half as often: "
+        f"**{check.verdict(gated.passed)}**. *Position*: how often an MLP recovers it from LN(e + p) and from the last states; "
+        "*degrees*: by how much a block rotates the subject's state. *Alone*: the word has the state that it has in *a photo "
+        "of a WORD*; the loss of the other elements there is the most that can be lost through what its state says about the "
+        "prompt."
     )
     yield ""
     elements = list(gated.alone)
@@ -312,8 +317,8 @@ def _curve(gated: gate.GateReport) -> Iterator[str]:
 
 
 _SECTIONS: Mapping[str, tuple[str, Callable[[Any], Iterator[str]]]] = {
-    "diagnosis": ("Which part sets the limit", _parts),
-    "pairs": ("Two words in one prompt, and the words between two", _in_company),
+    "diagnosis": ("Which part limits the words", _parts),
+    "pairs": ("Two words in one prompt, and interpolation between two words", _in_company),
     "check": ("The bundled model", _bars),
-    "gate": ("The gate: longer rows of the class word, nothing learned", _curve),
+    "gate": ("The gate: class words with larger norms, nothing learned", _curve),
 }
