@@ -98,8 +98,20 @@ class RunFolder:
         return None
 
     def start(self, settings: str, machine: Mapping[str, str], step: int) -> None:
-        """Open the books for a run that goes on from `step`: what other attempts left behind it is removed."""
+        """Prepare the folder for a run that continues after `step`; what other attempts left from later steps is removed.
+
+        Raises:
+            EnvironmentProblem: the disk refuses.
+        """
         atomic.make_folder(self.path)
+        with _explained(self.path):
+            self._remove_leftovers(step)
+        atomic.write_bytes(self.path / SETTINGS, settings.encode("utf-8", "replace"))
+        atomic.write_bytes(self.path / MACHINE, json.dumps(machine, indent=2).encode())
+        kept = [json.dumps(entry) + "\n" for entry in read_log(self.path) if entry["step"] <= step]
+        atomic.write_bytes(self.log, "".join(kept).encode())
+
+    def _remove_leftovers(self, step: int) -> None:
         for leftover in self.path.iterdir():
             if TEMPORARY.fullmatch(leftover.name) and os.path.isfile(leftover):
                 leftover.unlink(missing_ok=True)
@@ -111,33 +123,37 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         # Chosen from other states than those there will be.
         paths.best(self.path).unlink(missing_ok=True)
-        atomic.write_bytes(self.path / SETTINGS, settings.encode("utf-8", "replace"))
-        atomic.write_bytes(self.path / MACHINE, json.dumps(machine, indent=2).encode())
-        kept = [json.dumps(entry) + "\n" for entry in read_log(self.path) if entry["step"] <= step]
-        atomic.write_bytes(self.log, "".join(kept).encode())
 
     def save(self, state: Checkpoint) -> None:
-        """Add a checkpoint, and drop all but the last two."""
+        """Add a checkpoint, and remove all but the last two.
+
+        Raises:
+            EnvironmentProblem: the disk refuses.
+        """
         checkpoint.write(self.path / f"checkpoint-{state.step:08d}.safetensors", state)
-        for path in self.checkpoints()[: -checkpoint.KEPT]:
-            path.unlink(missing_ok=True)
+        with _explained(self.path):
+            for path in self.checkpoints()[: -checkpoint.KEPT]:
+                path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """The token file is written: keep the last state alone, under another name, to train further from."""
-        states = self.checkpoints()
-        for path in states[:-1]:
-            path.unlink(missing_ok=True)
-        for path in states[-1:]:
-            os.replace(path, self.path / FINISHED)
+        """After the token file is written: keep only the last state, under another name, for further training.
+
+        Raises:
+            EnvironmentProblem: the disk refuses.
+        """
+        with _explained(self.path):
+            states = self.checkpoints()
+            for path in states[:-1]:
+                path.unlink(missing_ok=True)
+            for path in states[-1:]:
+                os.replace(path, self.path / FINISHED)
 
     @contextmanager
     def appending(self) -> Iterator["Log"]:
         """The log, opened for further lines."""
         atomic.require_replaceable(self.log)
-        try:
+        with _explained(self.log):
             descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write {self.log}: {atomic.reason(error)}") from None
         try:
             yield Log(self.log, descriptor)
         finally:
@@ -176,6 +192,15 @@ class RunFolder:
             lock.release()
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn errors of the disk into one that names `path` and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write {path}: {atomic.reason(error)}") from None
+
+
 def _step(path: Path) -> int:
     """The number a file's name begins with; 0 for none."""
     digits = re.match(r"\d*", path.name)
@@ -195,22 +220,15 @@ class Log:
         Raises:
             EnvironmentProblem: the disk refuses.
         """
-        with self._explained():
+        with _explained(self.path):
             line = (json.dumps(entry) + "\n").encode()
             while line:
                 line = line[os.write(self.descriptor, line) :]
 
     def sync(self) -> None:
         """Wait for the disk, so that no checkpoint is ahead of the log."""
-        with self._explained():
+        with _explained(self.path):
             os.fsync(self.descriptor)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write {self.path}: {atomic.reason(error)}") from None
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

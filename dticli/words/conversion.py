@@ -115,7 +115,7 @@ def read(path: Path, name: str | None = None, pick: str | None = None) -> Source
     """
     if not os.path.isdir(path):
         token, layout = token_reading.read_with_layout(path, name, pick)
-        others = tuple(each.name for each in path.parent.iterdir() if _is_other_part(path.name, each.name))
+        others = tuple(name for name in _beside(path) if _is_other_part(path.name, name))
         return Source(
             _named_by_encoder(_of_its_program(token, layout)), path.stem, {path.name: layout}, others
         )
@@ -133,6 +133,14 @@ def read(path: Path, name: str | None = None, pick: str | None = None) -> Source
     layouts = {file: layout for file, (_, layout) in read.items()}
     token = _of_its_program(token, next(iter(layouts.values())))
     return Source(_named_by_encoder(token), Path(files[0]).stem, layouts)
+
+
+def _beside(path: Path) -> list[str]:
+    """Names of the files in a file's folder; none if the folder may be entered but not listed."""
+    try:
+        return [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return []
 
 
 def files_of_a_word(names: Iterable[str], place: str) -> list[str]:

@@ -60,17 +60,17 @@ def holds_token(source: str, *, offline: bool = False) -> bool:
     path = Path(os.path.expanduser(source))
     if names_token_file(path.name):
         return not single_file.is_checkpoint(path)
-    if os.path.isdir(path):
-        names = [each.name for each in path.iterdir()]
-    else:
-        repository = Repository.named(source)
-        if not repository:
-            return False
-        try:
+    repository = Repository.named(source)
+    try:
+        if os.path.isdir(path):
+            names = [each.name for each in path.iterdir()]
+        elif repository:
             names = list(_listing(repository, offline))
-        except (EnvironmentProblem, InputError):
-            # Asking for it as a model says the same, in words that fit both.
+        else:
             return False
+    except (OSError, EnvironmentProblem, InputError):
+        # Opening it as a model reports the same problem, in words that fit both.
+        return False
     return MODEL_INDEX not in names and any(map(conversion.is_token_file, names))
 
 

@@ -1,5 +1,6 @@
 """`dti info` as a user runs it."""
 
+import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,21 @@ def test_a_folder_and_a_pickle(dti: Dti, tmp_path: Path) -> None:
     (tmp_path / "token_identifier.txt").write_text("<cat-toy>")
     said = dti("info", tmp_path, "--json").json
     assert (said["token"], said["container"]) == ("<cat-toy>", "pickle")
+
+
+def test_a_folder_that_cannot_be_listed(dti: Dti, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in it can be read all the same; of the folder itself, every command says what is wrong in one line."""
+    save_file({"emb_params": torch.ones(768)}, tmp_path / "toy.safetensors")
+
+    def refused(folder: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert dti("info", tmp_path / "toy.safetensors").code == 0
+    outcome = dti("info", tmp_path)
+    assert (outcome.code, "Permission denied" in outcome.error) == (3, True)
+    outcome = dti("inspect-norms", tmp_path)
+    assert (outcome.code, "expected a folder in diffusers layout" in outcome.error) == (4, True)
 
 
 def test_hostile_text_does_not_reach_the_terminal(dti: Dti, tmp_path: Path) -> None:

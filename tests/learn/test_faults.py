@@ -241,6 +241,25 @@ def test_every_write_can_fail(place: Place, whole: tuple[bytes, Ended]) -> None:
     survives(place, expected)
 
 
+def test_states_that_cannot_be_removed_or_renamed(place: Place, whole: tuple[bytes, Ended]) -> None:
+    """Where a folder takes new files and lets none go, that is one line too, before the word is written and after."""
+    expected, ended = whole
+    own = [
+        index
+        for index, (name, paths) in enumerate(ended.operations)
+        if name in ("unlink", "replace") and Path(paths[0]).name.startswith("checkpoint-")
+    ]
+    # One that is too old, and at the end the one before the last, and the last one's new name.
+    assert len(own) == 3
+    for index in own:
+        shutil.rmtree(place.folder)
+        place.folder.mkdir()
+        failed = place.dti(faults=[(index, "before", -errno.EACCES)])
+        assert failed.code == 5, failed.err
+        assert failed.err.strip().splitlines()[-1].startswith(f"error: cannot write {place.run}: ")
+    survives(place, expected)
+
+
 def test_files_may_not_grow(place: Place, whole: tuple[bytes, Ended]) -> None:
     """Under `ulimit -f`, a real refusal of the kernel, the message says so and nothing half-written stays."""
     expected, _ = whole
