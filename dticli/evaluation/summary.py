@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ class ArmResult:
             is kept; None where the judge does not look for it.
         lifted: (alignment - chance) / (untrained word's alignment - its chance), paired over subjects; None where the plan has no
             such arm, or its alignment may be no better than chance.
+        differences: of those of FIGURES that there are, the arm's minus the first arm's, paired over subjects.
     """
 
     arm: str
@@ -63,6 +65,7 @@ class ArmResult:
     noun: Mean | None
     identified: Mean | None
     look: Mean | None
+    differences: Mapping[str, Mean]
     elements: Mapping[str, float]
     leakage: float | None
 
@@ -134,11 +137,31 @@ class PlanResult:
         ]
         each_trial = markdown.table(["subject", "seed", "arm", "norm", "likeness", "alignment"], rows)
         notes = [NOTE, *([PASSAGES_NOTE] if self.passages else [])]
-        return "\n".join([*self.lines(), "", *notes, "", *each_trial, ""])
+        return "\n".join([*self.lines(), "", *notes, *self._compared(), "", *each_trial, ""])
+
+    def _compared(self) -> Iterator[str]:
+        """What each arm has more or less than the first one, as a table; none where no other shares a subject with it."""
+        others = [arm for arm in self.arms if arm.arm != self.reference and arm.differences]
+        if not others:
+            return
+        figures = [name for name in FIGURES if any(name in arm.differences for arm in others)]
+        yield from ("", DIFFERENCES_NOTE.format(self.reference), "")
+        yield from markdown.table(
+            ["arm", *figures],
+            ([arm.arm, *(str(arm.differences.get(name, "")) for name in figures)] for arm in others),
+        )
 
 
 SUBJECT = ("noun", "identified", "look")
 """Elements that say how much of the subject itself is seen; alignment is about all others."""
+
+FIGURES = ("likeness", *SUBJECT, "alignment")
+"""What an arm is compared by."""
+
+DIFFERENCES_NOTE = (
+    "Each arm minus {}, paired over the subjects of both, with 95 % bootstrap intervals. Where one holds 0, the two may not "
+    "differ."
+)
 
 NOTE = (
     "Norm: mean row norm as a multiple of the vocabulary's mean. Likeness (to the training photos) and alignment: means "
@@ -218,29 +241,36 @@ def _arm_result(
         arm=name,
         trials=len(own),
         norm=float(np.mean([each.norm for each in own])),
-        likeness=measure.mean(list(_by_subject(own, _likeness).values())),
-        alignment=measure.mean(list(_by_subject(own, _alignment).values())),
-        gain=_paired(_by_subject(own, _alignment), _by_subject(first, _alignment)),
+        likeness=measure.mean(list(_by_subject(own, _figure("likeness")).values())),
+        alignment=measure.mean(list(_by_subject(own, _figure("alignment")).values())),
+        gain=_paired(_by_subject(own, _figure("alignment")), _by_subject(first, _figure("alignment"))),
         lifted=_paired(_by_subject(own, _above_chance), _by_subject(plain, _above_chance)),
         noun=_mean_share(own, "noun"),
         identified=_mean_share(own, "identified"),
         look=_mean_share(own, "look"),
+        differences=_differences(own, first),
         elements=measure.elements(own),
         leakage=measure.leakage(own),
     )
 
 
 def _mean_share(outcomes: Sequence[Outcome], element: str) -> Mean | None:
-    shares = _by_subject(outcomes, lambda each: each.elements.get(element))
+    shares = _by_subject(outcomes, _figure(element))
     return measure.mean(list(shares.values())) if shares else None
 
 
-def _likeness(outcome: Outcome) -> float:
-    return outcome.likeness
+def _differences(own: Sequence[Outcome], first: Sequence[Outcome]) -> dict[str, Mean]:
+    found = {}
+    for name in FIGURES:
+        values, references = _by_subject(own, _figure(name)), _by_subject(first, _figure(name))
+        if both := [subject for subject in values if subject in references]:
+            found[name] = measure.mean([values[subject] - references[subject] for subject in both])
+    return found
 
 
-def _alignment(outcome: Outcome) -> float:
-    return outcome.alignment
+def _figure(name: str) -> Callable[[Outcome], float | None]:
+    """Reads one of FIGURES."""
+    return (lambda outcome: outcome.elements.get(name)) if name in SUBJECT else attrgetter(name)
 
 
 def _above_chance(outcome: Outcome) -> float | None:

@@ -470,6 +470,18 @@ def test_the_summary_is_over_subjects() -> None:
     assert chart_points(result.chart()).keys() == {"dti", "ti", "word"}
     assert dti.alignment.value == pytest.approx((0.7 + 0.5) / 2)
     assert ti.gain == measure.Mean(*3 * [pytest.approx(0.5)])
+    # in a, 0.35 against the mean of 0.8 and 0.6; in b, 0.25 against 0.5
+    assert ti.differences["alignment"] == measure.Mean(*map(pytest.approx, (-0.3, -0.35, -0.25)))
+    assert ti.differences["noun"].value == pytest.approx((-1 + 0) / 2)
+    assert "look" not in ti.differences
+    assert {each.value for each in dti.differences.values()} == {0.0}
+    compared = result.markdown().partition("Each arm minus dti")[2].splitlines()[2:]
+    assert [line.split(" | ")[0] for line in compared if line.startswith("| ")][:4] == [
+        "| arm",
+        "| ---",
+        "| ti",
+        "| word",
+    ]
     assert (dti.trials, ti.norm) == (3, 4.5)
     assert dti.elements == {"noun": 1.0, "style": 0.5}
     assert ti.elements == {"noun": 0.5, "style": 0.5}
@@ -487,6 +499,9 @@ def test_what_cannot_be_said_is_left_empty() -> None:
     assert (word.gain, word.lifted) == (None, None)
     assert str(word.alignment) == "0.800"
     assert "None" not in result.markdown()
+    assert (
+        "Each arm minus" not in summary.summarise(planned(plans.Arm("dti", {})), "m", outcomes[:1]).markdown()
+    )
     assert "None" not in result.chart()
 
 

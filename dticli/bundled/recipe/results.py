@@ -129,7 +129,7 @@ def _opening(learned: ceilings.CeilingsReport) -> Iterator[str]:
         f"{words['class word']['identified'].value:.0%}), and {words['learned word']['rest'].value:.0%} of the rest of the "
         "prompt is seen. These are means over twelve subjects that no setting was tuned on, with the defaults of `dti train`, by "
         "judge B; the sections below put them into context. *FAILED* marks a minimum (bar) that was set before the measurement "
-        "and is not met."
+        "and is not met. The plans' words were trained for longer."
     )
     yield ""
     yield "Written by `python -m dticli.bundled.recipe results`. The two judges, A and B, were trained independently."
@@ -157,8 +157,22 @@ def _words(learned: ceilings.CeilingsReport) -> Iterator[str]:
         ),
     )
     yield ""
+    yield from _out_of_reach(learned.judged["b"])
     row = "A row for each of the twelve subjects: a photo, its learned word in three scenes, its class word."
     yield f"![{row}](pictures/{SHEETS['ceilings'].name})"
+
+
+def _out_of_reach(judged: Mapping[str, Mapping[str, Mean]]) -> Iterator[str]:
+    """Which bars of the learned word are missed where no denoiser has a part in the pictures."""
+    for kind in ("drawn", "drawn, rebuilt"):
+        missed = [
+            f"{name} ({judged[kind][name].low or 0:.1%}, bar {bar:.0%})"
+            for name, bar in ceilings.BARS["learned word"].items()
+            if kind in judged and (judged[kind][name].low or 0) < bar
+        ]
+        if missed:
+            yield f"Bars of the learned word that the row *{kind}* misses too: {', '.join(missed)}."
+            yield ""
 
 
 def _held(means: Mapping[str, Mean], kind: str, name: str, judge: str) -> str:
@@ -167,7 +181,9 @@ def _held(means: Mapping[str, Mean], kind: str, name: str, judge: str) -> str:
     bar = ceilings.BARS.get(kind, {}).get(name)
     found = means[name]
     held = (
-        "" if bar is None or judge != "b" else f", bar {bar:.0%}: {check.verdict((found.low or 0.0) >= bar)}"
+        ""
+        if bar is None or judge != "b"
+        else f", bar {bar:.0%}: {found.low or 0:.1%} {check.verdict((found.low or 0.0) >= bar)}"
     )
     return f"{_share(found)}{held}"
 
