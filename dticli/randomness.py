@@ -1,7 +1,7 @@
-"""Randomness without state: every draw is a pure function of where it is used.
+"""Stateless randomness: every draw is a pure function of its key.
 
 A `Key` is (seed, purpose, word, step, sample). Resuming, splitting a batch over devices or accumulation, and training
-several words at once therefore see the same numbers as one uninterrupted run of one word.
+several words at once therefore use the same numbers as one uninterrupted run of one word.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Key:
-    """Names one draw: what the run is seeded with, what the draw is for, and where in the run it happens.
+    """Identifies one draw: the seed of the run, the purpose of the draw, and its position in the run.
 
-    `sample` counts samples over the whole run (step x batch + position), whatever the batch is split into.
+    `sample` counts samples over the whole run (step x batch + position), however the batch is split.
     """
 
     seed: int
@@ -50,7 +50,7 @@ def uniform(key: Key) -> float:
 
 
 def integer(key: Key, count: int) -> int:
-    """One of 0 ... count - 1, each as likely."""
+    """One of 0 ... count - 1, with equal probability."""
     import torch
 
     return int(torch.randint(count, (), generator=key.generator()))

@@ -1,4 +1,4 @@
-"""Several processes on one run, as `torchrun` and `accelerate launch` start them: each sees its share of every step's pictures.
+"""Several processes on one run, started by `torchrun` or `accelerate launch`: each processes its share of every step's samples.
 
 Gradients are averaged, so that n processes with batch size b take the same steps as one with n x b. Only the first writes.
 """
@@ -22,8 +22,8 @@ class Ranks:
     """This process among those of the run.
 
     Attributes:
-        rank: 0 ... size - 1; the first writes and speaks for all.
-        local: place among the processes of this machine, which is also the number of its device.
+        rank: 0 ... size - 1; rank 0 writes files and prints.
+        local: index among the processes of this machine, and of its device.
     """
 
     rank: int = 0
@@ -35,7 +35,7 @@ class Ranks:
         return self.rank == 0
 
     def own(self, device: "torch.device") -> "torch.device":
-        """The device of its kind that belongs to this process, made the present one.
+        """The device of this process, of the kind of `device`; on CUDA it becomes the current device.
 
         Raises:
             EnvironmentProblem: this machine has fewer devices than processes.
@@ -85,7 +85,7 @@ class Ranks:
         return int(found)
 
     def shared(self, content: bytes) -> bytes:
-        """What the first rank calls this with; what others do is ignored."""
+        """The `content` that rank 0 passes; that of other ranks is ignored."""
         if self.size == 1:
             return content
         import torch
@@ -103,11 +103,11 @@ class Ranks:
 
 ALONE = Ranks()
 PATIENCE = timedelta(days=7)
-"""How long a rank waits for another: one may learn several words while others are done. Of dead ones the launcher knows."""
+"""How long a rank waits for another: one may still be learning words when others are done. The launcher detects dead ranks."""
 
 
 def launched() -> Ranks:
-    """This process as the launcher's environment variables describe it; alone where there is no launcher.
+    """This process, as described by the launcher's environment variables; `ALONE` without a launcher.
 
     Raises:
         UsageError: the variables contradict each other.
@@ -128,7 +128,7 @@ def launched() -> Ranks:
 
 @contextmanager
 def joined(ranks: Ranks) -> Iterator[None]:
-    """Let the ranks hear of each other while the context is open; every rank must enter it.
+    """Connect the ranks inside the context; every rank must enter it.
 
     Raises:
         EnvironmentProblem: they cannot be reached.
@@ -156,7 +156,7 @@ def joined(ranks: Ranks) -> Iterator[None]:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Say what it means that the ranks cannot finish a common operation."""
+    """Explain errors of collective operations."""
     try:
         yield
     except RuntimeError as error:

@@ -1,6 +1,6 @@
-"""Exact resume: the state of a run between two steps, as a safetensors file with text metadata.
+"""Checkpoints for exact resume: the state of a run between two steps, as a safetensors file with text metadata.
 
-Random draws are keyed (see `randomness`), so that rows, optimizer and step number are all of the state.
+Random draws are keyed (see `randomness`), so rows, optimizer and step number are the whole state.
 """
 
 import json
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KEPT = 2
-"""How many checkpoints stay: should the disk have damaged the newest one, the one before is there."""
+"""Checkpoints to keep: if the newest one is damaged, the one before it can be used."""
 
 _STATE, _ROWS = "state.", "rows."
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be the same for a run to continue; names and texts only.
+    """Everything that must be the same for a run to continue, as names and strings.
 
     Attributes:
-        settings: every setting that decides what is learned, except `steps`.
+        settings: all settings that affect what is learned, except `steps`.
         photos: fingerprint of each photo with its mask, by name.
-        captions: what is said about each photo, by name.
-        model: name, weights, precision, and the rows the word starts from.
+        captions: digest of each photo's captions, by name.
+        model: name, weights, precision, and the initial rows of the word.
     """
 
     settings: Mapping[str, str]
@@ -43,14 +43,14 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A run between two steps.
+    """The state of a run between two steps.
 
     Attributes:
         step: steps done.
         loss: the smoothed loss, exactly.
         state: of `Learner.state`.
         rows: encoder key to the word's rows, (vectors, width), float32.
-        machine: versions, device and threads, for those who compare.
+        machine: versions, device and threads; a difference is only a warning.
     """
 
     step: int
@@ -136,7 +136,7 @@ def _part(tensors: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
 def require_same(checkpoint: Checkpoint, now: Identity, steps: int) -> None:
     """Check that a run of `steps` steps can continue from a checkpoint.
 
-    Where the step length is the same at every step, a run can be made longer; it cannot be made shorter than it is.
+    A run with a constant step size can be extended; no run can be made shorter than it already is.
 
     Raises:
         UsageError: names every difference.

@@ -1,4 +1,4 @@
-"""What each part of a training is told of its settings: values made here, so that no part knows the settings themselves."""
+"""The hyperparameters of each part of a training, made from the settings, so that no part depends on the settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from dticli.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Start:
-    """Where a word starts, and what its prior pulls towards.
+    """The start of a word, and the direction of its prior.
 
     Attributes:
         init: as `initial_rows.rows` takes it.
         vectors: how many the word gets; None for as many as the init needs.
-        magnitude: rule for the length of its rows, as `initial_rows.magnitudes` takes it.
+        magnitude: rule for the norm of its rows, as `initial_rows.magnitudes` takes it.
         prior: `init`, `none`, or what `init` may be.
         seed: of rows that are drawn.
     """
@@ -34,18 +34,18 @@ class Start:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How a word moves.
+    """How a word is optimized.
 
     Attributes:
         steps: optimizer steps in all.
-        lr: length of the first step: the tangent of the angle it turns; for `ti`, AdamW's rate.
-        schedule: of the step length, as `optim.step_length` takes it.
-        method: `dti` moves directions, `ti` free rows.
+        lr: step size of the first step, the tangent of its angle; for `ti`, AdamW's learning rate.
+        schedule: of the step size, as `optim.step_length` takes it.
+        method: `dti` trains directions, `ti` free rows.
         optimizer: of directions.
         kappa: concentration of the prior.
-        beta: of the running mean of squared gradient lengths.
+        beta: decay of the moving average of squared gradient norms.
         weight_decay: of free rows.
-        train_magnitude: whether lengths are learned beside directions.
+        train_magnitude: whether norms are trained as well.
         average: whether the word is the mean over the last half of the steps.
     """
 
@@ -78,14 +78,14 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Batches:
-    """Which samples a step sees.
+    """The samples of a step.
 
     Attributes:
-        word, seed: of the keys of every draw.
-        size: samples that one process puts through the model at once.
-        accumulate: batches gathered for one step.
+        word, seed: part of the keys of all random draws.
+        size: batch size of one process.
+        accumulate: batches accumulated for one step.
         pooling: where CLIP's pooled state is read, as `pooling.at_step` takes it.
-        zero_pad: captions begin with up to `trainer.MOST_PADS` rows of zeros.
+        zero_pad: whether captions are prepended with up to `trainer.MOST_PADS` rows of zeros.
     """
 
     word: str
@@ -109,14 +109,14 @@ class Batches:
 
 @dataclass(frozen=True)
 class Previewing:
-    """When and how pictures of the word are drawn along the run; of which prompts, the task says.
+    """When and how previews are drawn along the run; their prompts are in the task.
 
     Attributes:
-        every: steps between two of them.
-        share: of the time, at most.
-        count: of each prompt.
+        every: steps between two previews.
+        share: of the run's time, at most.
+        count: pictures per prompt.
         precision, low_memory: as the model is loaded.
-        drawing: settings of `generate` that go before the model's own.
+        drawing: settings of `generate` that take precedence over the model's own.
     """
 
     every: int
@@ -145,7 +145,7 @@ class Previewing:
 
 
 def cropping(settings: TrainSettings, multiple: int) -> Cropping:
-    """Which windows of photos are learned from, on a family whose sides are multiples of this many pixels."""
+    """How photos are cropped, for a family whose picture sides are multiples of `multiple` pixels."""
     return Cropping(
         settings.resolution, settings.crop, settings.crops, settings.flip, multiple, settings.seed
     )

@@ -1,4 +1,4 @@
-"""The words asked for, by `train` or a plan: settings, photos and captions of each, read and checked before a model is loaded."""
+"""The words to learn, from `train` or a plan: settings, photos and captions, read and checked before a model is loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Job:
 
     Attributes:
         target: the token file.
-        program: also written for this program, in a folder of its name.
+        program: the word is also written for this program, in a folder of its name.
     """
 
     opened: Opened
@@ -36,7 +36,7 @@ class Job:
     program: Target | None
 
     def texts(self) -> Iterator[str]:
-        """Everything that the model is given to read: captions, and what previews show and do not."""
+        """All texts for the model: captions, prompts of previews, and their negative prompt."""
         for own in self.captions.texts.values():
             yield from own
         yield from self.settings.preview_prompts
@@ -44,7 +44,7 @@ class Job:
 
     @property
     def folder(self) -> RunFolder:
-        """Where the run keeps its books."""
+        """The folder of the run."""
         return RunFolder.beside(self.target)
 
     def require_writable(self) -> None:
@@ -63,12 +63,12 @@ def one(
     """The job of one word.
 
     Args:
-        layers: settings, the strongest first; those of the paper, if one asks for them, the model and its family come after them.
+        layers: settings in order of precedence; those of the paper (if `as_paper` is set), the model and the family follow.
         out: the token file; default: the token's name.
-        told: hears how many photos are checked, after each.
+        told: called with the number of checked photos after each one.
 
     Raises:
-        UsageError: settings are missing or do not fit together.
+        UsageError: settings are missing or contradict each other.
         EnvironmentProblem: the tracker is not installed.
         InputError: no usable photos.
     """
@@ -104,14 +104,14 @@ def _file_name(token: str) -> str:
 
 @dataclass(frozen=True)
 class Subjects:
-    """A subjects file: settings for all words, and those of each word by its table's name.
+    """A subjects file: settings for all words, and the settings of each word by the name of its table.
 
         steps = 500
         [rex]
         photos = "rex"        # beside this file
-        init = "dog"          # token: "<rex>" unless it is said
+        init = "dog"          # token: "<rex>" by default
 
-    Settings of the model are for all.
+    Settings of the model apply to all words.
     """
 
     shared: Mapping[str, Any]
@@ -162,13 +162,13 @@ def many(
     """The jobs of a subjects file, in its order.
 
     Args:
-        given: settings of the command line, which win.
+        given: settings of the command line, which take precedence.
         config: settings of a config file, which the subjects file overrides.
-        out: folder of the token files; default: the present one.
-        told: hears how many photos of a word are checked, after each.
+        out: folder of the token files; default: the current one.
+        told: called with the number of checked photos of a word after each one.
 
     Raises:
-        DtiError: something is wrong with one of them or several; names all, before any is begun.
+        DtiError: one or several of them have errors; names all, before any training starts.
     """
     found, problems = [], []
     for name, word in subjects.words.items():

@@ -1,4 +1,4 @@
-"""A run from its beginning, or where it was left, to its files, under a live line: what `train` and plans share."""
+"""Runs a training from its start, or from a checkpoint, to its files, with a progress line: shared by `train` and plans."""
 
 import math
 import shlex
@@ -34,9 +34,9 @@ class Trained:
         folder: settings, log and last state of the run.
         exports: files for the program asked for.
         model_options: what `generate` must be told to draw with the same model; empty where the token file says it.
-        seconds: since this command began to train; earlier parts of a resumed run do not count.
-        norm, vocabulary_norm: mean row length of the word, and mean norm of the vocabulary, by encoder.
-        angle: mean degrees turned from where it began.
+        seconds: training time of this command; earlier parts of a resumed run do not count.
+        norm, vocabulary_norm: mean row norm of the word, and of the vocabulary, by encoder.
+        angle: mean angle between the word and its start, in degrees.
         cosine_to_init: mean over vectors, by encoder.
         nearest: words with their cosines, by encoder.
     """
@@ -77,7 +77,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class How:
-    """What may be continued or overwritten, and how much is said."""
+    """What may be continued or overwritten, and how much is printed."""
 
     resume: bool
     force: bool
@@ -85,7 +85,7 @@ class How:
 
 
 def learn(job: "Job", load: "Load", how: How) -> Trained:
-    """Learn one word as the process that writes, and alone.
+    """Learn one word by itself, as the process that writes the files.
 
     Raises:
         DtiError: as `together` returns it.
@@ -97,14 +97,14 @@ def learn(job: "Job", load: "Load", how: How) -> Trained:
 
 
 def together(jobs: "Sequence[Job]", load: "Load", how: How) -> "Iterator[tuple[Job, Trained | DtiError]]":
-    """Learn words of one model as the process that writes, their samples going through it side by side.
+    """Learn words of one model in the same batches, as the process that writes the files.
 
     Args:
         load: loads the jobs' model; other words of that model may share it.
 
     Yields:
-        each job with its result as soon as that is known: its files are written, or why it cannot be learned or written;
-        what was learned so far is kept beside it then.
+        each job with its result as soon as it is known: the word, once its files are written, or the error that ended it; in
+        that case the state so far is kept in the run folder.
 
     Raises:
         Stopped: a signal came; the states are saved.
@@ -130,10 +130,10 @@ def several(
     how: How,
     begin: "Callable[[Sequence[Job]], None]" = lambda jobs: None,
 ) -> "Iterator[tuple[Job, Trained | DtiError]]":
-    """Learn words of one model, so many together at a time; yields and raises as `together`.
+    """Learn words of one model, `count` at a time; yields and raises as `together`.
 
     Args:
-        begin: hears which words are next.
+        begin: called with the words that start next.
     """
     load = None
     for start in range(0, len(jobs), count):
@@ -149,7 +149,7 @@ def several(
 
 
 def _finished(job: "Job", attempt: "Attempt", seconds: float) -> "Trained | DtiError":
-    """The word that was learned, once its files are written, or why they are not."""
+    """The learned word, once its files are written, or the error that prevented that."""
     try:
         exports = _write(job, attempt.run)
         return _result(job, attempt, seconds, exports)
@@ -158,7 +158,7 @@ def _finished(job: "Job", attempt: "Attempt", seconds: float) -> "Trained | DtiE
 
 
 def _tell(job: "Job") -> None:
-    """Say what is odd about the photos and captions of a word."""
+    """Warn of problems with the photos and captions of a word."""
     from dticli.photos import albums
 
     for complaint in albums.complaints(job.album.skipped):
@@ -170,7 +170,7 @@ def _tell(job: "Job") -> None:
 
 
 def require_free(job: "Job", how: How) -> None:
-    """Raise UsageError where a token file or the folder of a run is in the way, and no option says what to do with it."""
+    """Raise UsageError if a token file or a run folder exists already, and no option says what to do with it."""
     from dticli import atomic
 
     atomic.require_writable([job.target], force=how.force)
@@ -222,7 +222,7 @@ def _exports(job: "Job", prepared: "Run") -> "dict[Path, bytes]":
 
 
 def _begin(job: "Job", load: "Load", how: How) -> "Attempt":
-    """Load and encode everything, and bring all processes to the state to continue from.
+    """Load and encode everything, and bring all processes to the same start or checkpoint.
 
     Raises:
         DtiError: something is wrong with the word, its photos or the files to write.
@@ -295,7 +295,7 @@ def _model_options(model: "Model") -> tuple[str, ...]:
 
 
 def _follow(attempts: "Sequence[Attempt]", quiet: bool) -> "Iterator[tuple[Attempt, DtiError | None]]":
-    """Run trainings to their ends under a live line; each is given back when it is over, with what ended it."""
+    """Run trainings to their ends with a progress line; yields each one when it ends, with its error, if any."""
     from dticli.learn.previews import Drawn
     from dticli.learn.run import Ended, advance
 
@@ -341,7 +341,7 @@ def _show(drawn: "Drawn", quiet: bool) -> None:
 
 
 def _status(words: "Mapping[Attempt, Progress]", step: str, rate: float) -> Iterator[str]:
-    """What there is to say about a step, the most important first; of several words, on average."""
+    """The parts of the progress line, the most important first; averages if there are several words."""
     reports = [each.report for each in words.values()]
     run = next(iter(words)).run
     norms = [statistics.fmean(report.norm[key] for report in reports) for key in reports[0].norm]

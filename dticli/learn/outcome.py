@@ -1,4 +1,4 @@
-"""Signs in a run's log that nothing was learned."""
+"""Warnings from a run's log that nothing was learned."""
 
 import math
 import statistics
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from dticli.learn.run_folder import RunFolder, read_log
 
 STILL = 0.5
-"""Fewer step lengths than this in a whole run are no movement."""
+"""Less movement in a whole run than this many steps counts as none."""
 STILL_DEGREES = 0.01
-"""And less than this is no movement whatever the step length: what float32 rounds comes close."""
+"""Less than this counts as none whatever the step size, because float32 rounding comes close."""
 ENOUGH = 50
-"""Losses of single steps scatter widely: averages of fewer say nothing."""
+"""Losses of single steps scatter widely, so averages of fewer are meaningless."""
 CLEAR = 3.0
-"""Standard errors that a difference of averages must exceed to be one."""
+"""A difference of averages must exceed this many standard errors."""
 
 
 def concerns(folder: RunFolder, word: str, lr: float) -> Iterator[str]:
-    """Signs in the log that nothing of a word was learned, each with its likely cause."""
+    """Warnings that nothing was learned, each with its likely cause."""
     entries = read_log(folder.path)
     if not entries:
         return

@@ -1,7 +1,7 @@
-"""Pictures of a word while it is learned: with the model as it is loaded, and the rows as they are.
+"""Pictures of a word during training, drawn with the loaded model and the current rows.
 
-Nothing that training uses is touched: the autoencoder and the scheduler that draw are copies, and training's draws are
-keyed (see `randomness`), so that a run gives the same bytes with previews and without.
+Previews do not affect training: they use copies of the autoencoder and the scheduler, and training's random draws are keyed
+(see `randomness`). So a run gives the same bytes with and without previews.
 """
 
 import copy
@@ -36,14 +36,14 @@ LOG = logging.getLogger(__name__)
 class Timetable:
     """When previews are due.
 
-    The first and the last ones always are; those between, every so many steps while they keep within their share of the
-    time. That what they took before an interruption is not counted makes no run slower than it says.
+    The first and the last previews are always drawn; those in between every `every` steps, if they stay within their share of
+    the time. Time spent before an interruption is not counted.
 
     Attributes:
-        every: steps between two of them.
+        every: steps between two previews.
         last: steps of the run.
-        share: of all time since the start, at most.
-        spent, latest: seconds that all of them took, and the latest.
+        share: largest share of the time since the start.
+        spent, latest: seconds that all previews took, and the latest.
     """
 
     every: int
@@ -57,7 +57,7 @@ class Timetable:
         self.began = self.now()
 
     def due(self, step: int) -> bool:
-        """Whether it is time for previews after so many steps."""
+        """Whether previews are due after `step` steps."""
         if step in (0, self.last):
             return True
         elapsed = self.now() - self.began
@@ -65,7 +65,7 @@ class Timetable:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count what is done inside as drawing."""
+        """Count the time inside the context as drawing."""
         started = self.now()
         yield
         self.latest = self.now() - started
@@ -99,7 +99,7 @@ class Previews:
         self.shots = sampler.shots(self.task.prompts, self.how.seed, asked.count)
 
     def due(self, step: int) -> bool:
-        """Whether there are pictures to draw after so many steps."""
+        """Whether there are pictures to draw after `step` steps."""
         return (
             bool(self.shots)
             and self.timetable.due(step)
@@ -114,9 +114,9 @@ class Previews:
         If memory runs out after the first step, a warning is logged and previews end; the run goes on.
 
         Args:
-            token: the word, for what the pictures say about themselves.
-            addressed: a text as the pipeline reads the word in it.
-            stop: asked after each picture; the rest is left out then.
+            token: the word, for the pictures' metadata.
+            addressed: replaces the word in a text by the name that it has in the pipeline.
+            stop: called after each picture; if true, the rest is left out.
 
         Raises:
             EnvironmentProblem: out of memory, or the disk refuses, before the first step.
@@ -158,7 +158,7 @@ class Previews:
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
-        """A pipeline that can draw: training has sent the autoencoder away, and wants its scheduler untouched."""
+        """Give the pipeline what it needs to draw: training has moved the autoencoder away, and its scheduler must not change."""
         pipe, device = self.task.pipe, self.task.latents.device
         own = {"vae": pipe.vae, "scheduler": pipe.scheduler}
         dtype = devices.pick_dtype(self.asked.precision, device)

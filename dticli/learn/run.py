@@ -1,4 +1,4 @@
-"""Trainings: from settings and checked photos to words, each recorded in its folder and continued exactly."""
+"""Training runs: from settings and checked photos to words, recorded in their folders and resumed exactly."""
 
 import math
 import time
@@ -41,7 +41,7 @@ STEP = "step"
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Everything loaded and encoded; only the steps are missing."""
+    """Everything that a training needs, loaded and encoded; only the steps are missing."""
 
     loaded: "FrozenModel"
     settings: TrainSettings
@@ -77,11 +77,11 @@ class Run:
 
 @dataclass(eq=False)
 class Attempt:
-    """A run on its way to its end, from where it was left.
+    """A run in progress.
 
     Attributes:
         step: steps done.
-        loss: the smoothed one after them, NaN for none.
+        loss: the smoothed loss after them; NaN before the first step.
     """
 
     run: Run
@@ -95,8 +95,8 @@ class Progress:
     """A step that was done.
 
     Attributes:
-        loss: the smoothed one after it.
-        drawing: previews come next, and take their time.
+        loss: the smoothed loss after it.
+        drawing: previews are drawn next.
     """
 
     report: StepReport
@@ -106,14 +106,14 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Advanced:
-    """A step of every word that still learns."""
+    """A step of every word that is still being trained."""
 
     words: Mapping[Attempt, Progress]
 
 
 @dataclass(frozen=True, eq=False)
 class Ended:
-    """A word that is learned, its last state saved, or the error that ended it."""
+    """The end of a training: the last state is saved, or there is an error."""
 
     attempt: Attempt
     error: DtiError | None = None
@@ -121,7 +121,7 @@ class Ended:
 
 @dataclass(frozen=True, eq=False)
 class FrozenModel:
-    """A frozen model on the device of this process, to learn one word on or several."""
+    """A frozen model on the device of this process, for training one or several words."""
 
     model: Model
     family: Family
@@ -131,12 +131,12 @@ class FrozenModel:
 
     @property
     def tables(self) -> Mapping[str, Table]:
-        """Encoder key to vocabulary; not kept, because encoders may leave the device between words."""
+        """Encoder key to vocabulary; not cached, because encoders may be moved between words."""
         return placement.tables(self.pipe, self.family.encoders)
 
     @cached_property
     def vocabulary(self) -> Mapping[str, Summary]:
-        """Encoder key to the lengths of its rows."""
+        """Encoder key to statistics of its row norms."""
         return {key: norms.summary(table) for key, table in self.tables.items()}
 
     @cached_property
@@ -171,10 +171,10 @@ def prepare(
     captions: Captions,
     told: Told = lambda done, total: None,
 ) -> Run:
-    """Encode the photos, and set the word to its start.
+    """Encode the photos, and initialise the word.
 
     Args:
-        told: hears how many crops are encoded, after each.
+        told: called with the number of encoded crops after each one.
     """
     model, family, pipe, device = loaded.model, loaded.family, loaded.pipe, loaded.device
     for encoder in family.encoders:
@@ -194,7 +194,7 @@ def prepare(
 
 
 def _encoded(loaded: FrozenModel, crops: Sequence[Crop], told: Told, *, low_memory: bool) -> Latents:
-    """The photos as the autoencoder sees them; the pipeline is ready for the first step then."""
+    """Encode the photos; afterwards the pipeline is ready for the first step."""
     pipe, family, device = loaded.pipe, loaded.family, loaded.device
     if not low_memory:
         return latents.encode(pipe, family, crops, device, told)
@@ -205,10 +205,10 @@ def _encoded(loaded: FrozenModel, crops: Sequence[Crop], told: Told, *, low_memo
 
 
 def resume(run: Run, before: Checkpoint) -> tuple[str, ...]:
-    """Bring the word to where a checkpoint left it.
+    """Restore the state of a checkpoint.
 
     Returns:
-        what differs about the machine, which may change the last bits of the result.
+        differences between the machines, which may change the last bits of the result.
 
     Raises:
         UsageError: the checkpoint is of another run; names every difference.
@@ -223,7 +223,7 @@ def resume(run: Run, before: Checkpoint) -> tuple[str, ...]:
 
 
 def agree(run: Run, step: int) -> int:
-    """Bring every rank to the state of the first one; returns the steps that one has done."""
+    """Bring every rank to the state of rank 0; returns the number of steps done."""
     # By name: an optimizer that has not stepped yet has less of a state than one that has.
     state = {name: each.detach().cpu().contiguous() for name, each in run.learner.state().items()}
     found = load_state(run.task.ranks.shared(save_state({**state, STEP: torch.tensor(step)})))
@@ -236,7 +236,7 @@ def assist(run: Run, folder: RunFolder, step: int) -> None:
     """Take the same steps as rank 0, which writes log and checkpoints.
 
     Raises:
-        Stopped: a signal came, to whichever rank.
+        Stopped: any rank received a signal.
         DtiError: as the first rank's run ends.
     """
     attempt = Attempt(run, folder, step)
@@ -251,9 +251,9 @@ def assist(run: Run, folder: RunFolder, step: int) -> None:
 
 
 def advance(attempts: Sequence[Attempt]) -> Iterator[Advanced | Drawn | Ended]:
-    """Train words together to their ends; every step is logged, and states are saved, kept and drawn when it is time.
+    """Train words together to their ends; logs every step, and saves, keeps and previews states when they are due.
 
-    What goes wrong with one word ends that word alone.
+    An error of one word ends only that word.
 
     Raises:
         Stopped: a signal came; the states are saved.
@@ -316,11 +316,11 @@ def _taken(ends: list[Ended]) -> list[Ended]:
 
 @dataclass(eq=False)
 class _Books:
-    """What is written about a run on its way.
+    """Everything that is written during a run: log, tracker, previews, checkpoints and kept states.
 
     Attributes:
-        kept: steps after which the state is kept: evenly spread, the last one among them.
-        started, saved: when the attempt began, and when its state was saved last.
+        kept: steps after which the state is kept: evenly spaced, including the last one.
+        started, saved: when the attempt started, and when its state was last saved.
     """
 
     attempt: Attempt
@@ -348,7 +348,7 @@ class _Books:
             yield cls(attempt, placed, log, tracked, previews, frozenset(kept))
 
     def enter(self, outcome: StepReport | DtiError) -> Progress:
-        """Log a step, or raise what it ended with."""
+        """Log a step, or raise its error."""
         if isinstance(outcome, DtiError):
             raise outcome
         attempt = self.attempt
@@ -360,7 +360,7 @@ class _Books:
         return Progress(outcome, attempt.loss, self.previews.due(outcome.step))
 
     def save(self, *, asked: bool) -> None:
-        """Keep and save the state, if it is time or asked for."""
+        """Keep and save the state, if it is due or `asked` for."""
         run, folder, step = self.attempt.run, self.attempt.folder, self.attempt.step
         settings = run.settings
         # Before the checkpoint: a run that continues from it must not lack the state.
@@ -391,14 +391,14 @@ class _Books:
 
 
 def _smoothed(before: float, report: StepReport) -> float:
-    """The mean of all steps at first, then their moving average: one noisy step must not look like a trend."""
+    """The mean of the first steps, then an exponential moving average."""
     if math.isnan(before):
         return report.loss
     return before + (report.loss - before) * max(1 - SMOOTHING, 1 / report.step)
 
 
 def _stop_if(attempts: Sequence[Attempt], asked: int) -> None:
-    """Raise Stopped if a signal of that number, not 0, has asked for it."""
+    """Raise Stopped if `asked` is the number of a signal; 0 means none."""
     if not asked:
         return
     first, *others = attempts
@@ -413,7 +413,7 @@ def _stop_if(attempts: Sequence[Attempt], asked: int) -> None:
 
 
 def _explained(lanes: Mapping[Lane, Attempt], placed: Placement) -> Iterator[Outcomes]:
-    """The steps; errors also say what is left of the run."""
+    """The outcomes of `trainer.fit`; errors also name the last saved state, and running out of memory becomes an error."""
     try:
         with devices.explaining_determinism():
             for outcomes in trainer.fit(list(lanes), placed):
@@ -445,7 +445,7 @@ def _left(folder: RunFolder) -> str:
 
 
 def _smaller(lanes: Sequence[Lane], run: Run, placed: Placement) -> str:
-    """Which option makes the runs fit, found by trying; `run` is that of the first one."""
+    """Which option would make the runs fit into memory, found by trying; `run` is the first of them."""
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
     if count := trainer.most_together(lanes, placed):

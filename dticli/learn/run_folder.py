@@ -1,4 +1,4 @@
-"""The folder of a run, `<stem>.run/`: settings, machine, log and checkpoints, for one writer at a time."""
+"""The folder of a run, `<stem>.run/`, with settings, machine, log and checkpoints; it has one writer at a time."""
 
 import json
 import os
@@ -35,13 +35,13 @@ ENTRY: Mapping[str, type | tuple[type, ...]] = {
     "norm": dict,
     "cosine_to_init": dict,
 }
-"""What whoever reads a line of the log relies on."""
+"""Fields of a log line, with their types, that its readers rely on."""
 MAX_LOG = 2**30
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its books."""
+    """The folder of a run."""
 
     path: Path
 
@@ -56,7 +56,7 @@ class RunFolder:
 
     @property
     def previews(self) -> Path:
-        """Pictures along the run, their names beginning with the step."""
+        """The folder of previews, whose names begin with the step."""
         return self.path / PREVIEWS
 
     def snapshot(self, step: int) -> Path:
@@ -70,7 +70,7 @@ class RunFolder:
         return [self.path / steps[step] for step in sorted(steps)]
 
     def taken(self) -> str | None:
-        """What is in this folder that a new run would replace: the state of a run, or files of its names."""
+        """What a new run would replace in this folder: a run, or files with the names that a run uses; None for nothing."""
         if self.checkpoints():
             return "an unfinished run"
         if os.path.lexists(self.path / FINISHED):
@@ -150,7 +150,7 @@ class RunFolder:
 
     @contextmanager
     def appending(self) -> Iterator["Log"]:
-        """The log, opened for further lines."""
+        """The log, opened for appending."""
         atomic.require_replaceable(self.log)
         with _explained(self.log):
             descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -161,9 +161,9 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only writer while the context is open; a folder that stayed empty is removed afterwards.
+        """Hold the folder's lock inside the context; a folder that is empty afterwards is removed.
 
-        The system frees the lock when its process ends, however it ends.
+        The system releases the lock when the process ends, in whatever way.
 
         Raises:
             UsageError: another process is writing.
@@ -209,7 +209,7 @@ def _step(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Log:
-    """A file of JSON lines, one a step; a line is written in one piece."""
+    """A file with one JSON line per step."""
 
     path: Path
     descriptor: int
@@ -232,7 +232,7 @@ class Log:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The log's entries; a line that was cut off ends it.
+    """The log's entries, up to the first damaged line.
 
     Raises:
         InputError: the log cannot be read.
@@ -256,7 +256,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_entry(entry: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a line of the log has everything that its readers rely on, in the right form."""
+    """Whether a log line has all fields that its readers rely on, with the right types."""
     if not isinstance(entry, dict) or not all(
         isinstance(entry.get(key), kind) for key, kind in ENTRY.items()
     ):

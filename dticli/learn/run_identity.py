@@ -1,4 +1,4 @@
-"""What makes a run the same: settings, photos, captions, model and rows it starts from; and the machine it runs on."""
+"""The identity of a run (settings, photos, captions, model, initial rows), and the machine that it runs on."""
 
 import hashlib
 import json
@@ -24,17 +24,17 @@ SAMPLE = 16
 
 
 def as_alone(settings: TrainSettings, ranks: Ranks) -> TrainSettings:
-    """The settings with which one process takes the steps of all."""
+    """The settings with which one process would take the same steps as all ranks together."""
     return settings.model_copy(update={"batch_size": settings.batch_size * ranks.size})
 
 
 def of_run(
     settings: TrainSettings, model: Model, weights: str, task: Task, learner: Learner, album: Album
 ) -> Identity:
-    """What must be the same for a run to go on.
+    """Everything that must be the same for a run to continue.
 
     Args:
-        settings: of one process that takes the steps of all.
+        settings: as `as_alone` returns them.
         weights: the model's fingerprint.
     """
     incidental, words = settings.named(Trait.INCIDENTAL), settings.named(Trait.WORD_OR_FILE)
@@ -64,18 +64,18 @@ def of_run(
 
 
 def _length(settings: TrainSettings) -> dict[str, str]:
-    """How many steps there are decides what is learned only where steps depend on it."""
+    """The number of steps, if what is learned depends on it."""
     depends = settings.schedule != "constant" or settings.average
     return {"steps": json.dumps(settings.steps)} if depends else {}
 
 
 def _tiles(encoded: Latents) -> dict[str, str]:
-    """Photos encoded in tiles are nearly the same, and not quite."""
+    """Whether photos were encoded in tiles, which gives slightly different latents."""
     return {"photos encoded": "in tiles"} if encoded.tiled else {}
 
 
 def _start(learner: Learner) -> list[Tensor]:
-    """The word's rows and what its prior pulls towards."""
+    """The word's rows and the directions of its prior."""
     priors = [each for optimizer in learner.optimizers for each in optimizer.prior or ()]
     return [*learner.word.rows.values(), *priors]
 
@@ -102,7 +102,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What can change the last bits of a result."""
+    """Everything about the machine that can change the last bits of a result."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return provenance.versions() | {
         "python": platform.python_version(),

@@ -1,6 +1,6 @@
-"""Figures and previews of a run for programs that draw them while it goes on: TensorBoard, Weights & Biases, or a reader of CSV.
+"""Metrics and previews of a run for TensorBoard, Weights & Biases, or as CSV.
 
-The first two are written through accelerate. A tracker that fails once the run has begun ends the tracking, not the run.
+The first two are written through accelerate. If a tracker fails during the run, tracking ends, and the run continues.
 """
 
 import csv
@@ -25,7 +25,7 @@ from dticli.learn.run_folder import RunFolder
 
 LOG = logging.getLogger(__name__)
 EXTRAS = ("tensorboard", "wandb")
-"""Trackers that are packages of their own, and dti's extras of the same name."""
+"""Trackers that need a package; dti has extras of the same names."""
 Config = dict[str, bool | int | float | str]
 METRICS, PICTURES = "metrics.csv", "previews.csv"
 
@@ -54,10 +54,10 @@ def _mode(offline: bool) -> str:
 def opened(
     name: str | None, config: Config, folder: RunFolder, step: int, *, offline: bool
 ) -> Iterator["Tracking"]:
-    """The tracker of this name, if any, for a run that goes on after `step`.
+    """The tracker of this name, if any, for a run that continues after `step`.
 
     Args:
-        config: what it shows as the run's settings.
+        config: the run's settings, as the tracker shows them.
 
     Raises:
         EnvironmentProblem: it cannot be opened.
@@ -99,7 +99,7 @@ def _tracker(name: str, config: Config, folder: RunFolder, step: int, offline: b
 
 
 def _wandb(config: Config, folder: RunFolder, offline: bool) -> dict[str, Any]:
-    """How W&B is opened: it sends what it is given, and nothing it finds out about the machine or its code."""
+    """Options for W&B, so that it sends only what it is given, and nothing about the machine or its code."""
     import wandb
 
     return {
@@ -124,13 +124,13 @@ def _wandb(config: Config, folder: RunFolder, offline: bool) -> dict[str, Any]:
 
 
 class Tracking:
-    """A tracker while it works; None for none."""
+    """A tracker until it fails; None for no tracker."""
 
     def __init__(self, tracker: GeneralTracker | None) -> None:
         self.tracker = tracker
 
     def step(self, entry: Mapping[str, Any]) -> None:
-        """Write a step's figures.
+        """Log the metrics of a step.
 
         Args:
             entry: a line of the run's log.
@@ -140,7 +140,7 @@ class Tracking:
                 tracker.log(_figures(entry), step=entry["step"])
 
     def previews(self, step: int, pictures: Sequence[Path]) -> None:
-        """Write pictures of a step, by the prompts they say they were drawn for."""
+        """Log the previews of a step, by the prompts in their metadata."""
         with self._ending(step) as tracker:
             if isinstance(tracker, CsvTracker):
                 tracker.name_pictures(pictures, step)
@@ -155,7 +155,7 @@ class Tracking:
 
     @contextmanager
     def _ending(self, step: int | None) -> Iterator[GeneralTracker | None]:
-        """The tracker, which is let go of where it fails."""
+        """The tracker; if it fails inside the context, a warning is logged and it is dropped."""
         try:
             with boundary(EnvironmentProblem):
                 yield self.tracker
@@ -165,7 +165,7 @@ class Tracking:
 
 
 def _figures(entry: Mapping[str, Any]) -> dict[str, float]:
-    """What is drawn over steps; of several vectors, the mean."""
+    """The metrics of a log line; means over vectors."""
     by_encoder = {
         f"{name}/{key}": value for name in ("norm", "cosine_to_init") for key, value in entry[name].items()
     } | {f"gradient/{key}": statistics.fmean(lengths) for key, lengths in entry["gradient"].items()}
@@ -182,10 +182,10 @@ def _by_prompt(pictures: Sequence[Path]) -> dict[str, np.ndarray]:
 
 
 class CsvTracker(GeneralTracker):
-    """Two tables in the run's folder: figures, one row per step, and the files of previews.
+    """Two tables in the run's folder: metrics, one row per step, and the files of previews.
 
     Args:
-        step: rows behind it, of an earlier attempt, are removed.
+        step: rows of later steps, from an earlier attempt, are removed.
     """
 
     name = "csv"
@@ -211,7 +211,7 @@ class CsvTracker(GeneralTracker):
         self._append(METRICS, [{"step": step, **values}])
 
     def name_pictures(self, pictures: Sequence[Path], step: int) -> None:
-        """Write the names of pictures, and what they were drawn from."""
+        """Write the names of pictures, with prompt and seed."""
         rows = []
         for file in pictures:
             with Image.open(file) as image:

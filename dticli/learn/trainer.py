@@ -1,4 +1,4 @@
-"""Learning words: a generator of step reports over a frozen pipeline. It prints nothing and saves nothing."""
+"""Training steps: a generator of step reports over a frozen pipeline. It prints nothing and saves nothing."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,14 +51,14 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Learner:
-    """A word and what changes it.
+    """A word and its optimizers.
 
     Attributes:
         keys: encoder keys, in the order of the first optimizer's leaves.
-        start: unit rows the word began with, to measure angles from.
+        start: unit rows of the word at its start; angles are measured from them.
         optimizers: the first one moves the rows or their directions.
-        average: of everything that learns, where that is what will be written.
-        loss_scale: a number, halved in place where gradients in fp16 overflow; without effect in other dtypes.
+        average: running mean of all trained tensors, if the mean is what will be written.
+        loss_scale: 0-d; halved in place when gradients overflow in fp16; not used with other dtypes.
     """
 
     word: Word
@@ -83,11 +83,11 @@ class Learner:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """Every tensor that learns."""
+        """All trained tensors."""
         return [leaf for optimizer in self.optimizers for leaf in optimizer.leaves]
 
     def step(self, lr: float) -> dict[str, list[float]]:
-        """Apply the gathered gradients and clear them; returns gradient lengths by encoder."""
+        """Apply the accumulated gradients and clear them; returns gradient norms by encoder."""
         lengths, *_ = [optimizer.step(lr) for optimizer in self.optimizers]
         self.forget_gradients()
         return {key: each.tolist() for key, each in zip(self.keys, lengths, strict=True)}
@@ -98,7 +98,7 @@ class Learner:
 
     @contextmanager
     def as_written(self) -> Iterator[None]:
-        """`word` is the word to write while the context is open; afterwards it is, bit for bit, the one that learns."""
+        """Inside the context, `word` has the values that would be written; afterwards, bit for bit, those being trained."""
         means = self.average.means if self.average is not None and self.average.count else self.leaves
         own = [leaf.detach().clone() for leaf in self.leaves]
         try:
@@ -183,7 +183,7 @@ def learner(
     magnitude: Mapping[str, Tensor],
     prior: Mapping[str, Tensor] | None,
 ) -> Learner:
-    """The word `name` at its start, with what moves it.
+    """The word `name` at its start, with its optimizers.
 
     Args:
         rows: encoder key to initial rows, (vectors, width).
@@ -216,12 +216,12 @@ def learner(
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned from: a frozen pipeline, encoded photos and their captions.
+    """The training data: a frozen pipeline, encoded photos and their captions.
 
     Attributes:
         captions: each photo's captions; one is drawn for every sample.
-        prompts: other texts that show the word, and must not be cut off either.
-        ranks: which share of every step's samples is this process's.
+        prompts: other texts with the word that must not be truncated either.
+        ranks: this process's share of every step's samples.
     """
 
     pipe: Any
@@ -235,17 +235,17 @@ class Task:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the denoiser computes in."""
+        """The dtype of the denoiser."""
         return self.family.code.denoiser(self.pipe).dtype  # type: ignore[return-value]
 
 
 @dataclass(eq=False)
 class Lane:
-    """One word among those that learn together; it takes the steps that it takes alone.
+    """One of the words that are trained together; it takes the same steps as when it is trained alone.
 
     Attributes:
         step: steps done.
-        over: nothing more is done for it, because it is learned, or cannot be.
+        over: training has ended, because the word is finished or failed.
     """
 
     task: Task
@@ -255,14 +255,14 @@ class Lane:
 
 
 Outcomes = Sequence[tuple[Lane, StepReport | DtiError]]
-"""What a step brought the lanes: a report each, or the error that ends one."""
+"""The outcome of a step for each lane: a report, or the error that ends the lane."""
 
 
 @contextmanager
 def placed(lanes: Sequence[Lane]) -> Iterator[Placement]:
-    """The words at work, and before them in the vocabulary what captions may begin with: CLIP pools at the last of them.
+    """Place the words in the pipeline, after the padding token, because CLIP pools at the highest id.
 
-    Several words go by numbers: two may share a name, and the captions of one may name another that they do not mean.
+    Several words get numbers for names: two may have the same name, or the captions of one may contain the name of another.
     """
     first = lanes[0]
     pads = any(lane.task.batches.zero_pad for lane in lanes)
@@ -275,18 +275,18 @@ def placed(lanes: Sequence[Lane]) -> Iterator[Placement]:
 
 
 def fit(lanes: Sequence[Lane], placement: Placement) -> Iterator[Outcomes]:
-    """Train the lanes' words in place, a step of each at a turn, until all are over.
+    """Train the lanes' words in place, one step of each per iteration, until all are over.
 
-    The model is frozen, and a sample's loss reaches no word but its own: samples of all words go through it at once, and
-    each word's gradient is that of its own loss.
+    The model is frozen, and the loss of a sample depends on one word only. So samples of all words go through the model in one
+    batch, and each word gets the gradient of its own loss.
 
     Args:
-        lanes: of one pipeline; who finds another reason why one is over may say so between two steps.
+        lanes: of one pipeline; callers may set `over` between two steps.
         placement: of their words, as `placed` makes it.
 
     Yields:
         for each lane a report, or why it is over:
-            InputError, UsageError: a caption's word is cut off.
+            InputError, UsageError: the word is truncated in a caption.
             ModelError: no gradient reaches a row.
             NumericalError: the loss or a gradient is not finite.
     """
@@ -309,7 +309,7 @@ def fit(lanes: Sequence[Lane], placement: Placement) -> Iterator[Outcomes]:
 
 
 def _unread(lane: Lane, placement: Placement) -> DtiError | None:
-    """What is wrong with the word's texts, which ends it."""
+    """The error that ends a lane whose texts are truncated, or None."""
     task = lane.task
     most = PAD * MOST_PADS if task.batches.zero_pad else ""
     captions = [most + text for texts in task.captions.values() for text in texts]
@@ -322,7 +322,7 @@ def _unread(lane: Lane, placement: Placement) -> DtiError | None:
 
 
 def _take_step(lane: Lane, loss: float, *, first: bool) -> StepReport:
-    """Change a word by the gradients that were gathered for it."""
+    """Apply a word's accumulated gradients."""
     task, learner, how = lane.task, lane.learner, lane.task.optimisation
     if not math.isfinite(loss):
         raise NumericalError(f"the loss of step {lane.step + 1} is {loss}: expected a number; {_cause(lane)}")
@@ -336,9 +336,9 @@ def _take_step(lane: Lane, loss: float, *, first: bool) -> StepReport:
 
 
 def _gather_gradients(placement: Placement, process: Process, lanes: Sequence[Lane]) -> list[float]:
-    """Forward and backward over all samples of a step; returns each lane's mean loss, over all ranks as the gradients are.
+    """Forward and backward over all samples of a step; returns each lane's loss, averaged over all ranks like the gradients.
 
-    Where gradients in fp16 overflow, the step is computed again, with the same draws and half the loss scale.
+    If gradients overflow in fp16, the step is repeated with the same draws and half the loss scale.
     """
     losses: dict[Lane, float] = {}
     again = list(lanes)
@@ -357,7 +357,7 @@ def _overflowed(lane: Lane) -> bool:
 
 
 def _scale(lane: Lane) -> float:
-    """What the lane's loss is multiplied with."""
+    """The factor of the lane's loss."""
     return lane.learner.loss_scale.item() if lane.task.dtype == torch.float16 else 1.0
 
 
@@ -388,7 +388,7 @@ def _scaled_gradients(placement: Placement, process: Process, lanes: Sequence[La
 
 
 def _cause(lane: Lane) -> str:
-    """What makes numbers overflow most likely, and what helps."""
+    """The most likely cause of an overflow, and a remedy."""
     if lane.task.dtype == torch.float16:
         return "half precision probably overflowed; try --precision bf16 or fp32"
     if isinstance(lane.learner.word, FreeWord):
@@ -397,14 +397,14 @@ def _cause(lane: Lane) -> str:
 
 
 def largest_batch(lane: Lane, placement: Placement) -> int:
-    """The largest batch whose gradients fit in memory, of those that go into the one asked for; 0 if none does."""
+    """The largest proper divisor of the batch size whose gradients fit in memory; 0 if none does."""
     whole = lane.task.batches.size
     smaller = [size for size in range(whole // 2, 0, -1) if whole % size == 0]
     return next((size for size in smaller if fits([lane], placement, size)), 0)
 
 
 def most_together(lanes: Sequence[Lane], placement: Placement) -> int:
-    """How many of the words fit in memory together, of halves, quarters and so on; 0 if not even one does."""
+    """How many of the words fit in memory together, trying half, a quarter and so on; 0 if not even one does."""
     count = len(lanes)
     while count := count // 2:
         if fits(lanes[:count], placement):
@@ -416,7 +416,7 @@ def fits(lanes: Sequence[Lane], placement: Placement, size: int | None = None) -
     """Whether the gradients of a batch fit in memory, found by trying.
 
     Args:
-        size: pictures of each word at once; default: as many as asked for.
+        size: batch size of each word; default: as in its settings.
     """
     code, pipe = lanes[0].task.family.code, lanes[0].task.pipe
 
@@ -501,7 +501,7 @@ def _weighted(prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tens
 
 
 def _wide(values: Tensor) -> Tensor:
-    """At least float32: half precision is what a denoiser may compute in, not what is learned in."""
+    """At least float32: the denoiser may compute in half precision, but the loss and the rows do not."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -521,7 +521,7 @@ class _Draw:
 
 
 def _draw(task: Task, step: int, sample: int) -> _Draw:
-    """Every crop comes once an epoch, in an order drawn for that epoch."""
+    """Every crop is used once per epoch, in a random order that depends on the epoch."""
     seed, word, count = task.batches.seed, task.batches.word, len(task.latents)
     epoch, position = divmod(sample, count)
     pick = randomness.shuffled(Key(seed, "photo", word, epoch), count)[position]
