@@ -1,4 +1,4 @@
-"""From a folder or one picture to checked photos: what is used, what is skipped and why, crops of them, and masks."""
+"""From a folder or a picture to checked photos: which are used, which are skipped and why, their crops and masks."""
 
 import hashlib
 import itertools
@@ -31,13 +31,13 @@ SUFFIXES = frozenset(
 MASK_ENDING = "-masklabel"
 """Of masks that OneTrainer keeps beside photos."""
 MIN_SIDE = 8
-"""Pixels; what is smaller shows nothing."""
+"""Smallest side of a photo in pixels."""
 MOST_OBLONG = 200
-"""Times its width that a photo may be long: brought to the height of a crop, a longer one would take all memory."""
+"""Largest aspect ratio of a photo: scaled to the height of a crop, a longer one would take all memory."""
 MAX_SHAPE = 4.0
 """Longer than this, even whole photos are cropped."""
 BACKGROUND = 0.1
-"""Weight of the loss beside the subject: with none at all, what the word draws there would be anyone's guess."""
+"""Weight of the loss outside the mask; with 0, what the word draws there would be undefined."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Photo:
 
     Attributes:
         name: path inside the folder of photos, with slashes.
-        size: (height, width) in pixels, upright as EXIF says.
-        fingerprint: of the file's content, and of its mask's.
-        transparent: some of it may be seen through.
-        mask: picture whose bright parts are the subject; the photo's own path where that is its transparency.
+        size: (height, width) in pixels, after EXIF rotation.
+        fingerprint: of the content of the file and of its mask.
+        transparent: whether it has an alpha channel.
+        mask: picture with bright parts on the subject; the photo's own path if its alpha channel is the mask.
         note: what was done to make it usable.
     """
 
@@ -99,13 +99,13 @@ class Crop:
 
     @property
     def shown_corner(self) -> tuple[int, int]:
-        """(top, left) of the window on the photo as the crop shows it: on its mirror image where it is flipped."""
+        """(top, left) of the window on the photo as the crop shows it: on the mirrored photo if it is flipped."""
         top, left = self.corner
         return (top, self.resized[1] - left - self.size[1]) if self.flipped else self.corner
 
 
 Told = Callable[[int, int], None]
-"""Hears of progress: how many are done, of how many."""
+"""Called with progress: number done, total number."""
 
 
 # Finding
@@ -118,8 +118,8 @@ def read(
 
     Args:
         masks: None, `alpha`, or a folder with a mask of the same name for each photo.
-        fit: what the photos will be scaled to, so that they need not be decoded again for that; None if they will not.
-        told: hears how many of the pictures are checked, after each.
+        fit: the size that photos will be scaled to, so that they need not be decoded again; None if they will not be scaled.
+        told: called with the number of checked pictures after each one.
 
     Raises:
         InputError: nothing is there, no picture can be used, or a mask is missing; says why.
@@ -212,7 +212,7 @@ def _without_copies(items: Sequence[Photo | Skipped]) -> Iterator[Photo | Skippe
 
 
 def _check(path: Path, name: str, fit: Fit | None = None) -> Photo | Skipped:
-    """Decode the picture, for a truncated file only shows when all of it is read; keep it scaled, if there is room."""
+    """Decode the picture, because only that detects truncated files; keep it scaled, if there is room."""
     problem = _unusable(path)
     if problem:
         return Skipped(path, name, problem)
@@ -387,7 +387,7 @@ def _window_size(whole: tuple[int, int], cropping: Cropping) -> tuple[int, int]:
 
 
 def _corner(photo: Photo, room: tuple[int, int], index: int, seed: int) -> tuple[int, int]:
-    """A corner drawn evenly; from the photo's name, so that other photos in the folder do not move it."""
+    """A uniformly random corner; it depends on the photo's name, so other photos in the folder do not change it."""
     top, left = (
         randomness.integer(Key(seed, purpose, photo.name, sample=index), most + 1)
         for purpose, most in zip(("crop top", "crop left"), room, strict=True)

@@ -1,4 +1,4 @@
-"""Picture files decoded: in full or no larger than needed, upright, in sRGB; several ahead of their use, in threads."""
+"""Decodes picture files: upright, in sRGB, at full or reduced size; several files ahead of their use, in threads."""
 
 import contextlib
 import functools
@@ -23,16 +23,16 @@ from dticli import mistaken
 from dticli.paths import MARK
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
-"""What is read, whatever the name says: Pillow would run Ghostscript on a PostScript file."""
+"""Formats that are read, whatever the file name: Pillow would run Ghostscript on a PostScript file."""
 PLUGINS = {"pillow_heif": "register_heif_opener"}
 ROTATION = 0x0112
-"""The EXIF tag of how the camera was held; from 5 on, height and width change places."""
+"""The EXIF tag of the orientation; from 5 on, height and width are swapped."""
 SPARE = 1.5
 """JPEG files are decoded at this multiple of the wanted size at least: what filtering then makes of them differs from what
 it makes of the whole file by less than 46 dB of PSNR allow, measured on noise with the spectrum of photos at 64 to 1,024 px."""
 THREADS = 8
 KEPT = 2**28
-"""Bytes of scaled photos that wait in memory for their crops; others are decoded again."""
+"""Bytes of scaled photos that are kept in memory for their crops; others are decoded again."""
 
 Fit = Callable[[tuple[int, int]], tuple[int, int]]
 """From the (height, width) of a whole picture to that it will be scaled to."""
@@ -42,7 +42,7 @@ R = TypeVar("R")
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Results in the order of the items, computed in threads; few at a time, so that memory stays flat."""
+    """Results in the order of the items, computed in threads, few at a time to limit memory use."""
     workers, items = min(THREADS, os.cpu_count() or 1), iter(items)
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque(pool.submit(function, item) for item in itertools.islice(items, workers))
@@ -57,7 +57,7 @@ def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 class _Unwarned:
-    """No warnings while any thread is inside: Python's own way of silencing them is not made for several."""
+    """Suppresses warnings while any thread is inside; `warnings.catch_warnings` alone is not thread-safe."""
 
     def __init__(self) -> None:
         self.lock, self.inside, self.filters = threading.Lock(), 0, warnings.catch_warnings()

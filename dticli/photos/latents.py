@@ -1,4 +1,4 @@
-"""Photos encoded once: every crop's posterior is kept, and a fresh sample of it is drawn at every step."""
+"""Photos encoded once: the posterior of every crop is kept, and a new sample of it is drawn at every step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ class Latents:
     Attributes:
         mean, std: (channels, ..., height, width) float32 per crop. The std is kept too: a frozen sample would train on
             one noise draw.
-        weights: (height, width) float32 per crop, of mean one, to multiply squared errors with; None for no mask.
-        frames: where each crop lies on its photo.
+        weights: (height, width) float32 per crop, with mean one: weights of the squared errors; None without a mask.
+        frames: position of each crop on its photo.
         paths: the photo of each crop.
-        tiled: the autoencoder saw the photos piece by piece.
+        tiled: whether the photos were encoded in tiles.
     """
 
     mean: Sequence[Tensor]
@@ -69,12 +69,12 @@ def encode(
     device: torch.device,
     told: Told = lambda done, total: None,
 ) -> Latents:
-    """Run every crop through the autoencoder, in float32, then send the autoencoder off the device.
+    """Encode every crop with the autoencoder in float32, then move the autoencoder to the CPU.
 
-    Float32, because half precision overflows in the autoencoder of SDXL, and this happens only once.
+    Float32, because the autoencoder of SDXL overflows in half precision, and encoding is done only once.
 
     Args:
-        told: hears how many crops are encoded, after each.
+        told: called with the number of encoded crops after each one.
 
     Raises:
         InputError: a photo is no longer readable.
@@ -105,7 +105,7 @@ def encode_low_memory(
     device: torch.device,
     told: Told = lambda done, total: None,
 ) -> Latents:
-    """As `encode`; where whole pictures do not fit, in tiles, which the autoencoder blends into nearly the same."""
+    """As `encode`, but in tiles if whole pictures do not fit into memory; the result is nearly the same."""
     try:
         return encode(pipe, family, crops, device, told)
     except Exception as error:
@@ -129,6 +129,6 @@ def _moments(pipe: Any, family: Family, crop: Crop, pixels: Tensor) -> tuple[Ten
 
 
 def _on_grid(weights: Tensor, mean: Tensor) -> Tensor:
-    """A crop's mask on the grid of its latent, of mean one, so that every photo counts the same."""
+    """A crop's mask at the resolution of its latent, with mean one, so that every photo has the same weight."""
     small = torch.nn.functional.adaptive_avg_pool2d(weights[None], (mean.shape[-2], mean.shape[-1]))[0]
     return (small / small.mean()).to(mean.device)

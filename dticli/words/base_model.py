@@ -1,4 +1,4 @@
-"""Which model words belong to: what their files say of it, chosen, and announced."""
+"""Chooses the model for words, from the command line or their files, and announces it."""
 
 import dataclasses
 import logging
@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Opened:
-    """A chosen model, known by its index, its weights not yet read."""
+    """A chosen model whose index was read, but not its weights."""
 
     model: Model
     family: Family
@@ -35,7 +35,7 @@ def read_token(source: str, *, offline: bool = False) -> Token:
 
 
 def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
-    """Choose the model the command line, or else the tokens, ask for, and announce it.
+    """Choose the model that the command line, or else the tokens, ask for, and announce it.
 
     Raises:
         UsageError: tokens of several models, and none was named.
@@ -62,12 +62,12 @@ def open_model(given: Mapping[str, Any], tokens: Sequence[Token]) -> Opened:
 
 
 def usable_model(metadata: Mapping[str, str]) -> str | None:
-    """The recorded model, if its name is enough to find it again: a folder's name is not."""
+    """The recorded model, if its name is enough to find it again, unlike the name of a folder."""
     return metadata.get("dti.model") if metadata.get("dti.model_kind") in ("hub", "bundled") else None
 
 
 def strangers(tokens: Iterable[Token], model: Model) -> Iterator[str]:
-    """A warning for each word that was learned on a folder or file that is not this model: a name is too little to find it."""
+    """A warning for each word that was learned on a folder or file of another name: such a model cannot be found by its name."""
     for token in tokens:
         home = token.metadata.get("dti.model")
         if home and home != model.label and not usable_model(token.metadata):

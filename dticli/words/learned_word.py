@@ -23,13 +23,13 @@ MAX_WIDTH = 16384
 
 @dataclass(frozen=True, eq=False)
 class Token:
-    """A learned word, as a file holds it. Reading, showing and writing one takes no torch.
+    """A learned word, as stored in a token file. Reading, showing and writing it does not import torch.
 
     Attributes:
         name: what prompts call it, such as `<dog>`.
         rows: encoder key (`clip_l`, `clip_g`, `t5xxl`, ...) to (n, width) float32, n the same in all. The key is `SOLE`
-            where a file holds one tensor and does not name its encoder.
-        metadata: of the file, except what follows from name and rows. Strangers wrote it: escape to show.
+            if a file has one tensor and does not name its encoder.
+        metadata: of the file, except what follows from name and rows. It is untrusted: escape it before showing.
 
     Raises:
         UsageError: the name is not usable.
@@ -103,7 +103,7 @@ def check_name(name: str) -> str:
 
 
 def named(given: str) -> str:
-    """The word that somebody calls `given`, with or without its brackets.
+    """The name in angle brackets, which `given` may lack.
 
     Raises:
         UsageError: as `check_name`.
@@ -116,7 +116,7 @@ def _is_usable(name: str) -> bool:
 
 
 def nearest_usable(name: str) -> str | None:
-    """The nearest name that `check_name` accepts, or None if no letter or digit would be left."""
+    """The most similar name that `check_name` accepts, or None if no letter or digit would be left."""
     if _is_usable(name):
         return name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
@@ -125,7 +125,7 @@ def nearest_usable(name: str) -> str | None:
 
 
 def shown(text: str) -> str:
-    """Foreign text made fit for one line of a message."""
+    """Untrusted text, shortened and escaped for one line of a message."""
     return ascii(text) if len(text) <= 48 else f"{text[:45]!a}..."
 
 

@@ -1,6 +1,6 @@
-"""Words between words: a path through several, a grid between three or four, a weighted mean of any number.
+"""Interpolation of words: a path through several, a grid between three or four, a weighted mean of any number.
 
-Each is a list of weights, one for every word mixed, and `mixed` turns weights into rows.
+Each is described by weights, one for every word; `mixed` computes the rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Rows = Mapping[str, "Tensor"]
 """Encoder key to (vectors, width)."""
 Weights = tuple[float, ...]
-"""One weight for each word, none negative, of sum 1."""
+"""One non-negative weight for each word; their sum is 1."""
 
 
 def shares(weights: Sequence[float]) -> Weights:
@@ -32,12 +32,12 @@ def shares(weights: Sequence[float]) -> Weights:
 
 
 def even(count: int) -> list[float]:
-    """`count` positions from 0 to 1, ends included, equally far apart."""
+    """`count` equally spaced positions from 0 to 1, ends included."""
     return [index / (count - 1) for index in range(count)]
 
 
 def along(words: int, positions: Sequence[float]) -> list[Weights]:
-    """Weights at positions on the path through `words` words: 0 is the first, 1 the last, and legs are equally long."""
+    """Weights at positions on the path through `words` words: 0 is the first, 1 the last, with equal segments in between."""
     places = [position * (words - 1) for position in positions]
     return [tuple(max(0.0, 1 - abs(place - index)) for index in range(words)) for place in places]
 
@@ -60,7 +60,7 @@ def grid(words: int, side: int) -> list[list[Weights]]:
 
 
 def mixed(words: Sequence[Rows], weights: Weights, path: PathKind) -> "dict[str, Tensor]":
-    """The weighted mean of words; a word that has all the weight is returned exactly.
+    """The weighted mean of words; a word with weight 1 is returned exactly.
 
     Args:
         words: alike, as `require_alike` checks.

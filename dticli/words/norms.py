@@ -1,7 +1,7 @@
-"""Vocabulary statistics: how long a model's embedding rows are, and where a learned vector lies among them.
+"""Vocabulary statistics: norms of a model's embedding rows, and where a learned vector lies among them.
 
-Everything is computed in double precision, piece by piece, by NumPy: torch takes longer to import than this takes. Live rows are
-those that words have: spare rows (index >= the tokenizer's length) and zero rows are left out (arXiv:2512.13672, section 3).
+Everything is computed with NumPy in double precision, in chunks; importing torch would take longer. Live rows are the rows of
+tokens: spare rows (index >= the tokenizer's length) and zero rows are left out (arXiv:2512.13672, section 3).
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _CHUNK = 2**18
 
 @dataclass(frozen=True)
 class Summary:
-    """The lengths of a table's live rows.
+    """Statistics of the norms of a table's live rows.
 
     Attributes:
         rows: all rows of the table.
@@ -104,12 +104,12 @@ class Position:
 
 
 def readable(piece: str) -> str:
-    """A tokenizer's piece without its marks of word starts and ends."""
+    """A token without its markers of word starts and ends."""
     return piece.removesuffix("</w>").lstrip("▁Ġ")
 
 
 def live_norms(table: Table) -> np.ndarray:
-    """Lengths of the rows that words can have, (live,) float64, each rounded to float32.
+    """Norms of the live rows, (live,) float64, each rounded to float32.
 
     Raises:
         ModelError: a row holds NaN or inf, or none is live.
@@ -119,7 +119,7 @@ def live_norms(table: Table) -> np.ndarray:
 
 
 def summary(table: Table) -> Summary:
-    """Summarise the lengths of a table's live rows.
+    """Compute the statistics of a table's live rows.
 
     Raises:
         ModelError: as `live_norms`.
@@ -148,7 +148,7 @@ def summary(table: Table) -> Summary:
 
 
 def magnitude(norms: Summary, rule: str) -> float:
-    """The length a rule asks for.
+    """The norm that a rule asks for.
 
     Args:
         rule: `mean`, `median`, `min`, `max`, a length such as `0.4`, or a multiple of the mean such as `2x`.
@@ -169,11 +169,11 @@ def position(vector: np.ndarray, table: Table, k: int = 8) -> Position:
 
 
 def positions(vectors: np.ndarray, table: Table, k: int = 8) -> tuple[Position, ...]:
-    """Where vectors lie among a table's live rows, in one pass over the table for all of them.
+    """Where vectors lie among a table's live rows, in one pass over the table.
 
     Args:
-        vectors: (n, width), of any length but zero.
-        k: how many words to name.
+        vectors: (n, width), none of them zero.
+        k: number of nearest and closest words.
 
     Raises:
         InputError: the widths differ.

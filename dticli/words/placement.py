@@ -1,7 +1,7 @@
-"""The words being learned or used: their rows per encoder, and how these take effect inside a pipeline.
+"""Words in a pipeline: their rows per encoder, and how these take effect.
 
-The base model is never changed: rows replace the output of the embedding modules by forward hooks, and the tokenizers
-that know the new words are copies, put back when the context closes.
+The base model is never changed: forward hooks on the embedding modules insert the rows into their output, and the tokenizers
+that know the new words are copies, which are removed when the context closes.
 """
 
 import copy
@@ -35,7 +35,7 @@ class Word(Protocol):
 
 @dataclass(frozen=True)
 class FreeWord:
-    """A word whose rows are what they are: loaded from a file, or learned by ordinary Textual Inversion."""
+    """A word with plain rows: loaded from a file, or learned by ordinary Textual Inversion."""
 
     name: str
     rows: Mapping[str, Tensor]
@@ -43,11 +43,11 @@ class FreeWord:
 
 @dataclass(frozen=True)
 class DirectionalWord:
-    """A word whose rows are magnitude times direction; only the direction is learned, unless asked otherwise.
+    """A word whose rows are magnitude times direction; by default, only the direction is trained.
 
     Attributes:
         direction: encoder key to unit rows, (n, width), float32.
-        log_magnitude: encoder key to the logarithm of the rows' lengths, (n, 1), float32.
+        log_magnitude: encoder key to the logarithm of the row norms, (n, 1), float32.
     """
 
     name: str
@@ -60,9 +60,9 @@ class DirectionalWord:
 
 
 def vector_names(name: str, count: int) -> list[str]:
-    """`<dog>`, `<dog>__1`, ...: what our tokenizers call the vectors of a word.
+    """`<dog>`, `<dog>__1`, ...: the names of a word's vectors in our tokenizers.
 
-    Not diffusers' `<dog>_1`: pipelines that know it would write out what is written out already.
+    Not `<dog>_1` as in diffusers: its pipelines would expand a prompt that is already expanded.
     """
     return [name, *(f"{name}__{index}" for index in range(1, count))]
 
@@ -74,11 +74,12 @@ def size_of(word: Word) -> int:
 
 @dataclass
 class _Rows:
-    """The rows one encoder sees, and what it last saw: state shared by the hooks of its modules.
+    """The rows for one encoder and its last input ids; shared by the hooks of its modules.
 
     Attributes:
-        ids: (spellings, vectors): a vector's name may be known with and without a space before it.
-        marks: numbers to give out in the place of states, one for each vector and the last for all else; None: states.
+        ids: (spellings, vectors); a vector's name may be a token with and without a leading space.
+        seen: the last input ids.
+        marks: numbers to return instead of hidden states, one for each vector, the last for everything else; None: return states.
     """
 
     key: str
@@ -88,18 +89,18 @@ class _Rows:
     marks: Tensor | None = field(default=None, repr=False)
 
     def where(self) -> Tensor:
-        """Which vector stands at each place the encoder last saw, (batch, length, vectors), bool."""
+        """Which vector is at each position of the last input, (batch, length, vectors), bool."""
         assert self.seen is not None
         self.ids = self.ids.to(self.seen.device)  # once: an encoder stays where it is
         return (self.seen[..., None, None] == self.ids).any(dim=-2)
 
     def before(self, module: nn.Embedding, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Keep the ids; look up an existing row where an added id lies beyond the table."""
+        """Keep the ids; replace added ids beyond the table by an existing one for the lookup."""
         self.seen = args[0]
         return (args[0].clamp(max=module.num_embeddings - 1), *args[1:])
 
     def after(self, module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Put our rows where our ids stand, scaled as the module scales its own (Gemma's sqrt(width))."""
+        """Insert our rows at our ids, scaled as the module scales its own rows (Gemma: sqrt(width))."""
         if not self.words:
             return output
         rows = torch.cat([word.rows[self.key] for word in self.words]).to(output.device, module.weight.dtype)
@@ -112,7 +113,7 @@ class _Rows:
         return torch.where(match.any(dim=-1, keepdim=True), chosen, output)
 
     def encoded(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Let marks stand for the states of the encoder, where they are asked for."""
+        """Replace the encoder's hidden states by marks, if there are any."""
         if self.marks is None:
             return output
         match = self.where()
@@ -121,7 +122,7 @@ class _Rows:
 
 
 def _with_states(output: Any, states: Tensor) -> Any:
-    """An encoder's output with other states, (batch, length), alike in all layers and channels, and pooled ones of zero."""
+    """An encoder's output with other states, (batch, length), the same in all layers and channels, and zero pooled states."""
     match output:
         case Tensor() if output.ndim == 3 and output.shape[:2] == states.shape:
             return states[..., None].to(output).expand_as(output)
@@ -137,7 +138,7 @@ def _with_states(output: Any, states: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Placement:
-    """Words at work in a pipeline; made by `place`."""
+    """Words placed in a pipeline by `place`."""
 
     pipe: Any
     words: Sequence[Word]
@@ -146,30 +147,31 @@ class Placement:
     aliases: Sequence[str]
 
     def expand(self, text: str) -> str:
-        """A text with every vector of a word written out, as the pipeline's tokenizers do with what they are given."""
+        """A text with all words expanded to the names of their vectors, as the pipeline's tokenizers do with their input."""
         return _written_out(text, {word.name: size_of(word) for word in self.words})
 
     def addressed(self, text: str, word: Word) -> str:
-        """A text in which the pipeline reads this word, and no other one, by its name."""
+        """A text with the word's name replaced by its alias, which identifies it among words of the same name."""
         alias = self.aliases[self._place(word)]
         return text if alias == word.name else _named(word.name, size_of(word)).sub(alias, text)
 
     def _place(self, word: Word) -> int:
-        """Which of the words this is; by identity, because names may come twice."""
+        """Index of the word, by identity, because two words may have the same name."""
         return next(place for place, each in enumerate(self.words) if each is word)
 
     @torch.no_grad()
     def require_read(self, family: Family, texts: Iterable[str], words: Sequence[Word] | None = None) -> None:
-        """Encode every text that holds a word, and look whether the denoiser would get the states of all its vectors.
+        """Check that the denoiser receives the states of all vectors of the words in every text.
 
-        States that an encoder computes may still be dropped: beyond a limit, or with a template. An encoder of which
-        the denoiser gets a pooled state alone must have seen them. No layers are run but for the first text of a length.
+        A pipeline may drop states that an encoder computes, beyond a length limit or together with a template. If the denoiser
+        only gets a pooled state of an encoder, the vectors must be in the encoder's input. Layers run only for the first text of
+        each length.
 
         Args:
-            words: those that the texts are about; default: all.
+            words: to look for in the texts; default: all.
 
         Raises:
-            InputError: a vector is missing in a text; names the word.
+            InputError: a vector of a word is dropped from a text; names the word.
             UsageError: a word has more vectors than the model reads.
         """
         from dticli.models.families.shape import Frame
@@ -200,7 +202,7 @@ class Placement:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Encoders stop at the embedding while the context is open: what they return is of no use but for its shape."""
+        """Inside the context, encoders only look up embeddings; their output has the right shape, but no other use."""
         text_encoders = [getattr(self.pipe, each.component) for each in self.encoders]
         # Offloading libraries put a `forward` of their own there.
         own = [vars(each).get("forward") for each in text_encoders]
@@ -216,7 +218,7 @@ class Placement:
 
     @contextmanager
     def _marking(self, word: Word) -> Iterator[None]:
-        """Let each vector of a word in each encoder have a number of its own for a state, and all else another."""
+        """Give each vector of a word in each encoder a different number as its state, and everything else another number."""
         start = sum(size_of(other) for other in self.words[: self._place(word)])
         for place, rows in enumerate(self.rows.values()):
             marks = torch.zeros(rows.ids.shape[-1] + 1)
@@ -230,8 +232,7 @@ class Placement:
                 rows.marks = None
 
     def _counted(self, conditioning: Tensor) -> int:
-        """How many vectors of the marked word are in a conditioning, flat, that marks were encoded to; the least of all
-        encoders."""
+        """How many vectors of the marked word are in a flat conditioning tensor, the minimum over encoders."""
         counts = []
         for rows in self.rows.values():
             assert rows.marks is not None
@@ -245,9 +246,9 @@ class Placement:
 
 
 class _Reader:
-    """In the place of a text encoder's `forward`: runs it for the first ids of a shape, and looks up the ids of others.
+    """Replaces a text encoder's `forward`: runs it for the first input of each shape, and only looks up embeddings for others.
 
-    What comes behind the encoder in the pipeline needs an output of the right shape, and gets the first one's.
+    The code after the encoder needs an output of the right shape, and gets that of the first input.
     """
 
     def __init__(self, text_encoder: Any) -> None:
@@ -283,13 +284,13 @@ def _tensors(conditioning: Any) -> Iterator[Tensor]:
 def place(
     pipe: Any, encoders: Sequence[Encoder], words: Sequence[Word], aliases: Sequence[str] | None = None
 ) -> Iterator[Placement]:
-    """Let `words` take effect in `pipe` while the context is open.
+    """Place `words` in `pipe` inside the context.
 
-    Conditioning is bit-identical to rows written into the tables; a word's name stands for all its vectors. Rows of a
-    trained word receive gradients in float32 whatever the encoders' dtype.
+    The conditioning is bit-identical to that of rows written into the tables; a word's name stands for all its vectors. The rows
+    of a trained word receive float32 gradients, whatever the dtype of the encoders.
 
     Args:
-        aliases: what the pipeline calls each word, and texts once they are `addressed`; default: its name.
+        aliases: name of each word in the pipeline, and in texts returned by `addressed`; default: its own name.
 
     Raises:
         UsageError: two words share a name, or a name is already in a vocabulary.
@@ -329,9 +330,9 @@ def place(
 
 
 def _written_out(text: str, sizes: Mapping[str, int]) -> str:
-    """A text with every vector of a word written out, in our names for them.
+    """A text with all words expanded to our names of their vectors.
 
-    What is written out already, in ours or as diffusers writes it (`<dog> <dog>_1`), stands for the word too.
+    An expansion that is already there, ours or that of diffusers (`<dog> <dog>_1`), counts as the word.
     """
     for word, size in sizes.items():
         text = _named(word, size).sub(" ".join(vector_names(word, size)), text)
@@ -346,7 +347,7 @@ def _named(word: str, size: int) -> re.Pattern[str]:
 
 
 def _write_out(tokenizer: Any, sizes: Mapping[str, int]) -> None:
-    """Let a tokenizer write words out in whatever text it is called with: prompts, negatives and captions all end there."""
+    """Make a tokenizer expand words in every text that it is called with: prompts, negative prompts and captions."""
     kind: Any = type(tokenizer)
 
     def call(self: Any, text: Any = None, *arguments: Any, **options: Any) -> Any:
@@ -360,7 +361,7 @@ def _write_out(tokenizer: Any, sizes: Mapping[str, int]) -> None:
 
 
 def _add_names(tokenizer: Any, names: Sequence[str], encoder: Encoder) -> Tensor:
-    """Teach a tokenizer the names; returns their ids, (spellings, names)."""
+    """Add the names to a tokenizer; returns their ids, (spellings, names)."""
     require_new(names, tokenizer)
     if not encoder.spaced:
         tokenizer.add_tokens(list(names))

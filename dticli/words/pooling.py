@@ -1,8 +1,8 @@
-"""Where CLIP's pooled state is read: the one vector of a prompt that SDXL, SD3 and FLUX.1 get besides its states.
+"""The position of CLIP's pooled state: the single vector of a prompt that SDXL, SD3 and FLUX.1 use besides the hidden states.
 
-Public configs call 2 the end of text, which makes transformers pool at the highest id of the prompt. That is the end of
-text, unless a word was added: its id is higher still. The pooled state then stands at the word, and knows nothing of what
-follows it. Plain diffusers does the same, and the paper's words were learned so; ComfyUI and kohya pool at the end of text.
+Public configs have `eos_token_id` 2, which makes transformers pool at the highest id of the prompt. That is the end of text,
+unless a word was added, whose id is higher. Then the pooled state is that of the word, and does not depend on what follows it.
+Plain diffusers does the same, and the paper's words were learned so; ComfyUI and kohya pool at the end of the text.
 """
 
 import typing
@@ -18,9 +18,9 @@ Learned = Literal["stock", "eos", "mixed"]
 
 
 def choose(pipe: Any, encoders: Sequence[Encoder], pooling: Pooling) -> None:
-    """Let the encoders of a loaded pipeline pool at the end of text, or, with `stock`, where their configs say.
+    """Make the encoders of a loaded pipeline pool at the end of the text (`eos`), or as their configs say (`stock`).
 
-    The attribute is set, because the config is no longer read once the encoder is built.
+    This sets an attribute, because the config is not read any more once the encoder is built.
     """
     for encoder in encoders:
         text_encoder = getattr(pipe, encoder.component)

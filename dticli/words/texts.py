@@ -1,4 +1,4 @@
-"""Texts a user gives: prompts, negatives and captions, looked at before a model is loaded."""
+"""Checks of prompts, negative prompts and captions before a model is loaded."""
 
 import difflib
 import re
@@ -24,18 +24,18 @@ SYNTAX = re.compile(
     """,
     re.VERBOSE,
 )
-"""What programs with a web page read in a prompt, and models do not."""
+"""Prompt syntax of other programs, which models do not understand."""
 
 
 def require(texts: Iterable[str]) -> None:
-    """Raise UsageError for a text that no tokenizer takes."""
+    """Raise UsageError for a text that tokenizers cannot process."""
     for text in texts:
         if flaw := spelling.flaw(text):
             raise UsageError(f"the text {text[:60]!a} {flaw}")
 
 
 def complaints(names: Iterable[str], texts: Sequence[str]) -> Iterator[str]:
-    """What a model will not see in these texts as it was probably meant.
+    """Warnings about parts of these texts that the model will not read as intended.
 
     Args:
         names: words that are loaded.
@@ -46,12 +46,12 @@ def complaints(names: Iterable[str], texts: Sequence[str]) -> Iterator[str]:
 
 
 def holds(text: str, name: str) -> bool:
-    """Whether a word is in a text; tokenizers differ in whether they mind capitals, and we do not."""
+    """Whether a word is in a text, ignoring case (tokenizers differ in that)."""
     return name.lower() in text.lower()
 
 
 def require_used(names: Sequence[str], prompts: Sequence[str], negative: str | None = None) -> None:
-    """Raise UsageError for a word that is in none of the texts; offers the spelling that was probably meant."""
+    """Raise UsageError for a word that is in none of the texts; suggests a likely spelling."""
     texts = [*prompts, *([negative] if negative else [])]
     spoken = dict.fromkeys(re.findall(r"<[^<>\s]*>|[\w-]+", " ".join(texts)))
     plain = {each.lower().strip("<>"): each for each in spoken}
@@ -72,7 +72,7 @@ def require_used(names: Sequence[str], prompts: Sequence[str], negative: str | N
 
 
 def strangers(names: Iterable[str], texts: Sequence[str]) -> Iterator[str]:
-    """Complaints about words in brackets that are not loaded, which a model sees as letters.
+    """Warnings about words in brackets that are not loaded, which a model reads as ordinary text.
 
     Args:
         names: words that are loaded.
@@ -84,7 +84,7 @@ def strangers(names: Iterable[str], texts: Sequence[str]) -> Iterator[str]:
 
 
 def unread(texts: Iterable[str]) -> str | None:
-    """A complaint about what other programs would read in these texts, or None."""
+    """A warning about prompt syntax of other programs in these texts, or None."""
     # A text in capitals says AND.
     found = dict.fromkeys(part for text in texts if not text.isupper() for part in SYNTAX.findall(text))
     if not found:
