@@ -1,6 +1,6 @@
-"""What a run takes besides weights, found by running it on torch's `meta` device: shapes without numbers, and no weights read.
+"""Memory of activations, measured by running the model on torch's `meta` device, without reading weights.
 
-Every tensor's life is followed, so that what the backward pass keeps and what is only there for a moment both count.
+The lifetime of every tensor is tracked, so both what is kept for the backward pass and temporary tensors count.
 """
 
 import importlib
@@ -50,7 +50,7 @@ def of_training(
     *,
     low_memory: bool,
 ) -> Activations | None:
-    """The activations of one word of one vector; None for models whose code looks at numbers.
+    """The activations of one word with one vector; None for models whose code depends on tensor values.
 
     Args:
         dtype: of encoders and denoiser.
@@ -135,7 +135,7 @@ def _step(pipe: Any, family: Family, size: tuple[int, int], batch_size: int, *, 
 
 @contextmanager
 def _learning(encoders: list[nn.Module]) -> Iterator[None]:
-    """Let gradients flow to what the embedding tables hand out, as they do to a word's rows."""
+    """Require gradients of the embeddings that the tables return, as of a word's rows."""
     tables = [each.get_input_embeddings() for each in encoders]  # type: ignore[operator]
     modules = [
         part
@@ -157,10 +157,10 @@ def _learning(encoders: list[nn.Module]) -> Iterator[None]:
 
 
 def recompute(module: nn.Module) -> None:
-    """Keep only the inputs of a model's layers for the backward pass, which then runs each layer again; same bits.
+    """Turn on gradient checkpointing: keep only the inputs of layers, and run each layer again in the backward pass; same bits.
 
-    Layers of text encoders do so only in training mode. That is set on the layers themselves and not on what they are
-    made of: layers have no dropout of their own, and attention, feed-forward and dropout modules stay in evaluation mode.
+    Layers of text encoders do this only in training mode. It is set on the layers themselves but not on their submodules: the
+    layers have no dropout of their own, and attention, feed-forward and dropout modules stay in evaluation mode.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -219,9 +219,9 @@ class _Followed(TorchDispatchMode):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Attention as the devices that matter have it, without a matrix of all tokens by all tokens; `meta` would make one.
+    """Use flash attention on `meta`, which would otherwise build the full attention matrix.
 
-    Put where libraries look it up, as layers that are computed again are so by the backward pass, outside of any mode.
+    The function is replaced where libraries look it up, because the backward pass recomputes layers outside of any mode.
     """
     own = nn.functional.scaled_dot_product_attention
     nn.functional.scaled_dot_product_attention = _fused

@@ -1,4 +1,4 @@
-"""What a model's weights take, and which options would make them fit."""
+"""Memory needed by a model's weights and activations, and the options that would make it fit."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,10 +26,10 @@ OWN_MEMORY = frozenset({"cuda"})
 
 @dataclass(frozen=True)
 class Weights:
-    """What a model's weights take while a word is learned, in gigabytes (10^9 bytes); activations come on top.
+    """Memory of a model's weights during training, in gigabytes (10^9 bytes), without activations.
 
-    Of layers that the libraries keep in float32 for themselves (Wan's embedding of time; in fp16, a part of T5), headers do
-    not tell: they count like the rest.
+    Layers that the libraries keep in float32 by themselves (Wan's time embedding; in fp16, a part of T5) are counted like the
+    others, because file headers do not show them.
 
     Attributes:
         precision, quantize: how they are stored.
@@ -51,10 +51,10 @@ class Weights:
         return self.at_once - self.total + self.components["vae"]
 
     def stages(self, family: Family, *, low_memory: bool, own_memory: bool) -> tuple[float, float]:
-        """What is on the device while photos are encoded, and in a step; the autoencoder leaves in between.
+        """Weights on the device while photos are encoded, and during a step; the autoencoder is moved away in between.
 
         Args:
-            own_memory: what waits on the CPU weighs nothing on the device.
+            own_memory: whether the device has its own memory, separate from the CPU's.
         """
         if not own_memory:
             return self.at_once, self.at_once
@@ -78,15 +78,14 @@ def _shown(gigabytes: float) -> str:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a run takes beside the memory there is, in gigabytes.
+    """Memory that a run needs, compared with what is free, in gigabytes.
 
     Attributes:
-        activations: what `needed` holds besides weights; None where the model's code looks at numbers, and they are not known
-            before the run.
-        needed: on the device at once, with the settings as they are.
+        activations: part of `needed`; None if the model's code depends on tensor values, so they are unknown before the run.
+        needed: peak on the device, with the current settings.
         free: on the device now.
-        options: what would bring `needed` under `free`; empty where it is, or nothing would.
-        host_needed: on the host, of a device with memory of its own: for what waits there; None for other devices.
+        options: that would bring `needed` below `free`; empty if it is already, or if none would.
+        host_needed: for components that wait on the host, if the device has its own memory; None for other devices.
         host_free: on the host now.
     """
 
@@ -250,13 +249,13 @@ class Fitted:
 def fitted(
     model: Model, family: Family, settings: TrainSettings, preset: str, said: Collection[str] = ()
 ) -> Fitted:
-    """The mildest changes that bring a training under a preset: batches in parts that give the same steps, then `savings`.
+    """The mildest changes that fit a training into a preset: smaller batches with more accumulation, then `savings`.
 
     Args:
-        said: names of settings that stay as they are.
+        said: names of settings that must not change.
 
     Raises:
-        EnvironmentProblem: it would not fit, or weights are not safetensors and nothing is known of it.
+        EnvironmentProblem: it would not fit, or its size is unknown, because the weights are not safetensors.
         ModelError: as `estimate`.
     """
     size = (settings.resolution, settings.resolution)
@@ -386,7 +385,7 @@ def _rounded_bytes(shape: tuple[int, ...], quantize: str) -> float:
 
 
 def savings(settings: S, model: Model, device: torch.device) -> Iterator[tuple[str, S]]:
-    """Options that take less memory and work here, mildest first, each with the settings changed by it alone."""
+    """Options that need less memory and work on this device, mildest first, each with the changed settings."""
     large = devices.pick_dtype(settings.precision, device).itemsize > devices.dtype("bf16").itemsize
     ways: list[tuple[str, dict[str, Any], bool]] = [
         ("--low-memory", {"low_memory": True}, not settings.low_memory and device.type in OWN_MEMORY),
@@ -409,7 +408,7 @@ def _options(
     needed: Callable[[ModelSettings], float],
     room: float,
 ) -> tuple[str, ...]:
-    """The mildest options that bring what is needed under `room`; none if it is there already, or cannot be."""
+    """The mildest options that bring the needed memory below `room`; empty if it is already, or if none would."""
     chosen: list[str] = []
     while needed(settings) > room:
         better = next(

@@ -1,7 +1,7 @@
-"""The model families: what differs between them is data in one table row and a few functions in one file.
+"""The model families. The differences between them are a table row and a few functions in one file each.
 
-The table is readable without torch, so that `dti train --help` can show defaults. The functions of a family live in the
-module its row names, as one value `CODE`; `shape.FamilyCode` says which functions and what they take.
+The table does not import torch, so `dti train --help` can show defaults. The functions of a family are in the module that its
+row names, as one value `CODE`; `shape.FamilyCode` documents them.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class Theory:
     """Which arguments for a fixed norm hold in an encoder (arXiv:2512.13672, Lemmas 1 and 2, Proposition 1).
 
     Attributes:
-        positional_attenuation: a longer row drowns its position: what is added to it counts O(1/m) after normalising.
-        residual_stagnation: a longer row turns less: every block adds something of bounded length to a state of length m.
-        because: the trait of the encoder that decides.
+        positional_attenuation: the effect of the added position is O(1/m) after normalising a row of norm m.
+        residual_stagnation: every block adds a vector of bounded length to a state of norm m, so it rotates a longer row less.
+        because: the property of the encoder that decides.
     """
 
     positional_attenuation: bool
@@ -48,15 +48,15 @@ POST_NORM = Theory(True, False, "normalised right after the embeddings, post-nor
 
 @dataclass(frozen=True)
 class Encoder:
-    """A text encoder the word is learned in.
+    """A text encoder in which a word is learned.
 
     Attributes:
         key: name of its tensor in token files, as ComfyUI and A1111 spell it.
         component: attribute of the pipeline that holds the encoder.
         tokenizer: attribute of the pipeline that holds its tokenizer, or a processor with it.
-        theory: what the paper's arguments say about it.
-        spaced: the tokenizer of a language model marks word starts with the space before them: a new name takes that
-            space with it, which would be a piece of its own otherwise.
+        theory: which of the paper's arguments apply to it.
+        spaced: whether its tokenizer encodes the space before a word as part of the word, as those of language models do; then
+            a new name is also added with a leading space, which would otherwise be a separate token.
     """
 
     key: str
@@ -71,16 +71,16 @@ class Encoder:
 
 
 def tokenizer_in(held: Any) -> Any:
-    """The tokenizer, or the one inside of a processor, which handles pictures too."""
+    """A tokenizer, or the tokenizer of a processor for text and pictures."""
     return getattr(held, "tokenizer", held)
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """Training settings a family starts from.
+    """Default training settings of a family.
 
     Attributes:
-        lr: tangent length of one step. Paper values are multiplied by batch x accumulation, as its launcher does.
+        lr: length of the tangent step. The paper's values are multiplied by batch x accumulation, as its launcher does.
     """
 
     resolution: int
@@ -96,18 +96,18 @@ class Family:
     """One row of the table.
 
     Attributes:
-        name: how messages and token files call it.
-        pipelines: names of diffusers pipeline classes that belong to it.
-        encoders: every encoder the word is learned in; those a model was saved without are left out.
+        name: in messages and token files.
+        pipelines: names of its diffusers pipeline classes.
+        encoders: all encoders in which a word is learned; those that a model was saved without are left out.
         module: file under `dticli/models/families/` with its `CODE`.
-        published: of each of its public models, the width of every encoder's rows. Words of other widths belong to a model
-            that no other program runs.
+        published: embedding widths of all encoders, for each of its public models. Words with other widths are for a model that
+            other programs do not have.
         defaults: training settings.
-        source: where these come from.
+        source: origin of the defaults.
         multiple: picture sides must be multiples of this many pixels.
-        paper: what the paper, or its code, sets for this family besides the defaults.
-        refused: entries of `model_index.json` that mark models of the same class which are trained in another way.
-        verified: what it was tried on.
+        paper: further settings of the paper, or its code, for this family.
+        refused: entries of `model_index.json` of models with the same pipeline class that are trained differently.
+        verified: what it was tested with.
     """
 
     name: str
@@ -124,7 +124,7 @@ class Family:
 
     @property
     def as_paper(self) -> dict[str, Any]:
-        """Training settings of the paper. Its crops are not among them: how large they are is the model's to say."""
+        """Training settings of the paper, except the crop size, which depends on the model."""
         own = {name: value for name, value in vars(self.defaults).items() if name != "resolution"}
         return THE_PAPERS | own | dict(self.paper)
 
@@ -165,7 +165,7 @@ THE_PAPERS: dict[str, Any] = {
     "pooling": "stock",
     "zero_pad": False,
 }
-"""What the paper sets alike for all families."""
+"""Settings of the paper that are the same for all families."""
 
 TABLE: tuple[Family, ...] = (
     Family(

@@ -1,7 +1,7 @@
-"""What every family file provides, and the pieces they share: noise processes and prompt encoding.
+"""The interface of family files, and what they share: noise processes and prompt encoding.
 
-A noise level is what the process says it is: an integer timestep in diffusion, sigma in [0, 1] in a flow, 0 the picture.
-Whatever else a denoiser wants (1000 sigma, 1 - sigma, packed latents, the negative velocity) is made in its family's file.
+The meaning of a noise level depends on the process: an integer timestep in diffusion; sigma in [0, 1] in a flow, with 0 for the
+picture. Conversions for a denoiser (1000 sigma, 1 - sigma, packed latents, negative velocity) are in its family's file.
 """
 
 import inspect
@@ -19,15 +19,15 @@ from dticli.models.families import kl
 Conditioning = dict[str, Any]
 
 TIMESTEPS = 1000
-"""How many timesteps a flow's denoiser counts where it does not take sigma itself."""
+"""Number of timesteps of flow denoisers that do not take sigma itself."""
 
 FIXED = {"clean_caption": False, "num_frames": 1}
-"""What every call gets that knows the parameter: cleaning takes `<dog>` for an HTML tag, and a picture is one frame."""
+"""For every pipeline with these parameters: caption cleaning would remove `<dog>` as an HTML tag; a picture is one frame."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a crop lies: sizes (height, width) in pixels, `crop` the top left corner after resizing."""
+    """Position of a crop: sizes (height, width) in pixels; `crop` is the (top, left) corner after resizing."""
 
     original: tuple[int, int]
     crop: tuple[int, int]
@@ -35,7 +35,7 @@ class Frame:
 
 
 class Process(Protocol):
-    """How a family adds noise, and what its denoiser predicts."""
+    """A noise process: how noise is added, and what the denoiser predicts."""
 
     def levels(self, uniform: Tensor) -> Tensor:
         """Noise levels, (batch,), for uniform draws in [0, 1)."""
@@ -51,7 +51,7 @@ class Process(Protocol):
 
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-"""What a denoiser of diffusion may predict, as schedulers call it."""
+"""Prediction types of diffusion denoisers, as schedulers name them."""
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -85,10 +85,10 @@ class Diffusion:
 
     @classmethod
     def of(cls, scheduler: Any) -> "Diffusion":
-        """The training process behind any sampler of the same model.
+        """The training process of the model that a scheduler belongs to.
 
         Raises:
-            ModelError: the sampler's noise or prediction is another, as EDM's are.
+            ModelError: the scheduler has other noise or another prediction type, such as EDM.
         """
         # Without the note on which values are defaults, in whose place would come those of the other class.
         config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
@@ -119,12 +119,12 @@ class Diffusion:
 
 
 def uniform(draws: Tensor) -> Tensor:
-    """Every sigma is as likely as any other."""
+    """Uniformly distributed sigmas."""
     return draws
 
 
 def logit_normal(draws: Tensor) -> Tensor:
-    """The standard normal's quantiles through a sigmoid: most sigmas lie near the middle.
+    """Logit-normal sigmas, most of them near the middle.
 
     Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, section 3.1.
     """
@@ -136,8 +136,8 @@ class Flow:
     """Rectified flow: x = (1 - sigma) x0 + sigma n, and the denoiser predicts the velocity n - x0.
 
     Attributes:
-        shift: k in sigma = k u / (1 + (k - 1) u), which moves levels towards noise; 1 leaves them.
-        spread: uniform draws to u.
+        shift: k in sigma = k u / (1 + (k - 1) u), which shifts levels towards noise; 1 for no shift.
+        spread: maps uniform draws to u.
 
     Source: Esser et al. 2024, sections 3.1 and 5.3.2.
     """
@@ -158,9 +158,9 @@ class Flow:
 
 
 def rectified_flow(scheduler: Any) -> Process:
-    """SD3's levels for 1024 px; those of the other families are unpublished or vary with size, and not measured here.
+    """The noise levels of SD3 for 1024 px; those of other families are unpublished or depend on the size, and not measured here.
 
-    Not read from the scheduler, which holds the sampler's own levels or drops its shift on conversion.
+    They are not read from the scheduler, which has the sampler's own levels, or loses its shift on conversion.
     """
     require_flow(scheduler)
     return Flow(shift=3.0, spread=logit_normal)
@@ -173,7 +173,7 @@ def even_flow(scheduler: Any) -> Process:
 
 
 def diffusion(scheduler: Any) -> Process:
-    """The process behind a sampler."""
+    """The diffusion process of a scheduler."""
     return Diffusion.of(scheduler)
 
 
@@ -183,13 +183,13 @@ def denoiser(pipe: Any) -> torch.nn.Module:
 
 
 def height_width(frame: Frame) -> dict[str, Any]:
-    """Call options of families that are told no more than the size."""
+    """Call options of families that only take the size."""
     height, width = frame.target
     return {"height": height, "width": width}
 
 
 def size_and_crop(frame: Frame) -> dict[str, Any]:
-    """Call options of families that are told where on the photo the picture lies."""
+    """Call options of families that are conditioned on the position of the crop."""
     return height_width(frame) | {
         "original_size": frame.original,
         "crops_coords_top_left": frame.crop,
@@ -198,12 +198,12 @@ def size_and_crop(frame: Frame) -> dict[str, Any]:
 
 
 def no_architecture(pipe: Any) -> str | None:
-    """For families no program has a name for."""
+    """For families without a ModelSpec architecture name."""
     return None
 
 
 def call_defaults(pipe: Any) -> dict[str, Any]:
-    """Defaults of `pipe(...)` by parameter, with those of `FIXED` that it has; of a pipeline, or of a class of them."""
+    """Default arguments of `pipe(...)`, overridden by `FIXED`; for a pipeline or a pipeline class."""
     kind = pipe if isinstance(pipe, type) else type(pipe)
     parameters = inspect.signature(kind.__call__).parameters
     theirs = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
@@ -211,9 +211,9 @@ def call_defaults(pipe: Any) -> dict[str, Any]:
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], **options: Any) -> Any:
-    """`pipe.encode_prompt` as `pipe(...)` calls it: defaults are those of `__call__`, which differ from its own.
+    """Call `pipe.encode_prompt` as `pipe(...)` does, with the defaults of `__call__`, which differ from its own.
 
-    The prompts are copied, because some pipelines write their chat template into the list they are given.
+    The prompts are copied, because some pipelines write their chat template into the given list.
     """
     ours = inspect.signature(pipe.encode_prompt).parameters
     defaults = {name: value for name, value in call_defaults(pipe).items() if name in ours}
@@ -223,21 +223,21 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], **options: Any) -> Any:
 
 
 def guidance(pipe: Any, level: Tensor) -> Tensor | None:
-    """What the pipeline asks a guidance-distilled transformer for by default, (batch,); None for another one."""
+    """The default guidance input of a guidance-distilled transformer, (batch,); None for other transformers."""
     if not pipe.transformer.config.guidance_embeds:
         return None
     return torch.full_like(level, call_defaults(pipe)["guidance_scale"], dtype=torch.float32)
 
 
 def pipe_device(pipe: Any) -> torch.device:
-    """Where the first text encoder computes; the autoencoder may rest elsewhere, and an offloaded encoder waits elsewhere."""
+    """The device on which the first text encoder computes; the autoencoder, or an offloaded encoder, may be on another one."""
     hook = getattr(pipe.text_encoder, "_hf_hook", None)
     return torch.device(hook.execution_device) if hook else next(pipe.text_encoder.parameters()).device
 
 
 @dataclass(frozen=True)
 class FamilyCode:
-    """What differs between families in code; the defaults are what most of them share.
+    """The functions of a family; the defaults are those that most families share.
 
     Attributes:
         encode: pipeline, prompts and as many frames to what `predict` conditions on, through the pipeline's own
