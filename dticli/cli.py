@@ -7,7 +7,7 @@ or its own help is asked for.
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -146,8 +146,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if is_out_of_memory(error) and not console.tracebacks_shown():
             console.error("out of memory: close other programs, or choose something smaller")
             return EnvironmentProblem.exit_code
-        if isinstance(error, OSError) and error.filename is None and not console.tracebacks_shown():
-            # Of a descriptor and not of a file: help and version are printed by others.
+        if _is_of_a_descriptor(error) and not console.tracebacks_shown():
+            # Help and version are printed by typer.
             console.silence(sys.stdout)
             console.error(f"cannot write to standard output ({error.strerror}): send it somewhere else")
             return EnvironmentProblem.exit_code
@@ -156,6 +156,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         console.error(f"{_plain(error.format_message())}; see {_help_of(error)}")
         return 2
+
+
+def _is_of_a_descriptor(error: Exception) -> TypeGuard[OSError]:
+    """Whether the system refused an operation on an open descriptor; libraries raise OSError too, but without its number."""
+    return isinstance(error, OSError) and error.errno is not None and error.filename is None
 
 
 def _plain(message: str) -> str:

@@ -331,6 +331,17 @@ def test_version_and_unknown_commands(dti: Dti) -> None:
     assert (outcome.code, "trian" in outcome.error) == (2, True)
 
 
+def test_an_error_of_a_library_is_not_one_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries raise OSError for models they cannot load: what nothing explains is a bug, and shows where."""
+
+    def unloadable(name: str) -> None:
+        raise OSError("cannot load the tokenizer")
+
+    monkeypatch.setattr("dticli.bundled.photos", unloadable)
+    with pytest.raises(OSError, match="cannot load the tokenizer"):
+        run(["example", "photos"])
+
+
 def test_debug_shows_the_traceback(dti: Dti, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--debug` lets the exception through; without it there is one line."""
     monkeypatch.setenv("DTI_DEBUG", "")

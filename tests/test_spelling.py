@@ -70,16 +70,19 @@ def test_other_sizes_are_refused(text: str, dti: Dti) -> None:
 
 
 @pytest.mark.parametrize("name", ["dog", "sks-dog", "dog_2", "7"])
-def test_a_word_without_brackets_is_the_word(
-    name: str, dti: Dti, photos: Path, dog: Path, tmp_path: Path
-) -> None:
-    """Given to train, in a settings file, to convert and to rename; it is said."""
-    (tmp_path / "one.toml").write_text(f'token = "{name}"\ninit = "dog"\nsteps = 1')
-    report = dti("train", photos, "--token", name, "--init", "dog", "--model", "stickers", "--check")
-    assert (report.code, f"<{name}>" in report.err) == (0, True), report.err
-    assert dti("train", photos, "--config", tmp_path / "one.toml", "--model", "stickers", "--check").code == 0
+def test_a_word_without_brackets_is_the_word(name: str, dti: Dti, dog: Path, tmp_path: Path) -> None:
+    assert spelling.word(name) == f"<{name}>"
     outcome = dti("convert", dog, "--token", name, "-o", tmp_path / "out", "--json")
     assert outcome.json["words"][0]["token"] == f"<{name}>"
+
+
+def test_training_takes_a_word_without_brackets(dti: Dti, photos: Path, tmp_path: Path) -> None:
+    """As an option, where it is said, and in a settings file."""
+    (tmp_path / "one.toml").write_text('token = "sks-dog"\ninit = "dog"\nsteps = 1')
+    report = dti("train", photos, "--token", "sks-dog", "--init", "dog", "--model", "stickers", "--check")
+    assert (report.code, "<sks-dog>" in report.err) == (0, True), report.err
+    config = ("--config", tmp_path / "one.toml", "--model", "stickers")
+    assert dti("train", photos, *config, "--check").code == 0
 
 
 @pytest.mark.parametrize("name", ["Dog", "a dog", "<dog", "dog>", "", "ドッグ"])

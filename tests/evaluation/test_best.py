@@ -59,6 +59,7 @@ def test_what_chance_explains_is_not_clearly_worse() -> None:
     assert [state.step for state in same if state.behind is None] == [3]
 
 
+@pytest.mark.usefixtures("five_prompts")
 def test_the_choice_is_a_word_everywhere(dti: Dti, run: Path, photos: Path, tmp_path: Path) -> None:
     """Its figures are those of `evaluate`; `RUN@best` is then that state, and says why; a run that goes on forgets it."""
     before = dti("info", f"{run}@best")
