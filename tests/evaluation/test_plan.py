@@ -208,6 +208,7 @@ def test_token_files_lie_beside_the_plan(tmp_path: Path) -> None:
     [
         ("stickers", "reporting", 12),
         ("stickers-long", "reporting", 12),
+        ("stickers-noto", "reporting", 8),
         ("stickers-tuning", "tuning", 4),
         ("stickers-ablations", "reporting", 3),
     ],
@@ -414,7 +415,7 @@ def test_a_weight_file_is_known_by_its_ends(tmp_path: Path) -> None:
         (("evaluate", "--plan", "stickers", "--count", 2), "--plan cannot be combined with --count"),
         (
             ("evaluate", "--plan", "none"),
-            "expected paper, stickers, stickers-ablations, stickers-long, stickers-steps, stickers-tuning",
+            "expected paper, stickers, stickers-ablations, stickers-long, stickers-noto, stickers-steps, stickers-tuning",
         ),
         (("evaluate", "--plan", "stickers", "--seed", 2), "--plan cannot be combined with --seed"),
     ],

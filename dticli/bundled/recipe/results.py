@@ -26,7 +26,7 @@ from . import cache, ceilings, check, diagnosis, gate, pairs
 from .training import RecipeLog
 
 UNMEASURED = "Not measured on these weights."
-PLANS = ("stickers", "stickers-long", "stickers-ablations")
+PLANS = ("stickers", "stickers-long", "stickers-noto", "stickers-ablations")
 GATE_PROMPTS = 100
 TARGET = Path("docs/results.md")
 PARTS = ("diagnosis", "pairs", "check", "gate")
