@@ -1,6 +1,8 @@
 """Files that are written whole or not at all."""
 
 import errno
+import itertools
+import logging
 import os
 import secrets
 import tempfile
@@ -11,6 +13,7 @@ from pathlib import Path
 from dticli import files
 from dticli.errors import EnvironmentProblem, UsageError
 
+LOG = logging.getLogger(__name__)
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or write to another disk",
     errno.EDQUOT: "the disk quota is used up; delete something or write to another disk",
@@ -84,6 +87,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8, as `write_bytes`; half characters, of names that are in another encoding, become question marks."""
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
 @contextmanager
 def staged(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, with its suffix, that takes its place when the context ends well.
@@ -120,6 +128,38 @@ def staged(path: str | Path) -> Iterator[Path]:
         # What kept the file from being written must not be hidden by a failure to tidy up after it.
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[Path]:
+    """A name for a new file: `path`, or if that is taken by now, the next free one beside it, as `a-2.png` is for `a.png`.
+
+    Whether it was free before the work says little after it: another process may have done the same meanwhile. The name is
+    taken by an empty file, which the body replaces, and given up if it raises.
+
+    Raises:
+        EnvironmentProblem: the disk refuses.
+    """
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    found = next(each for each in itertools.chain([path], others) if _taken(each))
+    if found != path:
+        LOG.warning(f"{path} was written by another process meanwhile: this one is {found}")
+    try:
+        yield found
+    except BaseException:
+        found.unlink(missing_ok=True)
+        raise
+
+
+def _taken(path: Path) -> bool:
+    """Take a name by an empty file; False if there is one already."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write {path}: {reason(error)}") from None
+    return True
 
 
 def require_replaceable(path: str | Path) -> None:

@@ -23,6 +23,8 @@ NOTEBOOK = "JPY_PARENT_PID"
 """Set by Jupyter in its kernels and what they start: its cells call themselves terminals, and show each redrawn line anew."""
 SHORTEST, LONGEST = 10, 40
 """Columns of a progress bar."""
+PAUSE = 10.0
+"""Seconds between two plain lines about the same work."""
 
 
 class Result(Protocol):
@@ -191,6 +193,7 @@ class ProgressBar:
         self.done: float = first
         self.parts = ["starting"]
         self.started = self.updated = time.monotonic()
+        self.due = self.started
         self.live = terminal()
 
     def update(self, done: float, *parts: str) -> None:
@@ -200,7 +203,10 @@ class ProgressBar:
         """
         self.done, self.parts = done, [printable(part) for part in parts]
         self.updated = time.monotonic()
-        if not self.live and isinstance(done, int) and (done % self.every == 0 or done == self.total):
+        if self.live or not isinstance(done, int):
+            return
+        if done == self.total or (done % self.every == 0 and self.updated >= self.due):
+            self.due = self.updated + PAUSE
             notice("  ".join([*parts, *self._left()]))
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
@@ -248,7 +254,7 @@ def progress(
 
     Args:
         first: pieces that were done before.
-        every: without a terminal, one line is printed for this many pieces.
+        every: without a terminal, a line is printed for this many pieces, at most every ten seconds, and one for the last.
     """
     if quiet or not _speaker:
         yield None
@@ -302,7 +308,7 @@ def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
             if status:
                 status.update(text)
             elif time.monotonic() >= due:
-                due = time.monotonic() + 10
+                due = time.monotonic() + PAUSE
                 notice(text)
 
         yield told

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyte
 import pytest
 
+from dticli import console
 from dticli.durations import Countdown
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +151,19 @@ def test_a_command_says_that_it_loads_before_it_imports_torch(tmp_path: Path) ->
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from dticli.cli import run; run(['generate', 'a dog'])"
     with terminal(code, 60) as opened:
         opened.until("loading")
+
+
+def test_plain_lines_are_few(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most one in ten seconds, whatever is done meanwhile; the first one and that of the end always."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.progress(100, every=10) as line:
+        assert line
+        for done in range(1, 101):
+            now += 0.5
+            line.update(done, f"picture {done}/100")
+    told = [text.split()[1] for text in capsys.readouterr().err.splitlines()]
+    assert told == ["10/100", "30/100", "50/100", "70/100", "90/100", "100/100"]
 
 
 def test_pieces_are_numbered_with_the_time_that_is_left() -> None:

@@ -61,7 +61,7 @@ def command(
     atomic.require_writable(targets, force=force)
     for word, target in zip(words, targets, strict=True):
         report = gathering.gather(word, evaluation, offline=offline)
-        atomic.write_bytes(target, page.html(report).encode())
+        atomic.write_text(target, page.html(report))
     console.show(Written(tuple(targets)), as_json=json)
 
 

@@ -207,6 +207,8 @@ def command(
     how = How(resume=resume, force=force, quiet=quiet)
     if not check:
         _require_ready(jobs, how)
+        if resume and team.first:
+            _tell_fresh(jobs)
     # Imports torch: files and settings are checked by now.
     with console.busy("loading", quiet=quiet):
         _require_known(jobs)
@@ -272,6 +274,14 @@ def _require_ready(jobs: "Sequence[Job]", how: How) -> None:
         job.require_writable()
         if not how.resume:
             lifecycle.require_free(job, how)
+
+
+def _tell_fresh(jobs: "Sequence[Job]") -> None:
+    """Say of which words there is nothing to continue: the name may be mistaken."""
+    from dticli.photos.albums import listed
+
+    if fresh := [str(job.folder.path) for job in jobs if not job.folder.states()]:
+        console.notice(f"nothing to continue in {listed(fresh)}: starting from the beginning")
 
 
 def _require_known(jobs: "Sequence[Job]") -> None:
@@ -419,7 +429,7 @@ def _report(job: "Job") -> None:
         target = job.folder.path / "report.html"
         try:
             report = gathering.gather(str(job.target), offline=True)
-            atomic.write_bytes(target, page.html(report).encode())
+            atomic.write_text(target, page.html(report))
         except DtiError as error:
             # The word is there, and the page can be made again.
             console.warn(f"no report: {error}")
@@ -431,7 +441,7 @@ def _one(job: "Job", team: "Ranks", how: How) -> Trained | None:
     """Learn one word with all processes; the result is the first one's."""
     from dticli.learn import run
 
-    load = lifecycle.loader(job, team)
+    load = lifecycle.loader(job, team, quiet=how.quiet)
     if team.first:
         trained = lifecycle.learn(job, load, how)
         _report(job)

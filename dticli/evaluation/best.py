@@ -71,4 +71,4 @@ def require_states(run: Path) -> dict[int, Path]:
 
 def keep(run: Path, step: int, how: str) -> None:
     """Remember the choice in the run's folder, for `dog.run@best`."""
-    atomic.write_bytes(paths.best(run), json.dumps({"step": step, "how": how}, indent=1).encode())
+    atomic.write_text(paths.best(run), json.dumps({"step": step, "how": how}, indent=1))

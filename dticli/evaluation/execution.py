@@ -71,10 +71,10 @@ def carry_out(
     failed = _learn_all(stage, _missing(stage, words))
     problems = {name: failed[job.target] for name, job in words.items() if job and job.target in failed}
     for result in _judged(stage, words, problems):
-        atomic.write_bytes(folder / "results.json", to_json(result).encode())
-        atomic.write_bytes(folder / "results.md", result.markdown().encode())
+        atomic.write_text(folder / "results.json", to_json(result))
+        atomic.write_text(folder / "results.md", result.markdown())
         if result.arms:
-            atomic.write_bytes(folder / "results.svg", result.chart().encode())
+            atomic.write_text(folder / "results.svg", result.chart())
     if problems:
         first = next(iter(problems.values()))
         others = f"; the others are in {folder / 'results.md'}" if result.outcomes else ""
@@ -158,6 +158,8 @@ def _stage(
 ) -> _Stage:
     pipeline.require_drawable(opened, settings)
     device = devices.pick_device(settings.device)
+    if not quiet:
+        LOG.info("loading judges ...")
     file = plan.file
     eyes, reader = judges.load(file.image_judge, file.text_judge, device, offline=settings.offline)
     for subject in plan.subjects:
@@ -168,6 +170,13 @@ def _stage(
     tables = embeddings.by_key(contents.tables(opened.model), opened.family.encoders)
     vocabulary = {key: norms.summary(table) for key, table in tables.items()}
     trials.require_magnitudes(plan.arms, vocabulary)
+
+    @cache
+    def pipe() -> Any:
+        if not quiet:
+            LOG.info(f"loading {opened.model.label} to draw with ...")
+        return pipeline.without_words(opened, settings, safety_checker=False)
+
     return _Stage(
         plan=plan,
         opened=opened,
@@ -176,7 +185,7 @@ def _stage(
         eyes=eyes,
         reader=reader,
         vocabulary=vocabulary,
-        pipe=cache(lambda: pipeline.without_words(opened, settings, safety_checker=False)),
+        pipe=pipe,
         weights=trials.model_mark(opened.model),
         together=together,
         force=force,

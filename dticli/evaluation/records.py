@@ -19,7 +19,7 @@ Record = TypeVar("Record", bound="DataclassInstance")
 
 def write(file: Path, record: "DataclassInstance") -> None:
     """Keep a dataclass, whole or not at all."""
-    atomic.write_bytes(file, json.dumps(asdict(record), indent=1).encode())
+    atomic.write_text(file, json.dumps(asdict(record), indent=1))
 
 
 def read(file: Path, kind: type[Record], names: Mapping[str, Any]) -> Record | None:

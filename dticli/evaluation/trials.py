@@ -52,7 +52,9 @@ def weights_mark(place: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as content:
-            digest.update(f"{file.name} {file.stat().st_size}".encode() + content.read(SAMPLE))
+            digest.update(
+                f"{file.name} {file.stat().st_size}".encode("utf-8", "surrogateescape") + content.read(SAMPLE)
+            )
             content.seek(max(0, file.stat().st_size - SAMPLE))
             digest.update(content.read())
     return digest.hexdigest()[:12]

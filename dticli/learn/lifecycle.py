@@ -4,7 +4,7 @@ import math
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -90,6 +90,7 @@ def learn(job: "Job", load: "Load", how: How) -> Trained:
     Raises:
         DtiError: as `together` returns it.
     """
+    _tell([job])
     ((_, result),) = together([job], load, how)
     if isinstance(result, DtiError):
         raise result
@@ -111,13 +112,20 @@ def together(jobs: "Sequence[Job]", load: "Load", how: How) -> "Iterator[tuple[J
     """
     with ExitStack() as locks:
         begun: dict[Attempt, Job] = {}
+        changes: list[str] = []
         for job in jobs:
-            _tell(job)
             try:
                 locks.enter_context(job.folder.locked())
-                begun[_begin(job, load, how)] = job
+                attempt, changed = _begin(job, load, how)
             except DtiError as error:
                 yield job, error
+            else:
+                begun[attempt] = job
+                changes += changed
+        for line in _begun(begun):
+            console.notice(line)
+        if changes:
+            console.warn(f"{'; '.join(dict.fromkeys(changes))}: the result may differ in its last bits")
         started = time.monotonic()
         for attempt, problem in _follow(list(begun), how.quiet) if begun else ():
             yield begun[attempt], problem or _finished(begun[attempt], attempt, time.monotonic() - started)
@@ -135,11 +143,12 @@ def several(
     Args:
         begin: called with the words that start next.
     """
+    _tell(jobs)
     load = None
     for start in range(0, len(jobs), count):
         next_ones = jobs[start : start + count]
         begin(next_ones)
-        load = load or loader(next_ones[0], ranks)
+        load = load or loader(next_ones[0], ranks, quiet=how.quiet)
         for job, result in together(next_ones, load, how):
             if isinstance(result, EnvironmentProblem):
                 load = None  # what was tried to make it fit would stay with the next words
@@ -157,16 +166,24 @@ def _finished(job: "Job", attempt: "Attempt", seconds: float) -> "Trained | DtiE
         return error
 
 
-def _tell(job: "Job") -> None:
-    """Warn of problems with the photos and captions of a word."""
+def _tell(jobs: "Sequence[Job]") -> None:
+    """Warn of problems with photos and captions, once where words share them; with several folders, name each."""
     from dticli.photos import albums
 
-    for complaint in albums.complaints(job.album.skipped):
-        console.warn(complaint)
-    if folders := albums.in_folders(job.album.photos):
-        console.notice(folders)
-    if job.captions.remark:
-        console.warn(job.captions.remark)
+    several = len({job.settings.photos for job in jobs}) > 1
+    told = set()
+    for job in jobs:
+        folders, remark = albums.in_folders(job.album.photos), job.captions.remark
+        complaints = [*albums.complaints(job.album.skipped), *([remark] if remark else [])]
+        lines = [
+            *((console.warn, each) for each in complaints),
+            *([(console.notice, folders)] if folders else []),
+        ]
+        for say, text in lines:
+            line = f"{job.settings.photos}: {text}" if several else text
+            if line not in told:
+                told.add(line)
+                say(line)
 
 
 def require_free(job: "Job", how: How) -> None:
@@ -190,27 +207,31 @@ def _before(job: "Job", how: How) -> "Checkpoint | None":
     if how.resume and (before := job.folder.newest()):
         return before
     if how.resume:
-        console.notice(f"nothing to continue in {job.folder.path}: starting from the beginning")
         atomic.require_writable([job.target], force=how.force)
     else:
         require_free(job, how)
     return None
 
 
-def loader(job: "Job", ranks: "Ranks") -> "Load":
-    """Loads the job's model when it is first called; words of one file share it."""
+def loader(job: "Job", ranks: "Ranks", *, quiet: bool = True) -> "Load":
+    """Loads the job's model when it is first called, and says so; words of one file share it."""
     from dticli.learn import run
 
-    opened = job.opened
-    return cache(lambda: run.load(job.settings, opened.model, opened.family, ranks))
+    model, family = job.opened.model, job.opened.family
+
+    @cache
+    def load() -> "FrozenModel":
+        with console.busy(f"loading {model.label}", quiet=quiet):
+            return run.load(job.settings, model, family, ranks)
+
+    return load
 
 
 def prepare(job: "Job", load: "Load", *, quiet: bool = True) -> "Run":
     """Everything loaded and encoded, for the steps to begin."""
     from dticli.learn import run
 
-    with console.busy(f"loading {job.opened.model.label}", quiet=quiet):
-        loaded = load()
+    loaded = load()
     with console.counting("photos encoded", quiet=quiet) as told:
         return run.prepare(loaded, job.settings, job.album, job.captions.texts, told)
 
@@ -221,8 +242,11 @@ def _exports(job: "Job", prepared: "Run") -> "dict[Path, bytes]":
     return conversion.files(prepared.token(job.settings.steps), job.program, job.target.parent)
 
 
-def _begin(job: "Job", load: "Load", how: How) -> "Attempt":
+def _begin(job: "Job", load: "Load", how: How) -> "tuple[Attempt, tuple[str, ...]]":
     """Load and encode everything, and bring all processes to the same start or checkpoint.
+
+    Returns:
+        also what differs about the machine, as `run.resume` does.
 
     Raises:
         DtiError: something is wrong with the word, its photos or the files to write.
@@ -236,13 +260,25 @@ def _begin(job: "Job", load: "Load", how: How) -> "Attempt":
     overwrite = how.force or before is not None
     atomic.require_writable(_exports(job, prepared), force=overwrite)
     if before is None:
-        console.notice(f"the run is kept in {job.folder.path}")
-        return run.Attempt(prepared, job.folder, run.agree(prepared, 0))
+        return run.Attempt(prepared, job.folder, run.agree(prepared, 0)), ()
     changes = run.resume(prepared, before)
-    console.notice(f"continuing after step {before.step} of {job.settings.steps}, from {job.folder.path}")
-    if changes:
-        console.warn(f"{'; '.join(changes)}: the result may differ in its last bits")
-    return run.Attempt(prepared, job.folder, run.agree(prepared, before.step), before.loss)
+    return run.Attempt(prepared, job.folder, run.agree(prepared, before.step), before.loss), changes
+
+
+def _begun(attempts: "Iterable[Attempt]") -> Iterator[str]:
+    """Where the runs are kept, and after which steps they continue; a line for all that have that in common."""
+    alike: dict[tuple[int, int], list[Path]] = {}
+    for each in attempts:
+        alike.setdefault((each.step, each.run.settings.steps), []).append(each.folder.path)
+    for (step, steps), paths in alike.items():
+        several = len(paths) > 1
+        # All of a command are in one folder.
+        where = paths[0].parent if several else paths[0]
+        if step:
+            words = f" {len(paths)} words" if several else ""
+            yield f"continuing{words} after step {step} of {steps}, from {where}"
+        else:
+            yield f"the runs are kept in {where}" if several else f"the run is kept in {where}"
 
 
 def _write(job: "Job", prepared: "Run") -> tuple[Path, ...]:

@@ -69,6 +69,11 @@ class RunFolder:
         steps = {int(match[1]): match[0] for name in names if (match := CHECKPOINT.fullmatch(name))}
         return [self.path / steps[step] for step in sorted(steps)]
 
+    def states(self) -> list[Path]:
+        """What the run can be continued from, the newest first: its checkpoints, and its last state once it is finished."""
+        finished = self.path / FINISHED
+        return [*self.checkpoints()[::-1], *([finished] if os.path.isfile(finished) else [])]
+
     def taken(self) -> str | None:
         """What a new run would replace in this folder: a run, or files with the names that a run uses; None for nothing."""
         if self.checkpoints():
@@ -86,9 +91,8 @@ class RunFolder:
             InputError: there are checkpoints, and all of them are damaged.
             UsageError: written by a newer dti.
         """
-        finished = self.path / FINISHED
         damage = None
-        for path in [*self.checkpoints()[::-1], *([finished] if os.path.isfile(finished) else [])]:
+        for path in self.states():
             try:
                 return checkpoint.read(path)
             except InputError as error:
@@ -106,10 +110,10 @@ class RunFolder:
         atomic.make_folder(self.path)
         with _explained(self.path):
             self._remove_leftovers(step)
-        atomic.write_bytes(self.path / SETTINGS, settings.encode("utf-8", "replace"))
-        atomic.write_bytes(self.path / MACHINE, json.dumps(machine, indent=2).encode())
+        atomic.write_text(self.path / SETTINGS, settings)
+        atomic.write_text(self.path / MACHINE, json.dumps(machine, indent=2))
         kept = [json.dumps(entry) + "\n" for entry in read_log(self.path) if entry["step"] <= step]
-        atomic.write_bytes(self.log, "".join(kept).encode())
+        atomic.write_text(self.log, "".join(kept))
 
     def _remove_leftovers(self, step: int) -> None:
         for leftover in self.path.iterdir():

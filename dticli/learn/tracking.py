@@ -202,7 +202,7 @@ class CsvTracker(GeneralTracker):
     def start(self) -> None:
         for name in (METRICS, PICTURES):
             path = self.folder / name
-            atomic.write_bytes(path, _kept(path, self.first).encode())
+            atomic.write_text(path, _kept(path, self.first))
 
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
         """The settings stand in the run's own file."""

@@ -106,7 +106,7 @@ def choose(
     """
     environment = os.environ.get(ENVIRONMENT_VARIABLE)
     candidates = (
-        (option, "chosen with --model"),
+        (option, "as chosen"),
         (recorded, "the token file was learned on it"),
         (environment, f"chosen by {ENVIRONMENT_VARIABLE}"),
     )

@@ -356,9 +356,11 @@ def absent(index: Mapping[str, Any]) -> dict[str, None]:
 
 def require_multiple(size: tuple[int, int], family: Family) -> None:
     """Raise UsageError unless (height, width) suit the family."""
-    for side in size:
-        if side % family.multiple:
-            nearest = max(family.multiple, round(side / family.multiple) * family.multiple)
-            raise UsageError(
-                f"size {side} does not suit {family.name}: expected multiples of {family.multiple}; try {nearest}"
-            )
+    fitting = tuple(max(family.multiple, round(side / family.multiple) * family.multiple) for side in size)
+    if fitting != size:
+        found, nearest = (
+            str(width) if width == height else f"{width}x{height}" for height, width in (size, fitting)
+        )
+        raise UsageError(
+            f"size {found} does not suit {family.name}: expected multiples of {family.multiple}; try {nearest}"
+        )

@@ -318,10 +318,10 @@ def complaints(skipped: Sequence[Skipped]) -> Iterator[str]:
         yield f"skipped {listed(those)}: {reason}"
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5, mark: str = ", ") -> str:
     """Some names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return mark.join(names[:most]) + more
 
 
 # Cropping

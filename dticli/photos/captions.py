@@ -116,7 +116,7 @@ class Captions:
         """Raise InputError if there are problems; names them."""
         if self.problems:
             raise InputError(
-                f"{listed(self.problems)}: expected a caption with the word for every photo; write it"
+                f"{listed(self.problems, mark='; ')}: expected a caption with the word for every photo; write it"
             )
 
 

@@ -88,6 +88,10 @@ def register_plugins() -> None:
     Image.init()
 
 
+DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises where a file is no picture, or a broken one."""
+
+
 @dataclass(frozen=True)
 class OpenedPhoto:
     """A decoded picture.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dticli.errors import InputError, UsageError
-from dticli.paths import SUFFIXES, names_token_file
+from dticli.paths import RUN, SUFFIXES, names_token_file
 from dticli.words import learned_word, programs, token_reading, token_writing
 from dticli.words.learned_word import Token
 from dticli.words.programs import SOLE, Described, Program
@@ -118,6 +118,11 @@ def read(path: Path, name: str | None = None, pick: str | None = None) -> Source
         others = tuple(name for name in _beside(path) if _is_other_part(path.name, name))
         return Source(
             _named_by_encoder(_of_its_program(token, layout)), path.stem, {path.name: layout}, others
+        )
+    if path.suffix == RUN:
+        raise InputError(
+            f"{path} is the folder of a run: expected a word; name {path.with_suffix('.safetensors')}, or a state the run "
+            f"keeps, such as {path}@200"
         )
     try:
         names = [each.name for each in path.iterdir()]

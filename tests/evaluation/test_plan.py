@@ -87,7 +87,11 @@ def test_a_plan_is_carried_out_once(dti: Dti, tmp_path: Path) -> None:
     file.write_text(PLAN)
     first = dti("evaluate", "--plan", file, "--out", out, "--together", 2, "--quiet", "--json")
     assert first.code == 0, first.err
-    assert "words 1 to 2 of 2: dti, dog, seed 0; ti, dog, seed 0" in first.err
+    assert first.err.splitlines()[:3] == [
+        "model: stickers (as chosen)",
+        "words 1 to 2 of 2: dti, dog, seed 0; ti, dog, seed 0",
+        f"the runs are kept in {out / 'words'}",
+    ]
     arms = {arm["arm"]: arm for arm in first.json["arms"]}
     assert list(arms) == ["dti", "ti", "ti-twice", "class-word"]
     assert arms["dti"]["norm"] == pytest.approx(1, abs=1e-4)

@@ -155,6 +155,17 @@ def test_an_unfinished_run_is_not_overwritten(train: Train, interrupt: Train, tm
     assert train("--force").code == 0
 
 
+def test_a_run_is_no_word(train: Train, dti: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Its folder and its state are told from token files, and what to name instead is said."""
+    train()
+    for source, part in (
+        ("dog.run", f"name {tmp_path / 'dog.safetensors'}, or a state"),
+        ("dog.run/finished.safetensors", "the token file beside the run's folder"),
+    ):
+        outcome = dti("info", tmp_path / source)
+        assert (outcome.code, part in outcome.error) == (3, True), outcome.err
+
+
 def test_resume_without_anything_to_continue_says_so(train: Train, tmp_path: Path) -> None:
     """It starts afresh; but a token file that is there needs `--force` all the same."""
     outcome = train("--resume")

@@ -184,6 +184,15 @@ def test_words_of_a_file_learn_together(subjects: Subjects, tmp_path: Path) -> N
         assert outcome.code == 0, outcome.err
         assert [word["token"] for word in outcome.json["words"]] == ["<dog>", "<cat>", "<fox>"]
     assert "2 words step" in outcome.err
+    # What holds for all of them is said once, and nothing that was not asked for.
+    said = outcome.err.splitlines()
+    assert said.count("loading stickers ...") == 1
+    kept = [
+        f"the runs are kept in {tmp_path / 'company'}",
+        f"the run is kept in {tmp_path / 'company' / 'fox.run'}",
+    ]
+    assert [line for line in said if "kept in" in line] == kept
+    assert not any("starting from the beginning" in line for line in said)
     alone, company = rows_in(tmp_path / "alone"), rows_in(tmp_path / "company")
     assert list(company) == ["cat", "dog", "fox"]
     for name, rows in alone.items():
@@ -214,10 +223,24 @@ def test_words_go_on_together_to_the_same_bytes(
     assert not list((tmp_path / "broken").glob("*.safetensors"))
     outcome = subjects("broken", "--resume", "--quiet")
     assert outcome.code == 0, outcome.err
-    assert outcome.err.count("continuing after step 2 of 6") == 2
+    said = outcome.err.splitlines()
+    assert f"continuing 2 words after step 2 of 6, from {tmp_path / 'broken'}" in said
+    assert f"nothing to continue in {tmp_path / 'broken' / 'fox.run'}: starting from the beginning" in said
     whole, broken = rows_in(tmp_path / "whole"), rows_in(tmp_path / "broken")
     assert all(torch.equal(broken[name], rows) for name, rows in whole.items())
     assert len(read_log(tmp_path / "broken" / "dog.run")) == 6
+
+
+def test_what_words_share_is_said_once(subjects: Subjects, tmp_path: Path) -> None:
+    """A photo that cannot be used is named once, with its folder, however many words are learned from it."""
+    file = tmp_path / "subjects.toml"
+    file.write_text(file.read_text() + '\n[rex]\nphotos = "dog"\ninit = "dog"\n')
+    for name in ("dog", "cat"):
+        (tmp_path / name / "broken.jpg").write_bytes(b"")
+    outcome = subjects("out", "--steps", 1)
+    assert outcome.code == 0, outcome.err
+    said = [f"warning: {tmp_path / name}: skipped broken.jpg: empty" for name in ("dog", "cat")]
+    assert [line for line in outcome.err.splitlines() if "broken" in line] == said
 
 
 def test_a_word_that_fails_leaves_its_company_learning(

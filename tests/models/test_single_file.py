@@ -325,7 +325,7 @@ def test_the_usual_base_comes_from_the_hub(
     outcome = dti(*draw, made("sd1").file, "-o", tmp_path / "a")
     assert outcome.code == 0, outcome.err
     assert (
-        "model: sd1.safetensors (chosen with --model; base: stable-diffusion-v1-5/stable-diffusion-v1-5, "
+        "model: sd1.safetensors (as chosen; base: stable-diffusion-v1-5/stable-diffusion-v1-5, "
         "the usual one of its kind; up to 0.0 GB to download)"
     ) in outcome.err.splitlines()[:2]
     assert not [request for request in remote.requests if request.endswith(".safetensors")]
