@@ -208,6 +208,18 @@ def test_names_that_are_not_utf_8_are_names(dti: Dti, photos: Path, tmp_path: Pa
     )
     outcome = dti(*train)
     assert outcome.code == 0, outcome.err
+    (tmp_path / "plain").symlink_to(here)
+    settings = tmp_path / "dog.run" / "run.toml"
+    settings.write_text(
+        re.sub("photos = .*", f'photos = "{tmp_path}/plain"', settings.read_text("utf-8")), "utf-8"
+    )
+    outcome = dti("report", tmp_path / "dog.run")
+    assert outcome.code == 0, outcome.err
+    assert "0?.png" in (tmp_path / "dog.run" / "report.html").read_text("utf-8")
+    other = here / "w\udcff.safetensors"
+    other.write_bytes(word.read_bytes())
+    outcome = dti("inspect-norms", other, "--plot", tmp_path / "norms.svg")
+    assert (outcome.code, (tmp_path / "norms.svg").is_file()) == (0, True), outcome.err
     drawn = dti(
         "generate", "a <dog>", "-t", word, "-o", here / "p", "--steps", 1, "--model", "stickers", "--json"
     )
@@ -215,6 +227,14 @@ def test_names_that_are_not_utf_8_are_names(dti: Dti, photos: Path, tmp_path: Pa
     assert len(list((here / "p").iterdir())) == 1
     outcome = dti("info", here / "cat.safetensors")
     assert (outcome.code, "cat.safetensors" in outcome.error) == (3, True)
+
+
+def test_texts_are_written_where_names_may_be_in_another_encoding() -> None:
+    """`write_text` takes half characters; a text that is encoded beside it would raise on them."""
+    package = Path(atomic.__file__).parent
+    for path in package.rglob("*.py"):
+        if "recipe" not in path.parts and path.name != "atomic.py":
+            assert not re.search(r"write_bytes\(.*\.encode\(", path.read_text(encoding="utf-8")), path
 
 
 def test_nobody_asks_for_a_file_in_a_way_that_raises() -> None:

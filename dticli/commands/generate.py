@@ -112,12 +112,12 @@ def command(
         from dticli.draw import pipeline
 
         loaded = pipeline.load(opened, settings, tokens)
-    drawn = pipeline.draw(
-        loaded, opened, shots, settings, files=targets, progress=partial(console.progress, quiet=quiet)
-    )
+    shown = partial(console.progress, quiet=quiet)
+    drawn = pipeline.draw(loaded, opened, shots, settings, files=targets, progress=shown, force=force)
     if grid:
-        pictures.save_image(grid, pictures.grid([picture.image for picture in drawn], columns=count))
-    results = [DrawnFile(file, shot.prompt, shot.seed) for file, shot in zip(targets, shots, strict=True)]
+        sheet = pictures.grid([picture.image for picture in drawn], columns=count)
+        grid = pictures.save_image(grid, sheet, force=force)
+    results = [DrawnFile(each.file, each.shot.prompt, each.shot.seed) for each in drawn if each.file]
     console.show(Generated(opened.model.label, tuple(results), grid), as_json=json)
 
 

@@ -111,7 +111,7 @@ def command(
     ] = "slerp",
     grid: Annotated[
         bool,
-        typer.Option("--grid", help="Draw a square between four words, or a triangle between three."),
+        typer.Option("--grid", help="Square between four words, or triangle between three."),
     ] = False,
     image_judge: Annotated[
         str | None,
@@ -125,7 +125,7 @@ def command(
     ] = Path("interpolation.png"),
     seconds: Annotated[
         float,
-        typer.Option(min=0.1, help="Duration of an animation.", rich_help_panel=Group.OUTPUT),
+        typer.Option(min=0.1, max=600, help="Duration of an animation.", rich_help_panel=Group.OUTPUT),
     ] = 3.0,
     ping_pong: Annotated[
         bool,
@@ -169,7 +169,11 @@ def command(
         if grid
         else [mixing.along(len(files), mixing.even(frames or FRAMES))]
     )
-    (pictures.require_image if grid else pictures.require_animation)(out)
+    if grid:
+        pictures.require_image(out)
+    else:
+        count = len(rows[0])
+        pictures.require_animation(out, 2 * count - 2 if ping_pong else count, seconds)
     atomic.require_writable([out], force=force)
     opened = base_model.open_model(given, tokens)
     settings = drawing_settings(given, opened)
@@ -201,10 +205,11 @@ def command(
     columns = [pictures.grid(images, columns=1) for images in drawn]
     if grid:
         left = iter(columns)
-        pictures.save_image(out, pictures.sheet([[next(left) for _ in row] for row in rows]))
+        sheet = pictures.sheet([[next(left) for _ in row] for row in rows])
+        out = pictures.save_image(out, sheet, force=force)
     else:
         there_and_back = [*columns, *columns[-2:0:-1]] if ping_pong else columns
-        pictures.save_animation(out, there_and_back, seconds)
+        out = pictures.save_animation(out, there_and_back, seconds, force=force)
     turns = mixing.turns([word.rows for word in loaded.words])
     console.show(Interpolated(out, opened.model.label, len(columns), turns, spacing), as_json=json)
 

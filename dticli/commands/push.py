@@ -94,6 +94,7 @@ def _pictures(paths: Sequence[Path]) -> "list[CardPicture]":
 def _picture(path: Path, number: int) -> "CardPicture":
     from PIL import Image
 
+    from dticli.photos.decoding import DAMAGED
     from dticli.words.card import CardPicture
 
     kind = SUFFIXES.get(path.suffix.lower())
@@ -109,7 +110,7 @@ def _picture(path: Path, number: int) -> "CardPicture":
         with Image.open(path, formats=[kind]) as image:
             prompt = getattr(image, "text", {}).get("prompt")
             content = _without_exif(image, kind) or path.read_bytes()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} is no {kind} picture ({error}): expected one; draw it again") from None
     stem = re.sub(r"[^a-z0-9-]+", "-", path.stem.lower()).strip("-")[:48]
     return CardPicture(f"{number}-{stem or 'picture'}{path.suffix.lower()}", content, prompt)

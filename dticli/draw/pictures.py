@@ -2,25 +2,36 @@
 
 import importlib.util
 import io
+import logging
+import math
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from dticli import atomic
 from dticli.draw.sampler import Picture, Shot
 from dticli.errors import EnvironmentProblem, InputError, UsageError
 from dticli.paths import MARK
+from dticli.photos.decoding import DAMAGED
 
 GAP = 2
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 """That name one picture rather than a folder of them."""
 MARKED = frozenset({"PNG", "GIF", "JPEG", "WEBP", "AVIF", "TIFF"})
 """Formats that keep the name of a program. What is drawn is written in no other: it could be taken for a photo."""
+LARGEST = {"WEBP": 16_383, "JPEG": 65_500, "GIF": 65_535, "AVIF": 32_768, "MP4": 16_384}
+"""Pixels of a side that the writers of a format take, and readers of AVIF."""
+QUICKEST = {".gif": 50, ".webp": 50, ".mp4": 120}
+"""Frames a second; browsers show quicker GIF and WebP at ten."""
+LOG = logging.getLogger(__name__)
 
 
 _NUMBERED = re.compile(r"(\d{4,9})-.*\.png$")
@@ -41,11 +52,10 @@ def next_number(folder: Path) -> int:
     return max((int(match[1]) + 1 for name in names if (match := _NUMBERED.match(name))), default=0)
 
 
-def save(path: Path, picture: Picture, description: Mapping[str, str]) -> None:
-    """Write a picture as PNG with prompt, seed and `description` as text."""
-    save_image(
-        path, picture.image, {"prompt": picture.shot.prompt, "seed": str(picture.shot.seed), **description}
-    )
+def save(path: Path, picture: Picture, description: Mapping[str, str], *, force: bool = True) -> Path:
+    """Write a picture as PNG with prompt, seed and `description` as text; as `save_image`."""
+    said = {"prompt": picture.shot.prompt, "seed": str(picture.shot.seed), **description}
+    return save_image(path, picture.image, said, force=force)
 
 
 def require_image(path: Path) -> str:
@@ -62,34 +72,74 @@ def require_image(path: Path) -> str:
     return str(kind)
 
 
-def require_animation(path: Path) -> None:
-    """Check that frames can be written to a file of this name.
+def require_animation(path: Path, frames: int, seconds: float) -> None:
+    """Check that so many frames, shown in so many seconds, can be written to a file of this name.
 
     Raises:
-        EnvironmentProblem: MP4 without imageio-ffmpeg.
-        UsageError: a suffix of no image, animation or video.
+        EnvironmentProblem: MP4 without imageio-ffmpeg, or without a program of its kind.
+        UsageError: a suffix of no image, animation or video, or more frames a second than it shows.
     """
-    if path.suffix.lower() != ".mp4":
+    suffix = path.suffix.lower()
+    if suffix != ".mp4":
         require_image(path)
-        return
+    else:
+        _require_video()
+    most = QUICKEST.get(suffix)
+    if most and frames > most * seconds:
+        raise UsageError(
+            f"{frames} frames in {seconds:g} seconds: expected at most {most} a second in {path.name}; "
+            f"give --seconds {math.ceil(frames / most)}, or fewer --frames"
+        )
+
+
+def _require_video() -> None:
     missing = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
     if missing:
         raise EnvironmentProblem(
             "MP4 needs imageio-ffmpeg, which is not installed: pip install 'dticli[video]', or write .gif"
         )
+    import imageio_ffmpeg
+
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise EnvironmentProblem(f"MP4 needs ffmpeg ({error}): install it, or write .gif") from None
+    if not shutil.which(program):
+        raise EnvironmentProblem(
+            f"MP4 needs ffmpeg, and {program} is none: correct IMAGEIO_FFMPEG_EXE, or write .gif"
+        )
 
 
-def save_image(path: Path, image: Image.Image, said: Mapping[str, str] | None = None, **options: Any) -> None:
+def save_image(
+    path: Path,
+    image: Image.Image,
+    said: Mapping[str, str] | None = None,
+    *,
+    force: bool = True,
+    **options: Any,
+) -> Path:
     """Write an image in the format its suffix names, with the mark that it was drawn.
 
     Args:
         said: what a PNG says about itself besides.
+        force: replace what is there; without, another name is found, as `atomic.claimed` does.
+
+    Returns:
+        the file.
     """
     kind = require_image(path)
+    (image,) = _within(LARGEST.get(kind), [image], path)
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **_marked(image, kind, said or {}), **options)
+    with _place(path, force=force) as file:
+        atomic.write_bytes(file, buffer.getvalue())
+    return file
+
+
+def _place(path: Path, *, force: bool) -> AbstractContextManager[Path]:
+    """Where a file goes, its folder made."""
     atomic.make_folder(path.parent)
-    atomic.write_bytes(path, buffer.getvalue())
+    return nullcontext(path) if force else atomic.claimed(path)
 
 
 def _marked(image: Image.Image, kind: str, said: Mapping[str, str]) -> dict[str, Any]:
@@ -108,6 +158,19 @@ def _marked(image: Image.Image, kind: str, said: Mapping[str, str]) -> dict[str,
             return {"exif": exif}
 
 
+def _within(most: int | None, images: Sequence[Image.Image], path: Path) -> list[Image.Image]:
+    """Images of one size, reduced to what the file can hold: what was drawn must not be lost by its format."""
+    size = images[0].size
+    if most is None or max(size) <= most:
+        return list(images)
+    width, height = (max(1, side * most // max(size)) for side in size)
+    LOG.warning(
+        f"{size[0]}x{size[1]} pixels are more than {path.name} can hold: reduced to {width}x{height}; "
+        "a .png holds them all"
+    )
+    return [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
+
+
 def read(path: Path) -> Image.Image:
     """A picture of ours in RGB.
 
@@ -117,7 +180,7 @@ def read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path} cannot be read ({error}): expected a picture; delete it and try again"
         ) from None
@@ -141,33 +204,58 @@ def sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     return page
 
 
-def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float) -> None:
-    """Write frames as GIF, WebP or MP4, or, as PNG or JPEG, side by side.
+def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float, *, force: bool = True) -> Path:
+    """Write frames as GIF, WebP or MP4, or, as PNG or JPEG, side by side; `force` and what is returned as of `save_image`.
 
     Raises:
         EnvironmentProblem, UsageError: as `require_animation`.
     """
-    require_animation(path)
+    require_animation(path, len(frames), seconds)
     match path.suffix.lower():
         case ".gif" | ".webp":
-            duration = round(1000 * seconds / len(frames))
-            save_image(path, frames[0], save_all=True, append_images=frames[1:], duration=duration, loop=0)
+            first, *others = _within(LARGEST[require_image(path)], frames, path)
+            # GIF counts in hundredths: each frame ends where it should, so that no time is lost on the way.
+            ends = [round(100 * seconds * index / len(frames)) for index in range(len(frames) + 1)]
+            durations = [10 * (end - start) for start, end in pairwise(ends)]
+            moving: dict[str, Any] = {
+                "save_all": True,
+                "append_images": others,
+                "duration": durations,
+                "loop": 0,
+            }
+            return save_image(path, first, force=force, **moving)
         case ".mp4":
-            _save_video(path, frames, len(frames) / seconds)
+            images = _within(LARGEST["MP4"], frames, path)
+            with _place(path, force=force) as file:
+                _save_video(file, images, len(frames) / seconds)
+            return file
         case _:
-            save_image(path, grid(frames, columns=len(frames)))
+            return save_image(path, grid(frames, columns=len(frames)), force=force)
 
 
 def _save_video(path: Path, frames: Sequence[Image.Image], rate: float) -> None:
+    """Frames of an odd side get a line of white more: the codec stores colours for two pixels at a time."""
     import imageio.v3 as imageio
     import numpy as np
 
-    atomic.make_folder(path.parent)
+    even = [ImageOps.expand(frame, (0, 0, frame.width % 2, frame.height % 2), "white") for frame in frames]
     with atomic.staged(path) as staged:
-        imageio.imwrite(
-            staged,
-            np.stack([np.asarray(frame) for frame in frames]),
-            extension=".mp4",
-            fps=rate,
-            codec="libx264",
-        )
+        try:
+            imageio.imwrite(
+                staged,
+                np.stack([np.asarray(frame) for frame in even]),
+                plugin="FFMPEG",
+                extension=".mp4",
+                fps=rate,
+                codec="libx264",
+                macro_block_size=2,
+            )
+        except OSError as error:
+            raise _no_video(path, error) from None
+        if not os.path.isfile(staged):
+            raise _no_video(path)
+
+
+def _no_video(path: Path, error: OSError | None = None) -> EnvironmentProblem:
+    said = next(iter(str(error or "").splitlines()), "") or "it wrote nothing"
+    return EnvironmentProblem(f"cannot write {path}: ffmpeg failed ({said}); free some space, or write .gif")

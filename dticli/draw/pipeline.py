@@ -114,14 +114,16 @@ def draw(
     what: str = "picture",
     every: int = 1,
     progress: ShowProgress = unseen,
+    force: bool = True,
 ) -> list[Picture]:
     """Draw every shot under a live line that counts them.
 
     Args:
         files: where each picture is written as soon as it is there; empty for nowhere.
         what: the line calls a picture.
-        every: pictures for which `progress` prints one line where there is no terminal.
+        every: pictures for which `progress` may print a line where there is no terminal.
         progress: shows the line.
+        force: replace files that are there by then; without, pictures get names beside them.
     """
     drawn: list[Picture] = []
     with progress(len(shots), every=every) as line:
@@ -134,7 +136,9 @@ def draw(
 
         for picture in sampler.sample(loaded.pipe, opened.family, loaded.words, shots, settings, stepped):
             if files:
-                pictures.save(files[len(drawn)], picture, loaded.description)
+                place = files[len(drawn)]
+                file = pictures.save(place, picture, loaded.description, force=force)
+                picture = dataclasses.replace(picture, file=file)
             drawn.append(picture)
             if line:
                 line.update(len(drawn), f"{what} {len(drawn)}/{len(shots)}")

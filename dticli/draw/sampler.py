@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
@@ -30,11 +31,12 @@ class Shot:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and the shot it came from; `filtered` if the model's safety checker blacked it out."""
+    """A picture and the shot it came from; `filtered` if the model's safety checker blacked it out; its file, once it has one."""
 
     shot: Shot
     image: Image
     filtered: bool = False
+    file: Path | None = None
 
 
 def shots(prompts: Sequence[str], seed: int, count: int) -> tuple[Shot, ...]:

@@ -22,6 +22,7 @@ from dticli.learn.run_folder import MACHINE, SETTINGS, RunFolder, read_log
 from dticli.models import choice, contents, embeddings
 from dticli.models.embeddings import Table
 from dticli.photos import albums
+from dticli.photos.decoding import DAMAGED
 from dticli.report import charts
 from dticli.report.charts import Line
 from dticli.report.pictures import Embedded, embedded
@@ -263,7 +264,7 @@ def _strips(run: RunFolder) -> list[Strip]:
                 image.load()
                 said = {name: str(image.info.get(name, "")) for name in ("prompt", "seed", "step")}
                 frame = PhotoFrame(int(said["step"]), embedded(image))
-        except (OSError, ValueError) as error:
+        except DAMAGED as error:
             LOG.warning(f"{path} cannot be read ({error}): left out")
             continue
         found.setdefault((said["prompt"], said["seed"]), []).append(frame)

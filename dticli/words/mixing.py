@@ -23,9 +23,10 @@ def shares(weights: Sequence[float]) -> Weights:
     """Weights divided by their sum.
 
     Raises:
-        UsageError: one is negative or not finite, or all are zero.
+        UsageError: one is negative, all are zero, or one or their sum is not finite.
     """
-    if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+    # A sum that is not finite is one of weights beyond reach.
+    if not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
         shown = ",".join(f"{weight:g}" for weight in weights)
         raise UsageError(f"weights {shown}: expected numbers of at least 0, one of them above; try 2,1,1")
     return tuple(weight / sum(weights) for weight in weights)

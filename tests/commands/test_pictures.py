@@ -2,11 +2,13 @@
 
 import io
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from safetensors.torch import load_file
 from transformers import BatchFeature
 
 from dticli import bundled, console
-from dticli.draw import pipeline
+from dticli.draw import pictures, pipeline
+from dticli.errors import EnvironmentProblem, InputError
 from dticli.models import memory
 from dticli.words import base_model, token_reading, token_writing
 from tests.conftest import Outcome
@@ -110,10 +113,13 @@ def test_the_word_changes_the_picture(dti: Dti, dog: Path, cat: Path, tmp_path: 
 
 
 def test_size_is_width_by_height(dti: Dti, dog: Path, tmp_path: Path) -> None:
-    """As everywhere."""
+    """As everywhere; one that does not suit is named as it was given."""
     outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--size", "64x128", *QUICK)
     assert outcome.code == 0, outcome.err
     assert pixels(next(tmp_path.iterdir())).shape == (128, 64, 3)
+    assert outcome.err.splitlines() == ["model: stickers (as chosen)"]
+    outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--size", "33x47", *QUICK)
+    assert (outcome.code, "size 33x47" in outcome.error, "try 32x48" in outcome.error) == (2, True, True)
 
 
 def test_pictures_say_how_they_were_made(dti: Dti, dog: Path, tmp_path: Path) -> None:
@@ -200,6 +206,34 @@ def test_existing_pictures_are_kept_without_force(dti: Dti, dog: Path, tmp_path:
     assert outcome.out.split() == [str(tmp_path / name) for name in ("0001-dog-0.png", "0002-dog-1.png")]
     assert {path: path.read_bytes() for path in before} == before
     assert dti(*draw, "--force").out.split() == [str(tmp_path / "0000-dog-0.png")]
+
+
+def test_two_that_draw_into_one_folder_keep_both(
+    dti: Dti, dog: Path, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process wrote while the model was loaded stays as it is; with `--force` it is replaced, as was asked."""
+    out, strip, load = tmp_path / "out", tmp_path / "strip.png", pipeline.load
+    theirs = [out / "0000-dog-0.png", tmp_path / "grid.png", strip]
+
+    def meanwhile(*arguments: Any) -> Any:
+        for file in theirs:
+            file.write_bytes(b"theirs")
+        return load(*arguments)
+
+    monkeypatch.setattr(pipeline, "load", meanwhile)
+    draw = ("generate", "<dog>", "-t", dog, "-o", out, "--grid", theirs[1], "--json", *QUICK)
+    outcome = dti(*draw)
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["pictures"][0]["file"] == str(out / "0000-dog-0-2.png")
+    assert outcome.json["grid"] == str(tmp_path / "grid-2.png")
+    assert outcome.err.count("written by another process meanwhile") == 2
+    strip.unlink()
+    outcome = dti("interpolate", dog, cat, "--frames", 2, "-o", strip, "--json", *QUICK)
+    assert outcome.json["file"] == str(tmp_path / "strip-2.png")
+    assert {file.read_bytes() for file in theirs} == {b"theirs"}
+    assert pixels(tmp_path / "strip-2.png").shape == (64, 130, 3)
+    assert dti(*draw, "--force").json["pictures"][0]["file"] == str(theirs[0])
+    assert pixels(theirs[0]).shape == (64, 64, 3)
 
 
 def test_one_picture_can_have_a_name(dti: Dti, dog: Path, tmp_path: Path) -> None:
@@ -385,6 +419,7 @@ def test_bad_mixes(dti: Dti, dog: Path, cat: Path, tmp_path: Path) -> None:
         ((dog, cat, "--weights", "1"), "such as 2,1"),
         ((dog, cat, "--weights", "1,two"), "such as 2,1"),
         ((dog, cat, "--weights", "0,0"), "try 2,1,1"),
+        ((dog, cat, "--weights", "1e308,1e308"), "try 2,1,1"),
         ((dog, cat, "--token", "a mix"), "write '<"),
         ((dog, cat, "-o", dog), "--force"),
     ):
@@ -427,6 +462,13 @@ def test_names_that_cannot_be_written_cost_no_drawing(
     for command, code, part in (
         (("interpolate", dog, cat, "-o", tmp_path / "strip.xyz"), 2, ".png"),
         (("interpolate", dog, cat, "-o", tmp_path / "morph.mp4"), 5, "dticli[video]"),
+        (("interpolate", dog, cat, "-n", 100, "-o", tmp_path / "a.gif", "--seconds", 1), 2, "--seconds 2,"),
+        (
+            ("interpolate", dog, cat, "-n", 51, "--ping-pong", "-o", tmp_path / "a.gif", "--seconds", 1.9),
+            2,
+            "100 frames",
+        ),
+        (("interpolate", dog, cat, "-o", tmp_path / "a.gif", "--seconds", "inf"), 2, "600"),
         (("generate", "a dog", "-t", dog, "-o", tmp_path), 2, "no text contains <dog>"),
     ):
         outcome = dti(*command, *QUICK)
@@ -434,6 +476,85 @@ def test_names_that_cannot_be_written_cost_no_drawing(
     monkeypatch.undo()
     outcome = dti("generate", "<dog>", "-t", dog, "-o", tmp_path, "--grid", tmp_path / "grid.xyz", *QUICK)
     assert (outcome.code, list(tmp_path.glob("*.png"))) == (2, [])
+
+
+def noise(width: int, height: int) -> Image.Image:
+    drawn = np.random.default_rng(0).integers(0, 255, (height // 8, width // 8, 3), np.uint8)
+    return Image.fromarray(drawn).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_a_video_shows_frames_in_their_own_size(tmp_path: Path) -> None:
+    """No side is stretched to a multiple of the codec's; an odd one gets a line of white."""
+    pytest.importorskip("imageio.v3")
+    program = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    for size, shown in (((72, 130), (130, 72)), ((71, 129), (130, 72))):
+        frame = noise(*size)
+        pictures.save_animation(tmp_path / "morph.mp4", [frame] * 3, 1)
+        decode = [program, "-i", tmp_path / "morph.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        raw = subprocess.run(decode, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout
+        video = np.frombuffer(raw, np.uint8).reshape(3, *shown, 3)
+        # What compression loses of it; stretched to the next multiple of 16, it differs by 30 and more.
+        assert np.abs(video[0][: size[1], : size[0]].astype(int) - np.asarray(frame)).mean() < 8
+
+
+# imageio leaves the pipe to a program that failed to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ffmpeg_that_does_not_work_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none, before the drawing; where it fails, in one line."""
+    pytest.importorskip("imageio.v3")
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nowhere"))
+    with pytest.raises(EnvironmentProblem, match="IMAGEIO_FFMPEG_EXE"):
+        pictures.require_animation(tmp_path / "morph.mp4", 3, 1)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(shutil.which("false")))
+    with pytest.raises(EnvironmentProblem, match=r"ffmpeg failed .*write \.gif"):
+        pictures.save_animation(tmp_path / "morph.mp4", [noise(64, 64)] * 3, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "size"),
+    [(".jpg", (65_504, 8)), (".webp", (16, 16_400)), (".gif", (65_544, 8)), (".avif", (32_776, 16))],
+)
+def test_what_a_format_cannot_hold_is_reduced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, size: tuple[int, int]
+) -> None:
+    """A strip or grid that took its time to draw is not lost: it is written as large as can be, which is told."""
+    file = tmp_path / f"strip{suffix}"
+    pictures.save_image(file, Image.new("RGB", size, "red"))
+    with Image.open(file) as image:
+        assert max(image.size) == pictures.LARGEST[str(image.format)]
+        assert image.size[0] / size[0] == pytest.approx(image.size[1] / size[1], abs=0.2)
+    assert f"{size[0]}x{size[1]} pixels are more than strip{suffix} can hold" in caplog.text
+
+
+def test_an_animation_lasts_as_long_as_it_should(tmp_path: Path) -> None:
+    """GIF counts in hundredths of a second: what is cut off one frame comes to another."""
+    colours = np.random.default_rng(0).integers(0, 256, (70, 1, 1, 3), np.uint8)
+    frames = [Image.fromarray(each).resize((8, 8)) for each in colours]
+    for suffix in (".gif", ".webp"):
+        pictures.save_animation(tmp_path / f"morph{suffix}", frames, 2)
+        with Image.open(tmp_path / f"morph{suffix}") as image:
+            assert image.n_frames == 70
+            lasting = []
+            for index in range(70):
+                image.seek(index)
+                image.load()
+                lasting.append(image.info["duration"])
+        assert sum(lasting) == 2000
+        assert set(lasting) == {20, 30}
+
+
+def test_a_broken_picture_of_ours_is_told(tmp_path: Path) -> None:
+    """Whatever Pillow says of it: what is no chunk where one should be is an error of syntax there."""
+    file = tmp_path / "0.png"
+    pictures.save_image(file, noise(64, 64))
+    whole = file.read_bytes()
+    length = whole.index(b"IDAT") - 4
+    for broken in (whole[:200], whole[:length] + b"\0\0\0\x08" + whole[length + 4 :], b""):
+        file.write_bytes(broken)
+        with pytest.raises(InputError, match="delete it"):
+            pictures.read(file)
 
 
 def test_a_word_that_no_file_brings_is_told(dti: Dti, dog: Path, tmp_path: Path) -> None:
