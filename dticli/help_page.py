@@ -5,6 +5,7 @@ An option's group is its `rich_help_panel`, which Typer hands on and which nothi
 
 import inspect
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -26,8 +27,24 @@ PLAIN = {
 HELP_ALL = "help_all"
 
 
+MAY_BE_EMPTY = frozenset({"--negative", "--preview-negative"})
+"""Options whose value may be no text at all."""
+
+
 class GroupedCommand(TyperCommand):
-    """A command whose help comes in groups."""
+    """A command whose help comes in groups, and which takes no empty values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """An empty value is most often a variable of the shell that is not set: `.` or a default must not stand in for it."""
+        for before, arg in pairwise(["", *args]):
+            option, _, value = arg.partition("=")
+            name = option if option.startswith("--") and option != arg else before if not arg else None
+            if name is not None and not value and name not in MAY_BE_EMPTY and not ctx.resilient_parsing:
+                what = name if name.startswith("-") else "an argument"
+                ctx.fail(
+                    f"{what} is empty: expected a value; leave it out, or set the variable it comes from"
+                )
+        return super().parse_args(ctx, args)
 
     def full_help(self, ctx: typer.Context) -> str:
         """The page with every group."""

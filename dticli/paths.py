@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
@@ -21,6 +22,12 @@ MARK = "drawn by dti"
 def names_token_file(text: str) -> bool:
     """Whether an init, or a prior, is a token file and not a word: by its ending, so that a folder called dog hides no dog."""
     return Path(text).suffix in SUFFIXES or SNAPSHOT.fullmatch(text) is not None
+
+
+def told_apart(sources: Sequence[str], short: Callable[[str], str]) -> list[str]:
+    """What to call each source: by its short name, or where several share that, as it was given."""
+    names = [short(source) for source in sources]
+    return [name if names.count(name) == 1 else source for name, source in zip(names, sources, strict=True)]
 
 
 def snapshot(run: Path, step: int) -> Path:

@@ -108,6 +108,9 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        # An empty path would be the present folder, and an empty name the default.
+        if value == "" and info.field_name in cls.named(Trait.FILE, Trait.NAME_OR_FILE, Trait.WORD_OR_FILE):
+            raise ValueError("expected a name, not an empty text; leave it out")
         for each in value if isinstance(value, tuple) else (value,):
             flaw = spelling.flaw(each) if isinstance(each, str) else None
             # Names of files need not be UTF-8.

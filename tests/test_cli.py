@@ -571,3 +571,28 @@ def test_a_name_of_a_megabyte_is_no_line_of_a_megabyte(dti: Dti) -> None:
     outcome = dti("info", "a" * 2**20)
     assert outcome.code == 3
     assert len(outcome.err) < 2000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("train", "", "--token", "<dog>", "--init", "dog"), "an argument"),
+        (("train", "photos", "--token", "<dog>", "--init", "dog", "--model", ""), "--model"),
+        (("train", "photos", "--token", "<dog>", "--init", "dog", "--masks="), "--masks"),
+        (("generate", "a <dog>", "-t", ""), "-t"),
+        (("inspect-norms", ""), "an argument"),
+    ],
+)
+def test_an_empty_value_is_no_default(dti: Dti, arguments: tuple[str, ...], what: str) -> None:
+    """A variable that is not set must not learn from the photos that lie here, or on another model."""
+    outcome = dti(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.error.startswith(f"{what} is empty: ")
+
+
+def test_a_negative_prompt_may_be_empty(dti: Dti) -> None:
+    """It is a text, and no text is one too."""
+    outcome = dti("generate", "a dog", "--negative", "", "--preview-negative=", "--model", "stickers")
+    assert "No such option: --preview-negative" in outcome.error
+    outcome = dti("generate", "a dog", "--negative", "", "--size", "4", "--model", "stickers")
+    assert "size" in outcome.error

@@ -169,7 +169,7 @@ TEXTS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("
 
 @effort(max_examples=100, deadline=None)
 @given(
-    init=TEXTS,
+    init=TEXTS.filter(bool),
     templates=st.lists(TEXTS.map(lambda text: text.replace("{}", "") + "{}"), max_size=3),
     lr=st.floats(1e-12, 1e12),
     seed=st.integers(0, 2**63 - 1),
@@ -220,6 +220,14 @@ def test_no_bytes_crash(tmp_path_factory: pytest.TempPathFactory, data: bytes) -
         read_config(TrainSettings, path)
     except UsageError as error:
         assert str(path) in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("name", ["photos", "masks", "captions_file", "model", "init"])
+def test_an_empty_name_is_none(tmp_path: Path, name: str) -> None:
+    """Joined to a folder it would be that folder; taken for none, a default."""
+    (tmp_path / "run.toml").write_text(f'{name} = ""')
+    with pytest.raises(UsageError, match=f"{name} = '': expected a name"):
+        read_config(TrainSettings, tmp_path / "run.toml")
 
 
 def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def command(
     texts = read_templates(prompt or [], prompts, PROMPTS)
     require_possible(GenerateSettings, given)
     with console.busy("loading", quiet=quiet):
-        from dticli import atomic
+        from dticli import atomic, paths
         from dticli.draw import pictures, sampler, sheets
         from dticli.words import base_model
         from dticli.words import texts as about
@@ -92,6 +92,7 @@ def command(
     for complaint in about.complaints([], [*texts, *filter(None, [given["negative"]])]):
         console.warn(complaint)
     named = [source for word in words for source in _states(word)]
+    labels = paths.told_apart(named, _label)
     tokens = [base_model.read_token(each, offline=bool(given["offline"])) for each in named]
     pictures.require_image(out)
     atomic.require_writable([out], force=force)
@@ -102,7 +103,7 @@ def command(
 
         pipe = pipeline.without_words(opened, settings)
     shown = partial(console.progress, quiet=quiet)
-    columns = [*_with_twins(pipe, opened.family, list(zip(named, tokens, strict=True)), rescale or [])]
+    columns = [*_with_twins(pipe, opened.family, list(zip(labels, tokens, strict=True)), rescale or [])]
     drawn = []
     for label, token in columns:
         # One after the other: words of one name, and of different pooling, can stand side by side.
@@ -114,7 +115,7 @@ def command(
     seeds = [settings.seed + index for index in range(count)]
     rows = [text if count == 1 else f"{text}, seed {seed}" for text in texts for seed in seeds]
     names = [label for label, _ in columns]
-    pictures.save_image(out, sheets.labelled(list(zip(*drawn, strict=True)), names, rows))
+    out = pictures.save_image(out, sheets.labelled(list(zip(*drawn, strict=True)), names, rows), force=force)
     console.show(Compared(out, opened.model.label, tuple(names), tuple(rows)), as_json=json)
 
 
@@ -144,8 +145,7 @@ def _with_twins(
         if rules
         else {}
     )
-    for source, token in words:
-        label = _label(source)
+    for label, token in words:
         yield label, token
         for rule in rules:
             yield f"{label}, norm {rule}", conversion.rescaled(token, vocabulary, rule)

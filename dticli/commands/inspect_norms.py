@@ -209,7 +209,7 @@ def command(
 
     Example: dti inspect-norms dog.safetensors
     """
-    from dticli import atomic
+    from dticli import atomic, paths
     from dticli.models import choice, contents
     from dticli.words import base_model, repositories
 
@@ -228,6 +228,7 @@ def command(
         return
     files = [each for each in targets if repositories.holds_token(each, offline=offline)]
     tokens = [repositories.read(each, offline=offline).token for each in files]
+    labels = paths.told_apart(files, lambda file: Path(file).name)
     names = [each for each in targets if each not in files]
     # Each token goes with its own model; several models named on the command line see every token.
     wanted: dict[str | None, list[int]] = {name: list(range(len(tokens))) for name in names}
@@ -243,7 +244,7 @@ def command(
         console.notice(contents.announcement(chosen, "text_encoder"))
         for each in () if option else base_model.strangers([tokens[i] for i in indices], chosen):
             console.warn(each)
-        reports.append(_inspect(chosen, [(files[i], tokens[i]) for i in indices], probe))
+        reports.append(_inspect(chosen, [(labels[i], tokens[i]) for i in indices], probe))
     _finish(NormsReport(tuple(reports), runs), plot, json)
 
 
@@ -251,7 +252,7 @@ def _finish(report: NormsReport, plot: Path | None, json: bool) -> None:
     from dticli import atomic, charts
 
     if plot:
-        atomic.write_bytes(plot, charts.svg([*report.panels()]).encode())
+        atomic.write_text(plot, charts.svg([*report.panels()]))
     console.show(report, as_json=json)
 
 
@@ -281,9 +282,9 @@ def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]", probe: bool)
     widths = {key: table.width for key, table in tables.items()}
     standings = [
         standing
-        for file, token in tokens
+        for label, token in tokens
         for key, rows in learned_word.fit(token, widths).rows.items()
-        for standing in _standings(file, token, key, rows, tables[key])
+        for standing in _standings(label, token, key, rows, tables[key])
     ]
     summaries = tuple(norms.summary(table) for table in tables.values())
     theory = {encoder.component: encoder.theory for encoder in encoders}
@@ -307,21 +308,21 @@ def _probed(
         table = tables[encoder.key]
         mean = norms.magnitude(norms.summary(table), "mean")
         words = {}
-        for file, token in tokens:
+        for label, token in tokens:
             fitted = learned_word.fit(token, {key: each.width for key, each in tables.items()})
             rows = fitted.vectors[encoder.key]
-            words[f"{token.name} of {Path(file).name}"] = rows
-            words[f"{token.name} of {Path(file).name} at the mean"] = mean * sphere.normalize(rows)
+            words[f"{token.name} of {label}"] = rows
+            words[f"{token.name} of {label} at the mean"] = mean * sphere.normalize(rows)
         probes.append(probe(getattr(pipe, encoder.component), encoder.tokenizer_of(pipe), table, words))
     return tuple(probes)
 
 
-def _standings(file: str, token: "Token", key: str, rows: Any, table: "Table") -> Iterator[Standing]:
+def _standings(label: str, token: "Token", key: str, rows: Any, table: "Table") -> Iterator[Standing]:
     from dticli.words import norms
 
     cosines = _cosines_to_init(token.metadata, rows, table)
     for index, position in enumerate(norms.positions(rows, table)):
-        yield Standing(token.name, Path(file).name, key, index, cosines[index], position)
+        yield Standing(token.name, label, key, index, cosines[index], position)
 
 
 def _cosines_to_init(metadata: Mapping[str, str], rows: Any, table: "Table") -> list[float | None]:

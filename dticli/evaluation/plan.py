@@ -341,7 +341,9 @@ def _example(name: str) -> PlanSubject:
 def _own(path: Path, name: str, table: Mapping[str, Any]) -> PlanSubject:
     learned_word.check_name(f"<{name}>")
     known = TrainSettings.named(Trait.SUBJECT)
-    wrong = [key for key, value in table.items() if key not in known or not isinstance(value, str)]
+    wrong = [
+        key for key, value in table.items() if key not in known or not isinstance(value, str) or not value
+    ]
     if wrong or not {"photos", "init"} <= set(table):
         raise UsageError(
             f"expected photos and init, and at most masks, as texts, got {', '.join(table) or 'nothing'}; correct it"

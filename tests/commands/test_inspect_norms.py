@@ -46,6 +46,32 @@ def test_where_a_token_stands(dti: Dti, dog: Path) -> None:
     assert "percentile 100.0" in outcome.out
 
 
+def test_files_of_one_name_are_told_apart(dti: Dti, dog: Path, tmp_path: Path) -> None:
+    """By their paths, in the figures, in a probe and above the columns of a comparison; none takes the place of the other."""
+    twin = tmp_path / dog.name
+    twin.write_bytes(dog.read_bytes())
+    outcome = dti("inspect-norms", dog, twin, "--probe", "--json")
+    assert outcome.code == 0, outcome.err
+    (model,) = outcome.json["models"]
+    assert [each["file"] for each in model["standings"]] == [str(dog), str(twin)]
+    (probed,) = model["probes"]
+    assert len(probed["words"]) == 4
+    how = (
+        "--prompt",
+        "a {}",
+        "--size",
+        16,
+        "--steps",
+        1,
+        "--quiet",
+        "--json",
+        "--out",
+        tmp_path / "grid.png",
+    )
+    outcome = dti("compare", dog, twin, f"<cat>={dog}", *how)
+    assert outcome.json["columns"] == [str(dog), str(twin), "<cat>"]
+
+
 def test_a_probe_puts_words_beside_their_twins_at_the_mean(dti: Dti, dog: Path) -> None:
     """An inflated word hides its place and hardly turns; rescaled, it is read as a word of the vocabulary is."""
     ((key, rows),) = load_file(dog).items()
