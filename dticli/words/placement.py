@@ -233,12 +233,14 @@ class Placement:
 
     def _counted(self, conditioning: Tensor) -> int:
         """How many vectors of the marked word are in a flat conditioning tensor, the minimum over encoders."""
+        conditioning = conditioning.cpu()
         counts = []
         for rows in self.rows.values():
             assert rows.marks is not None
             others = rows.marks[-1]
             own = rows.marks != others
-            found = torch.isin(rows.marks, conditioning.cpu())
+            # torch.isin would sort the conditioning, which is long; marks are few.
+            found = torch.stack([(conditioning == mark).any() for mark in rows.marks])
             if not found.any():
                 found[:-1] = rows.where().flatten(0, 1).any(dim=0).cpu()
             counts.append(int((found & own).sum()))

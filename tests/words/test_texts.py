@@ -133,7 +133,7 @@ def test_a_state_that_the_pipeline_drops_is_not_read(monkeypatch: pytest.MonkeyP
         dropped = pipe.prompt_template_encode_start_idx + 1
         monkeypatch.setattr(pipe, "prompt_template_encode_start_idx", dropped)
         placement.require_read(family, ["a <dog> on grass"])
-        with pytest.raises(UsageError, match="gets 0 of them"):
+        with pytest.raises(UsageError, match="receives only 0 of them"):
             placement.require_read(family, ["<dog> on grass"])
 
 
