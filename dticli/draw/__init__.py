@@ -1,1 +1,1 @@
-"""From a model and words to pictures."""
+"""Drawing pictures with a model and learned words."""

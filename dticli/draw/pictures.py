@@ -1,4 +1,4 @@
-"""Pictures on disk: names that sort, settings as text inside, grids, strips and animations; written whole or not at all."""
+"""Picture files: sortable names, embedded settings, grids, sheets and animations; files are written atomically."""
 
 import importlib.util
 import io
@@ -24,13 +24,13 @@ from dticli.photos.decoding import DAMAGED
 
 GAP = 2
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
-"""That name one picture rather than a folder of them."""
+"""Suffixes of a path that names one picture and not a folder."""
 MARKED = frozenset({"PNG", "GIF", "JPEG", "WEBP", "AVIF", "TIFF"})
-"""Formats that keep the name of a program. What is drawn is written in no other: it could be taken for a photo."""
+"""Formats that can store the name of a program. Others are not written, because drawn pictures could be taken for photos."""
 LARGEST = {"WEBP": 16_383, "JPEG": 65_500, "GIF": 65_535, "AVIF": 32_768, "MP4": 16_384}
-"""Pixels of a side that the writers of a format take, and readers of AVIF."""
+"""Largest side in pixels by format: of its writers and, for AVIF, of its readers."""
 QUICKEST = {".gif": 50, ".webp": 50, ".mp4": 120}
-"""Frames a second; browsers show quicker GIF and WebP at ten."""
+"""Highest frame rates, in frames per second; browsers show faster GIF and WebP files at ten."""
 LOG = logging.getLogger(__name__)
 
 
@@ -38,13 +38,13 @@ _NUMBERED = re.compile(r"(\d{4,9})-.*\.png$")
 
 
 def file_name(index: int, shot: Shot) -> str:
-    """A name that sorts in the order of drawing and says what it shows."""
+    """A file name that sorts by index, with the words of the prompt and the seed."""
     words = re.sub(r"[^a-z0-9]+", "-", shot.prompt.lower()).strip("-")[:48].strip("-")
     return f"{index:04d}-{words or 'picture'}-{shot.seed}.png"
 
 
 def next_number(folder: Path) -> int:
-    """The number after the highest that a picture in a folder has; 0 where there is none."""
+    """One more than the highest number of a picture in a folder; 0 if there is none."""
     try:
         names = os.listdir(folder)
     except (OSError, ValueError):
@@ -53,16 +53,16 @@ def next_number(folder: Path) -> int:
 
 
 def save(path: Path, picture: Picture, description: Mapping[str, str], *, force: bool = True) -> Path:
-    """Write a picture as PNG with prompt, seed and `description` as text; as `save_image`."""
+    """Write a picture as PNG with prompt, seed and `description` as text chunks; see `save_image`."""
     said = {"prompt": picture.shot.prompt, "seed": str(picture.shot.seed), **description}
     return save_image(path, picture.image, said, force=force)
 
 
 def require_image(path: Path) -> str:
-    """The format an image file's suffix names.
+    """The format that the suffix of an image file names, such as "PNG".
 
     Raises:
-        UsageError: none that can be written, or that keeps who drew it.
+        UsageError: the format is unknown, cannot be written, or is not in `MARKED`.
     """
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in MARKED or kind not in Image.SAVE:
@@ -73,11 +73,11 @@ def require_image(path: Path) -> str:
 
 
 def require_animation(path: Path, frames: int, seconds: float) -> None:
-    """Check that so many frames, shown in so many seconds, can be written to a file of this name.
+    """Check that an animation of this many frames and seconds can be written to a file of this name.
 
     Raises:
-        EnvironmentProblem: MP4 without imageio-ffmpeg, or without a program of its kind.
-        UsageError: a suffix of no image, animation or video, or more frames a second than it shows.
+        EnvironmentProblem: for MP4, imageio-ffmpeg or ffmpeg is missing.
+        UsageError: the suffix is not that of an image, animation or video, or the frame rate is too high for the format.
     """
     suffix = path.suffix.lower()
     if suffix != ".mp4":
@@ -118,14 +118,18 @@ def save_image(
     force: bool = True,
     **options: Any,
 ) -> Path:
-    """Write an image in the format its suffix names, with the mark that it was drawn.
+    """Write an image in the format of its suffix, with `MARK` in its metadata; reduced if it is too large for the format.
 
     Args:
-        said: what a PNG says about itself besides.
-        force: replace what is there; without, another name is found, as `atomic.claimed` does.
+        said: further text chunks of a PNG; other formats do not store them.
+        force: replace an existing file; otherwise another name is chosen, as `atomic.claimed` does.
+        options: of Pillow's writer.
 
     Returns:
         the file.
+
+    Raises:
+        UsageError: as `require_image`.
     """
     kind = require_image(path)
     (image,) = _within(LARGEST.get(kind), [image], path)
@@ -137,13 +141,13 @@ def save_image(
 
 
 def _place(path: Path, *, force: bool) -> AbstractContextManager[Path]:
-    """Where a file goes, its folder made."""
+    """The path to write to; makes its folder."""
     atomic.make_folder(path.parent)
     return nullcontext(path) if force else atomic.claimed(path)
 
 
 def _marked(image: Image.Image, kind: str, said: Mapping[str, str]) -> dict[str, Any]:
-    """Options of Pillow's that write `MARK`, so that the picture is never a photo."""
+    """Options of Pillow's writer that store `MARK`, so that the picture is never read as a photo."""
     match kind:
         case "PNG":
             text = PngInfo()
@@ -159,7 +163,7 @@ def _marked(image: Image.Image, kind: str, said: Mapping[str, str]) -> dict[str,
 
 
 def _within(most: int | None, images: Sequence[Image.Image], path: Path) -> list[Image.Image]:
-    """Images of one size, reduced to what the file can hold: what was drawn must not be lost by its format."""
+    """Images of one size, reduced if a side is larger than `most` pixels, because pictures must not be lost to their format."""
     size = images[0].size
     if most is None or max(size) <= most:
         return list(images)
@@ -172,10 +176,10 @@ def _within(most: int | None, images: Sequence[Image.Image], path: Path) -> list
 
 
 def read(path: Path) -> Image.Image:
-    """A picture of ours in RGB.
+    """Read a picture that was drawn, in RGB.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it cannot be read.
     """
     try:
         with Image.open(path) as image:
@@ -187,12 +191,12 @@ def read(path: Path) -> Image.Image:
 
 
 def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """All images, `columns` a row, on white."""
+    """All images on white, `columns` per row."""
     return sheet([images[start : start + columns] for start in range(0, len(images), columns)])
 
 
 def sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Rows of images on white, shorter rows in the middle."""
+    """Rows of images on white, shorter rows centred."""
     width = max(image.width for row in rows for image in row) + GAP
     height = max(image.height for row in rows for image in row) + GAP
     columns = max(map(len, rows))
@@ -205,7 +209,7 @@ def sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 
 def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float, *, force: bool = True) -> Path:
-    """Write frames as GIF, WebP or MP4, or, as PNG or JPEG, side by side; `force` and what is returned as of `save_image`.
+    """Write frames as GIF, WebP or MP4; other formats get them side by side. `force` and the return value as in `save_image`.
 
     Raises:
         EnvironmentProblem, UsageError: as `require_animation`.
@@ -214,7 +218,7 @@ def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float, *,
     match path.suffix.lower():
         case ".gif" | ".webp":
             first, *others = _within(LARGEST[require_image(path)], frames, path)
-            # GIF counts in hundredths: each frame ends where it should, so that no time is lost on the way.
+            # GIF stores hundredths of a second: rounding the ends of frames, not their durations, does not add up errors.
             ends = [round(100 * seconds * index / len(frames)) for index in range(len(frames) + 1)]
             durations = [10 * (end - start) for start, end in pairwise(ends)]
             moving: dict[str, Any] = {
@@ -234,7 +238,7 @@ def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float, *,
 
 
 def _save_video(path: Path, frames: Sequence[Image.Image], rate: float) -> None:
-    """Frames of an odd side get a line of white more: the codec stores colours for two pixels at a time."""
+    """Write an MP4. Odd sides are padded by one white pixel, because the codec stores colours for two pixels at a time."""
     import imageio.v3 as imageio
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A pipeline with words in it: loaded, matched to the words, and drawn with."""
+"""Loads a pipeline, adds words to it, and draws with it."""
 
 import dataclasses
 import logging
@@ -23,28 +23,28 @@ LOG = logging.getLogger(__name__)
 
 
 class ProgressLine(Protocol):
-    """A live line."""
+    """A progress line that is updated in place."""
 
     def update(self, done: float, *parts: str) -> None: ...
 
 
 class ShowProgress(Protocol):
-    """Shows a line while so many pieces of work are done; None for none."""
+    """Opens a progress line for `total` pieces of work; it gives None if nothing is shown."""
 
     def __call__(self, total: int, *, every: int) -> AbstractContextManager[ProgressLine | None]: ...
 
 
 def unseen(total: int, *, every: int) -> AbstractContextManager[ProgressLine | None]:
-    """Shows nothing."""
+    """A `ShowProgress` that shows nothing."""
     return nullcontext()
 
 
 @dataclass(frozen=True)
 class PipelineWithWords:
-    """A pipeline, and words that fit it.
+    """A pipeline, and words that fit its encoders.
 
     Attributes:
-        description: what every picture made with it says about itself.
+        description: metadata of every picture drawn with it.
     """
 
     pipe: Any
@@ -53,12 +53,12 @@ class PipelineWithWords:
 
 
 def load(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> PipelineWithWords:
-    """Load the pipeline and match every token to its encoders; warns where the tables are not those it was learned on."""
+    """Load the pipeline and match every token to its encoders; see `without_words` and `with_words`."""
     return with_words(without_words(opened, settings), opened, settings, tokens)
 
 
 def require_drawable(opened: Opened, settings: GenerateSettings) -> None:
-    """Raise UsageError if the size does not suit the model, or there is no such scheduler: before anything is loaded."""
+    """Raise UsageError if the size does not suit the model, or the scheduler is unknown; loads nothing."""
     if settings.scheduler:
         sampler.require_scheduler(settings.scheduler)
     if settings.height_width:
@@ -69,7 +69,7 @@ def without_words(opened: Opened, settings: GenerateSettings, *, safety_checker:
     """Load the pipeline to draw with.
 
     Args:
-        safety_checker: False leaves out the picture filter of models that ship one: black pictures cannot be judged.
+        safety_checker: False leaves out the model's safety checker, if it has one, because black pictures cannot be judged.
 
     Raises:
         UsageError: as `require_drawable`.
@@ -88,7 +88,10 @@ def without_words(opened: Opened, settings: GenerateSettings, *, safety_checker:
 def with_words(
     pipe: Any, opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]
 ) -> PipelineWithWords:
-    """Match tokens to a pipeline's encoders, and let it pool as they want it."""
+    """Match tokens to a pipeline's encoders, and set its pooling.
+
+    Warns if a token was learned with other embedding tables or another pooling.
+    """
     device = devices.pick_device(settings.device)
     pooling.choose(pipe, opened.family.encoders, _pooling(settings, tokens))
     tables = placement.tables(pipe, opened.family.encoders)
@@ -116,14 +119,16 @@ def draw(
     progress: ShowProgress = unseen,
     force: bool = True,
 ) -> list[Picture]:
-    """Draw every shot under a live line that counts them.
+    """Draw every shot, with a progress line.
 
     Args:
-        files: where each picture is written as soon as it is there; empty for nowhere.
-        what: the line calls a picture.
-        every: pictures for which `progress` may print a line where there is no terminal.
-        progress: shows the line.
-        force: replace files that are there by then; without, pictures get names beside them.
+        files: where each picture is written as soon as it is drawn, one per shot; empty to write none.
+        what: name of a picture in the progress line.
+        every: number of pictures after which `progress` may print a line without a terminal.
+        force: replace existing files; otherwise other names are chosen.
+
+    Raises:
+        DtiError: as `sampler.sample`.
     """
     drawn: list[Picture] = []
     with progress(len(shots), every=every) as line:
@@ -163,19 +168,19 @@ def draw_mixes(
     every: int = 1,
     progress: ShowProgress = unseen,
 ) -> list[Picture]:
-    """Draw prompts with mixes of the loaded words in place of {}; mix by mix, prompt by prompt, the same noises in each.
+    """Draw prompts with mixes of the loaded words in place of {}, ordered by mix, prompt and seed.
 
     Args:
-        way: of each mix, how much it has of each word.
+        way: for each mix, the weight of each word.
         path: as for `mixing.mixed`.
 
     Raises:
-        InputError: words that are not alike, or a prompt in which the word is cut off.
+        InputError: words of different encoders or shapes, or a prompt in which the word is truncated.
         NumericalError: as `mixing.mixed`.
     """
     ends = [word.rows for word in loaded.words]
     mixing.require_alike(ends)
-    # A word a mix, side by side in one vocabulary: the model is set up once, and mixes can share a batch.
+    # Each mix is a word of its own in one vocabulary: the model is set up once, and mixes can share a batch.
     words = tuple(
         FreeWord(f"<dti-frame-{index}>", mixing.mixed(ends, weights, path))
         for index, weights in enumerate(way)
@@ -188,7 +193,7 @@ def draw_mixes(
 
 
 def _pooling(settings: GenerateSettings, tokens: Sequence[Token]) -> Pooling:
-    """The pooling asked for, or that of the words; warns where a word was learned with the other."""
+    """The requested pooling, or that of the words; warns if a word was learned with another."""
     if settings.pooling is None:
         return pooling.recorded([(token.name, token.metadata) for token in tokens])
     for token in tokens:
@@ -206,7 +211,7 @@ def _word(token: Token, widths: Mapping[str, int], device: Any) -> FreeWord:
 
 
 def description(opened: Opened, settings: GenerateSettings, tokens: Sequence[Token]) -> dict[str, str]:
-    """Settings that were set, the model, and each word with the hash of its vectors."""
+    """Metadata of pictures: the model, the words with hashes of their vectors, the settings that are set, and versions."""
     used = {
         name: value
         for name, value in settings.model_dump(exclude={"model", "base", "seed"}).items()

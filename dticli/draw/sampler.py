@@ -1,4 +1,4 @@
-"""From a loaded pipeline and words to pictures, through the pipeline's own `__call__`."""
+"""Draws pictures with a loaded pipeline and words, through the pipeline's own `__call__`."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to draw; `seed` starts its own noise."""
+    """One picture to draw; `seed` is that of its noise."""
 
     prompt: str
     seed: int
@@ -31,7 +31,12 @@ class Shot:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and the shot it came from; `filtered` if the model's safety checker blacked it out; its file, once it has one."""
+    """A picture and its shot.
+
+    Attributes:
+        filtered: whether the model's safety checker replaced it with black.
+        file: where it was written; None if it was not.
+    """
 
     shot: Shot
     image: Image
@@ -40,12 +45,12 @@ class Picture:
 
 
 def shots(prompts: Sequence[str], seed: int, count: int) -> tuple[Shot, ...]:
-    """`count` shots of every prompt; picture i of each prompt uses seed + i, so that prompts share their noise."""
+    """`count` shots of every prompt; picture i of each prompt has seed + i, so that prompts share their noise."""
     return tuple(Shot(prompt, seed + index) for prompt in prompts for index in range(count))
 
 
 Stepped = Callable[[int, int], None]
-"""Hears how many denoising steps of the present pictures are done, of how many, after each but the last."""
+"""Called with the number of finished denoising steps of the current pictures and their total, after each but the last."""
 
 
 def sample(
@@ -56,10 +61,12 @@ def sample(
     settings: GenerateSettings,
     stepped: Stepped = lambda done, total: None,
 ) -> Iterator[Picture]:
-    """Draw every shot, `settings.batch_size` at a time, and hand each picture over as soon as it is there.
+    """Draw every shot, `settings.batch_size` at a time, and yield each picture when its batch is drawn.
 
     Raises:
-        InputError: a word is cut off in a text; before anything is drawn.
+        InputError: a word is truncated in a prompt; before anything is drawn.
+        UsageError: the scheduler, negative prompt or guidance does not suit the model, or a word has more vectors than it reads.
+        ModelError: the pipeline fails with these settings.
         EnvironmentProblem: out of memory; says what to lower.
     """
     from dticli.words.placement import place
@@ -78,7 +85,7 @@ def drawn(
     settings: GenerateSettings,
     stepped: Stepped = lambda done, total: None,
 ) -> Iterator[Picture]:
-    """As `sample`, where the words are placed already, and known to be read."""
+    """As `sample`, for words that are already placed and known to be read."""
     with scheduler_of(pipe, settings.scheduler):
         for start in range(0, len(shots), settings.batch_size):
             batch = shots[start : start + settings.batch_size]
@@ -109,14 +116,14 @@ def _call(
         raise EnvironmentProblem(
             f"out of memory drawing {len(prompts)} pictures at once: {_lighter(pipe, settings, len(prompts))}"
         ) from None
-    # A model of videos draws one frame.
+    # A video model draws one frame.
     images = output.images if "images" in output else [frames[0] for frames in output.frames]
     filtered = output.get("nsfw_content_detected") or [False] * len(images)
     return list(zip(images, filtered, strict=True))
 
 
 def _pass_on(stepped: Stepped, pipe: Any, index: int, level: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """The pipeline's callback after a step, which goes on with the state it returns."""
+    """The pipeline's callback after a step; the pipeline continues with the returned state."""
     total = getattr(pipe, "num_timesteps", 0)
     if index + 1 < total:
         stepped(index + 1, total)
@@ -130,7 +137,7 @@ def _undrawable(reason: str) -> ModelError:
 
 
 def _lighter(pipe: Any, settings: GenerateSettings, count: int) -> str:
-    """What takes less memory, of what is not done yet."""
+    """Advice: settings that need less memory and are not in use yet."""
     import torch
 
     ways = {
@@ -143,7 +150,7 @@ def _lighter(pipe: Any, settings: GenerateSettings, count: int) -> str:
 
 
 def _options(pipe: Any, settings: GenerateSettings, count: int) -> dict[str, Any]:
-    """Keywords of `pipe(...)` for `count` prompts: what was asked for, and what its defaults would spoil."""
+    """Keyword arguments of `pipe(...)` for `count` prompts: the settings, and replacements of unsuitable defaults."""
     from dticli.models.families.shape import FIXED, call_defaults
 
     known = call_defaults(pipe)
@@ -154,23 +161,26 @@ def _options(pipe: Any, settings: GenerateSettings, count: int) -> dict[str, Any
     if settings.height_width:
         options |= dict(zip(("height", "width"), settings.height_width, strict=True))
         if "use_resolution_binning" in known:
-            # It would draw the nearest of the model's own sizes, and resize.
+            # The pipeline would draw the nearest of its own sizes, and resize.
             options["use_resolution_binning"] = False
     said = {name: value for name, value in options.items() if value is not None}
     if settings.steps not in (None, 2) and "intermediate_timesteps" in known:
-        # SANA-Sprint's level between two steps; it refuses one for another number.
+        # SANA-Sprint's noise level between two steps; it accepts one for two steps only.
         said["intermediate_timesteps"] = None
     return said
 
 
 def _guidance(known: Mapping[str, Any], settings: GenerateSettings, count: int) -> dict[str, Any]:
-    """How strongly to follow `count` prompts, and what to stay away from.
+    """Guidance and negative prompts of `pipe(...)` for `count` prompts.
 
-    Where `pipe(...)` takes a `true_cfg_scale`, that is the strength against a negative prompt, and `guidance_scale` an
-    input of distilled denoisers. If it is above 1 by default, the model wants to be guided: against a blank prompt.
+    If `pipe(...)` takes a `true_cfg_scale`, that is the classifier-free guidance, and `guidance_scale` is an input of distilled
+    denoisers. If its default is above 1, the model needs guidance, and the negative prompt is blank by default.
 
     Args:
         known: parameters of `pipe(...)` with their defaults.
+
+    Raises:
+        UsageError: the model takes no negative prompt, or the guidance ignores it.
     """
     if settings.negative is not None and "negative_prompt" not in known:
         raise UsageError("this model takes no negative prompt: leave out --negative")
@@ -196,14 +206,18 @@ def _generator(seed: int) -> "torch.Generator":
 
 
 def require_scheduler(name: str) -> None:
-    """Raise UsageError unless there is a scheduler of this name."""
+    """Raise UsageError if there is no scheduler of this name."""
     if name not in SCHEDULERS:
         raise UsageError(f"unknown scheduler {name!r}: expected one of {', '.join(SCHEDULERS)}")
 
 
 @contextlib.contextmanager
 def scheduler_of(pipe: Any, name: str | None) -> Iterator[None]:
-    """Let `pipe` sample with another scheduler while the context is open; None keeps its own."""
+    """Let `pipe` sample with another scheduler while the context is open; None keeps its own.
+
+    Raises:
+        UsageError: the scheduler is unknown, or does not suit the model.
+    """
     if name is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Samplers by the names other programs give them. Imports nothing, so that a shell can complete them."""
+"""The names of samplers. Imports no libraries, so that shell completion is fast."""
 
 from typing import Any
 
@@ -18,4 +18,4 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-"""Name to class in diffusers, and options of its own."""
+"""Name to class of diffusers and its options."""

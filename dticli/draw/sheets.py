@@ -12,12 +12,12 @@ INK, GROUND = "#1c1e21", "white"
 def labelled(
     rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], names: Sequence[str]
 ) -> Image.Image:
-    """All pictures on white.
+    """All pictures on white, with labels.
 
     Args:
-        rows: as many pictures each as there are columns.
-        columns: headings.
-        names: of the rows.
+        rows: each with one picture per column.
+        columns: headings of the columns.
+        names: labels of the rows.
     """
     width = max(image.width for row in rows for image in row)
     height = max(image.height for row in rows for image in row)
@@ -45,7 +45,7 @@ def labelled(
 
 
 def _wrapped(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> str:
-    """A text in lines that fit, broken at words where they do, and the name of a state before its step."""
+    """A text wrapped to a width in pixels, at words if they fit, and before the `@step` of a state's name."""
     if font.getlength(text) > width:
         text = text.replace("@", " @")
     wide = max(1.0, font.getlength("n"))

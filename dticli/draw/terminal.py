@@ -1,25 +1,25 @@
-"""Pictures in a terminal, by Chafa: in the protocol of kitty, of iTerm2 or in sixels where it knows one, else in half blocks."""
+"""Pictures in a terminal, by Chafa: with the protocol of kitty or iTerm2 or as sixels if supported, else as half blocks."""
 
 import importlib.util
 
 from PIL import Image
 
 COLUMNS = 24
-"""Of a picture."""
+"""Width of a picture in character cells."""
 
 
 def is_able() -> bool:
-    """Whether Chafa is installed: it comes with dticli[terminal]."""
+    """Whether Chafa is installed, which is part of dticli[terminal]."""
     return importlib.util.find_spec("chafa") is not None
 
 
 def shown(image: Image.Image, columns: int) -> str:
-    """What to write to the terminal that the environment variables describe, to see a picture that many columns wide."""
+    """Output for the terminal that the environment variables describe, which shows a picture `columns` cells wide."""
     import chafa
     from chafa import CanvasMode, PixelMode, TermSeq
 
     info = chafa.TermDb().detect()
-    # Not its own detect_capabilities: that asks the terminal, and takes the answer from what the user may be typing.
+    # Not Chafa's detect_capabilities, which asks the terminal and reads the answer from stdin, where the user may be typing.
     mode = next(
         (
             mode
@@ -44,7 +44,7 @@ def shown(image: Image.Image, columns: int) -> str:
         CanvasMode.CHAFA_CANVAS_MODE_INDEXED_16,
     )
     if mode != PixelMode.CHAFA_PIXEL_MODE_SYMBOLS:
-        # Pixels are sent as they are: fewer colours are for text alone.
+        # Pixels are sent as they are; reduced colours apply to text only.
         colours = CanvasMode.CHAFA_CANVAS_MODE_TRUECOLOR
     config = chafa.CanvasConfig()
     # A cell is twice as high as wide.

@@ -1,8 +1,8 @@
-"""How well a word does what it was learned for: is the picture the thing, and does it follow the rest of the prompt."""
+"""Evaluation of words: likeness of pictures to the photos, and alignment with the rest of the prompt."""
 
 from pathlib import Path
 
-# What stands for these where nothing is said: the judges and prompts of the paper.
+# Defaults: the judges of the paper, the simple prompts, and pictures per prompt.
 IMAGE_JUDGE, TEXT_JUDGE, PROMPT_SET, COUNT = "dinov2", "siglip", "simple", 4
 PLANS = Path(__file__).parent / "plans"
 

@@ -1,4 +1,4 @@
-"""Which of the states that a run kept is the best in the eyes of judges."""
+"""Chooses the best kept state of a run, according to judges."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from dticli.evaluation.measure import Mean, PromptScore
 
 @dataclass(frozen=True)
 class State:
-    """A kept state, judged.
+    """The figures of a kept state.
 
     Attributes:
         likeness, alignment: means over prompts.
-        score: mean over prompts of likeness x alignment: what is lost on either side counts.
-        behind: by how much the best state's score is higher, mean over prompts; None of the best one.
+        score: mean over prompts of max(likeness, 0) x alignment.
+        behind: score of the best state minus that of this one, mean over prompts; None for the best one.
     """
 
     step: int
@@ -29,15 +29,15 @@ class State:
 
     @property
     def is_clearly_worse(self) -> bool:
-        """Whether it is more than chance, by the 95 % interval of the difference."""
+        """Whether the 95 % interval of its difference to the best state is above 0."""
         return self.behind is not None and self.behind.low is not None and self.behind.low > 0
 
 
 def ranked(scores: Mapping[int, Sequence[PromptScore]]) -> tuple[State, ...]:
-    """States by step, each compared with the one of the highest score; of equal ones, the earliest.
+    """All states, each compared with the one of the highest score; of equal scores, the first.
 
     Args:
-        scores: step to the figures of its prompts, the same prompts for each.
+        scores: step to the figures of its prompts, the same prompts for each step; at least one step.
     """
     products = {
         step: [max(0.0, each.likeness) * each.alignment for each in found] for step, found in scores.items()
@@ -58,10 +58,10 @@ def ranked(scores: Mapping[int, Sequence[PromptScore]]) -> tuple[State, ...]:
 
 
 def require_states(run: Path) -> dict[int, Path]:
-    """The states to choose from.
+    """The files of a run's kept states, by step.
 
     Raises:
-        UsageError: the run keeps none.
+        UsageError: there are none.
     """
     kept = paths.snapshots(run)
     if not kept:
@@ -70,5 +70,5 @@ def require_states(run: Path) -> dict[int, Path]:
 
 
 def keep(run: Path, step: int, how: str) -> None:
-    """Remember the choice in the run's folder, for `dog.run@best`."""
+    """Write the choice into the run's folder, for `dog.run@best`."""
     atomic.write_text(paths.best(run), json.dumps({"step": step, "how": how}, indent=1))

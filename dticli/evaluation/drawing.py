@@ -1,4 +1,4 @@
-"""Pictures of a word for judges: which are asked for, where they are kept, and drawn."""
+"""Pictures of a word for judges: their shots, their files, and drawing them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ from dticli.words.learned_word import Token
 
 
 def noun(source: str, token: Token) -> str:
-    """The word a token was learned from.
+    """The phrase that a token was initialised from.
 
     Args:
-        source: what the message calls the token.
+        source: name of the token's file in the error message.
 
     Raises:
-        UsageError: it was learned from something else.
+        UsageError: the token was initialised from something else, or does not record it.
     """
     init = token.metadata.get("dti.init", "")
     if not init or not initial_rows.is_phrase(init):
@@ -35,12 +35,12 @@ def noun(source: str, token: Token) -> str:
 
 
 def shots(name: str, asked: Sequence[Prompt], seed: int, count: int) -> tuple[Shot, ...]:
-    """Every prompt with the word in its place, `count` times, on noises that follow from the seed."""
+    """`count` shots of every prompt with the word in its place; seeds as in `sampler.shots`."""
     return sampler.shots([prompt.of(name) for prompt in asked], seed, count)
 
 
 def files(folder: Path, asked: Sequence[Shot]) -> list[Path]:
-    """Where the pictures of a word are kept."""
+    """The files for the pictures of a word, one per shot."""
     return [folder / pictures.file_name(place, shot) for place, shot in enumerate(asked)]
 
 
@@ -55,7 +55,7 @@ def draw(
     what: str = "picture",
     progress: ShowProgress,
 ) -> list[Picture]:
-    """Pictures of one word by itself: words of different pooling can be compared, and company changes no figure."""
+    """Draw pictures of one word without other words, so that words of different pooling can be compared."""
     loaded = pipeline.with_words(pipe, opened, settings, [token])
     every = max(1, len(asked) // 10)
     return pipeline.draw(
@@ -64,6 +64,6 @@ def draw(
 
 
 def by_prompt(images: Sequence[Image], prompts: int) -> list[Sequence[Image]]:
-    """Pictures in the order of prompts, as many for each, prompt by prompt."""
+    """Split pictures, which are in the order of prompts and equally many for each, by prompt."""
     each = len(images) // prompts
     return [images[at : at + each] for at in range(0, len(images), each)]

@@ -1,4 +1,4 @@
-"""A plan carried out: words learned, pictures drawn and judged; each is kept, and what is there is not done again."""
+"""Carries out a plan: learns words, draws pictures and judges them. Results are kept, and reused by later calls."""
 
 import logging
 import os
@@ -46,22 +46,22 @@ def carry_out(
     quiet: bool,
     progress: ShowProgress,
 ) -> PlanResult:
-    """Learn, draw and judge what is not in the folder yet; results.json, results.md and results.svg are written as it comes.
+    """Learn, draw and judge what is missing in the folder; results.json, results.md and results.svg are updated after each.
 
     Args:
-        given: settings of model and machine that go before the plan's.
-        together: words that learn side by side.
-        force: do again what is there.
-        quiet: no line while a word is learned.
-        progress: the line while pictures are drawn.
+        given: settings of the model and the machine, which take precedence over the plan's.
+        together: number of words that are learned at the same time.
+        force: do everything again.
+        quiet: no progress of training and loading.
+        progress: shows progress of drawing.
 
     Raises:
-        DtiError: of the class of the first failure, after everything else was done; model and machine fail at once.
+        DtiError: of the class of the first failure, after everything else was done; errors of model and machine at once.
     """
     opened, settings = _opened(plan, given)
     results = [folder / "results.json", folder / "results.md"]
     atomic.require_writable(results, force=force or records.read(results[0], _Written, {}) is not None)
-    # Before anything is learned: what the judging needs must not be found missing after it.
+    # Before anything is learned, so that a missing judge is not found only afterwards.
     stage = _stage(
         plan, opened, settings, folder, together=together, force=force, quiet=quiet, progress=progress
     )
@@ -86,9 +86,9 @@ def carry_out(
 
 
 def carried_out(plan: Plan, given: Mapping[str, Any], folder: Path) -> PlanResult | None:
-    """The result of a plan that was carried out with the model as it is now; None if a trial or a way is missing.
+    """The result of a plan that was carried out with the current model; None if a trial or a way is missing.
 
-    Nothing is learned, drawn, judged or written.
+    Loads the judges, but learns, draws, judges and writes nothing.
 
     Args:
         given: as for `carry_out`.
@@ -104,7 +104,7 @@ def carried_out(plan: Plan, given: Mapping[str, Any], folder: Path) -> PlanResul
 
 
 def _opened(plan: Plan, given: Mapping[str, Any]) -> tuple[Opened, GenerateSettings]:
-    """The model of a plan, and how it draws."""
+    """The model of a plan, and its settings of drawing."""
     layers = [given, plan.file.generate, {"model": plan.file.model}]
     opened = base_model.open_model(first_said(layers), ())
     return opened, resolve(GenerateSettings, *layers, model_layer(opened.model.folder, "generate"))
@@ -112,7 +112,7 @@ def _opened(plan: Plan, given: Mapping[str, Any]) -> tuple[Opened, GenerateSetti
 
 @dataclass(frozen=True)
 class _Written:
-    """What tells results of a plan, which it may replace, from files that only have their names."""
+    """Fields of results of a plan, which may be replaced, unlike other files of the same name."""
 
     plan: str
     arms: list[dict[str, Any]]
@@ -124,10 +124,11 @@ class _Stage:
     """What all trials of a plan share.
 
     Attributes:
-        pipe: loads the pipeline to draw with when it is first called.
-        weights: mark of the model's.
-        together: words that learn side by side.
-        force: nothing kept is good enough.
+        vocabulary: norms of the embedding tables, by encoder.
+        pipe: the pipeline to draw with, loaded by the first call.
+        weights: mark of the model's weights.
+        together: number of words that are learned at the same time.
+        force: ignore kept results.
     """
 
     plan: Plan
@@ -198,7 +199,7 @@ def _stage(
 
 
 def _job(stage: _Stage, trial: Trial, given: Mapping[str, Any]) -> Job | None:
-    """What learns a trial's word; None for the untrained class word."""
+    """The job that learns a trial's word; None for the untrained class word."""
     arm = stage.plan.source(trial)
     if arm is None:
         return None
@@ -218,7 +219,7 @@ def _job(stage: _Stage, trial: Trial, given: Mapping[str, Any]) -> Job | None:
 
 
 def _missing(stage: _Stage, words: Mapping[str, Job | None]) -> dict[str, Job]:
-    """Jobs whose words are not there, each once, by the first trial that needs it: arms may share a word."""
+    """Jobs of missing words, under the first trial that needs each, because arms may share a word."""
     first: dict[Path, tuple[str, Job]] = {}
     for name, job in words.items():
         if job:
@@ -227,7 +228,7 @@ def _missing(stage: _Stage, words: Mapping[str, Job | None]) -> dict[str, Job]:
 
 
 def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError]:
-    """Learn words on one loaded model; returns why some could not be."""
+    """Learn words with one loaded model; returns the errors of those that failed, by target file."""
     failed: dict[Path, DtiError] = {}
     names = {job.target: name for name, job in missing.items()}
     how = lifecycle.How(resume=not stage.force, force=True, quiet=stage.quiet)
@@ -248,7 +249,7 @@ def _learn_all(stage: _Stage, missing: Mapping[str, Job]) -> dict[Path, DtiError
 
 
 def _told(name: str, error: DtiError) -> DtiError:
-    """Say what failed, and keep no more of it: its frames hold the model it failed on."""
+    """Log an error, and return a copy without its traceback, whose frames would keep the model in memory."""
     LOG.error(f"{name}: {error}")
     return type(error)(str(error))
 
@@ -262,8 +263,8 @@ class _Piece:
 
     Attributes:
         words: names of the trials whose words it shows.
-        kept: what came of it before; None if nothing did.
-        judge: finds it out, and keeps it.
+        kept: reads the kept result; None if there is none.
+        judge: draws what is missing, judges it, and keeps the result.
     """
 
     name: str
@@ -275,10 +276,10 @@ class _Piece:
 def _judged(
     stage: _Stage, words: Mapping[str, Job | None], problems: dict[str, DtiError]
 ) -> Iterator[PlanResult]:
-    """What is known from before, and again after each piece that is judged now; no failed word is part of one.
+    """Yield the result of what is kept, and again after each piece that is judged; pieces with failed words are left out.
 
     Args:
-        problems: why words failed, by trial; pieces that fail are added.
+        problems: errors of words, by trial; those of pieces are added.
     """
     plan = stage.plan
     pieces = [
@@ -345,7 +346,7 @@ def _way(stage: _Stage, way: Way, ends: Sequence[Job | None]) -> _Piece:
 
 
 def _pictures(stage: _Stage, files: Sequence[Path], draw: Callable[[], object]) -> list[Image]:
-    """What the files show, drawn first where one is not there."""
+    """The pictures in the files, all drawn first if one is missing."""
     if stage.force or not all(map(os.path.isfile, files)):
         draw()
     return [pictures.read(file) for file in files]
@@ -367,7 +368,7 @@ def _draw_frames(stage: _Stage, way: Way, ends: Sequence[Token], files: Sequence
 
 
 def _token(stage: _Stage, trial: Trial, job: Job | None) -> Token:
-    """The word of a trial at the length its arm wants."""
+    """The word of a trial, scaled as its arm says."""
     word = (
         token_reading.read(job.target)
         if job

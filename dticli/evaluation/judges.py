@@ -1,4 +1,4 @@
-"""Models that look at pictures: how alike two of them are, and how well one fits a sentence."""
+"""Models that judge pictures: the likeness of two pictures, and the alignment of a picture with a text."""
 
 import functools
 import os
@@ -24,14 +24,14 @@ KNOWN = {
     "siglip": "google/siglip-base-patch16-512",
     "clip": "openai/clip-vit-large-patch14",
 }
-"""Short names. The paper judges likeness by DINOv2 and prompts by SigLIP, in these sizes (arXiv:2512.13672)."""
+"""Short names of judges. The paper uses DINOv2 for likeness and SigLIP for prompts, in these sizes (arXiv:2512.13672)."""
 FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """A vision model: pictures of the same thing have nearly parallel features."""
+    """A vision model whose features are nearly parallel for pictures of the same thing."""
 
     model: Any
     processor: Any
@@ -39,7 +39,10 @@ class Likeness:
 
     @torch.no_grad()
     def features(self, images: Sequence[Image]) -> Tensor:
-        """Unit features of pictures, (pictures, width): the model's own pooling, or the class token's last state without one."""
+        """Unit features of pictures, (pictures, width) float32 on the CPU.
+
+        They are the model's pooled output, or the last state of the class token if it has none.
+        """
         parts = []
         with _visiting(self.model, self.device):
             for start in range(0, len(images), AT_ONCE):
@@ -52,9 +55,9 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Alignment:
-    """A model of pictures and sentences.
+    """A joint model of pictures and texts.
 
-    SigLIP was trained to say how likely the two belong together; of CLIP, only the angle between them means something.
+    SigLIP was trained to predict the probability that they match; of CLIP's outputs, only the cosine has a meaning.
     """
 
     model: Any
@@ -63,15 +66,15 @@ class Alignment:
     device: torch.device
 
     def require(self, prompts: Sequence[Prompt], noun: str) -> None:
-        """Every prompt and noun can be read."""
+        """Does nothing: every prompt and noun can be judged."""
 
     def read(self, images: Sequence[Image], prompt: Prompt, noun: str) -> Reading:
-        """How well each picture fits the prompt with the noun in the word's place."""
+        """Judge how well each picture fits the prompt with the noun in place of the word."""
         return Reading(tuple(self.scores(images, prompt.of(noun)).tolist()))
 
     @torch.no_grad()
     def scores(self, images: Sequence[Image], text: str) -> Tensor:
-        """How well each picture fits a sentence, (pictures,): SigLIP's probability, or CLIP's cosine."""
+        """How well each picture fits a text, (pictures,) float32 on the CPU: SigLIP's probability, or CLIP's cosine."""
         ids = self.tokenizer([text], padding="max_length", truncation=True, return_tensors="pt").to(
             self.device
         )
@@ -92,7 +95,11 @@ class Alignment:
 
 @contextmanager
 def _visiting(model: Any, device: torch.device) -> Iterator[None]:
-    """Let a judge be on the device only while it looks: the room is the drawing model's."""
+    """Move a judge to the device while the context is open; afterwards, its memory is free for the drawing model.
+
+    Raises:
+        EnvironmentProblem: out of memory.
+    """
     try:
         model.to(device)
         yield
@@ -115,7 +122,7 @@ def _pixels(processor: Any, images: Sequence[Image], model: Any) -> Tensor:
 def load(
     image_judge: str, text_judge: str, device: torch.device, *, offline: bool = False
 ) -> tuple[Eyes, Reader]:
-    """Load a judge of likeness and a judge of alignment; errors as for `likeness`."""
+    """Load a judge of likeness and a judge of alignment; errors as of `likeness`."""
     return (
         likeness(image_judge, device, offline=offline),
         alignment(text_judge, device, offline=offline),
@@ -126,10 +133,11 @@ def likeness(name: str, device: torch.device, *, offline: bool = False) -> Eyes:
     """Load a judge of likeness.
 
     Args:
-        name: of `KNOWN`, the hub id or folder of a vision model, or one of the bundled judges.
+        name: in `KNOWN`, the hub id or folder of a vision model, or a bundled judge.
 
     Raises:
-        ModelError: there is none of that name, or it gives no features of a picture.
+        UsageError: `name` is none of these.
+        ModelError: the hub has no such model, or it cannot be loaded or takes no pictures.
         EnvironmentProblem: the hub cannot be reached.
     """
     from transformers import AutoImageProcessor
@@ -146,7 +154,7 @@ def likeness(name: str, device: torch.device, *, offline: bool = False) -> Eyes:
 
 
 def alignment(name: str, device: torch.device, *, offline: bool = False) -> Reader:
-    """Load a judge of pictures and sentences; arguments and errors as for `likeness`."""
+    """Load a judge of pictures and texts; arguments and errors as of `likeness`."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
     if name in stickers.JUDGES:
@@ -161,9 +169,10 @@ def alignment(name: str, device: torch.device, *, offline: bool = False) -> Read
 
 
 def _model(folder: Path) -> Any:
-    """The model of a folder, every weight from its files: transformers would fill in missing ones by chance.
+    """Load a model from a folder, without its pooling layer if that is untrained (DINO's vision transformers).
 
-    A pooling layer that was never trained (DINO's vision transformers) is left out.
+    Raises:
+        ValueError: other weights are missing, which transformers would initialise randomly.
     """
     from transformers import AutoModel
 
@@ -179,7 +188,7 @@ def _model(folder: Path) -> Any:
 
 @contextmanager
 def _loading(name: str, option: str, offline: bool) -> Iterator[Path]:
-    """A judge's folder; what goes wrong in reading it, in one line."""
+    """The folder of a judge; errors of libraries inside of the context become a ModelError."""
     devices.quiet_libraries()
     folder = _folder(KNOWN.get(name, name), option, offline)
     with boundary(
@@ -189,7 +198,7 @@ def _loading(name: str, option: str, offline: bool) -> Iterator[Path]:
 
 
 def _folder(name: str, option: str, offline: bool) -> Path:
-    """A local folder with the files of a judge; downloads them from the hub."""
+    """The local folder of a judge, downloaded from the hub unless `name` is a folder."""
     from huggingface_hub import snapshot_download
 
     if os.path.isdir(name):

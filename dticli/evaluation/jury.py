@@ -1,4 +1,4 @@
-"""Judges at work: pictures of words are drawn by one model and looked at, beside photos."""
+"""Draws pictures of words and judges them, compared with photos."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from dticli.words.learned_word import Token
 
 @dataclass(frozen=True)
 class Jury:
-    """Two judges, the model that draws for them, and what they compare with.
+    """Two judges, the model that draws, and the prompts and photos to compare with.
 
     Attributes:
         asked: the prompts.
@@ -54,11 +54,12 @@ class Jury:
         """Load both judges, then the model.
 
         Args:
-            nouns: what the words are.
+            nouns: nouns that replace the words for judges.
 
         Raises:
-            UsageError: a judge cannot judge these prompts or nouns.
-            ModelError, EnvironmentProblem: as what is loaded raises them.
+            UsageError: a judge is unknown or cannot judge these prompts or nouns; as `pipeline.without_words`.
+            InputError: a photo cannot be read.
+            ModelError, EnvironmentProblem: as `judges.load` and `pipeline.without_words`.
         """
         eyes, reader = judges.load(image_judge, text_judge, device, offline=settings.offline)
         for noun in nouns:
@@ -80,8 +81,8 @@ class Jury:
         """Draw a word, and judge its pictures by prompt.
 
         Args:
-            shots: of the prompts, as `drawing.shots` makes them.
-            kept: files for the pictures; none to write none.
+            shots: from `drawing.shots`.
+            kept: files for the pictures, one per shot; empty to write none.
         """
         drawn = drawing.draw(
             self.pipe, self.opened, self.settings, token, shots, kept, what=what, progress=progress

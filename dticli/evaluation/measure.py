@@ -1,4 +1,4 @@
-"""Figures of a word: for each prompt and in the mean, with the interval that chance alone leaves."""
+"""Figures of a word: for each prompt, and their means with bootstrap intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Eyes(Protocol):
     """A judge of likeness."""
 
     def features(self, images: Sequence[Image]) -> Tensor:
-        """Unit rows whose cosine says how alike two pictures are, (pictures, width)."""
+        """Unit rows, (pictures, width); the cosine of two is the likeness of their pictures."""
         ...
 
 
@@ -30,13 +30,13 @@ class Reader(Protocol):
         ...
 
     def read(self, images: Sequence[Image], prompt: Prompt, noun: str) -> Reading:
-        """How well pictures fit a prompt with the noun in the word's place."""
+        """Judge how well pictures fit a prompt with the noun in place of the word."""
         ...
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its 95 % bootstrap interval; one value alone has none."""
+    """A mean with its 95 % bootstrap interval; None for both ends if it is of one value."""
 
     value: float
     low: float | None
@@ -50,11 +50,11 @@ class Mean:
 
 @dataclass(frozen=True)
 class PromptScore:
-    """What the judges say of the pictures of one prompt, in the mean.
+    """Mean figures of the pictures of one prompt.
 
     Attributes:
         likeness: cosine to the photos, mean over pictures and photos.
-        alignment: how well the pictures fit the prompt, with the class noun in the word's place.
+        alignment: fit of the pictures to the prompt with the noun in place of the word, mean over pictures.
         elements, leakage: as in `Reading`.
     """
 
@@ -66,7 +66,7 @@ class PromptScore:
 
 
 class Looked(Protocol):
-    """Whatever says which elements were seen, and how often they leaked: a prompt's figures, or a whole trial's."""
+    """Figures with elements and leakage: those of a prompt or of a trial."""
 
     @property
     def elements(self) -> Mapping[str, float]: ...
@@ -91,7 +91,7 @@ def mean(values: Sequence[float], seed: int = 0) -> Mean:
 def ratio(values: Sequence[float], references: Sequence[float], seed: int = 0) -> Mean | None:
     """Mean of `values` over mean of `references`, with a percentile bootstrap interval over pairs.
 
-    None where the references' mean may not be above 0.
+    None if the mean of `references` is not above 0 in every resample.
     """
     pairs = np.asarray([values, references], dtype=np.float64)
     if pairs.shape[1] == 1 and pairs[1, 0] > 0:
@@ -110,8 +110,8 @@ def score(
     """Figures of one prompt.
 
     Args:
-        images: what was drawn for it.
-        noun: what the word is, in a word the judge knows.
+        images: pictures drawn for it.
+        noun: replaces the word for the judge.
         photos: unit features of the photos, (photos, width).
     """
     reading = reader.read(images, prompt, noun)
@@ -132,7 +132,7 @@ def scores(
     eyes: Eyes,
     reader: Reader,
 ) -> tuple[PromptScore, ...]:
-    """Figures of every prompt, from what was drawn for each; see `score`."""
+    """Figures of every prompt, from the pictures of each; see `score`."""
     return tuple(
         score(prompt, drawn, noun, photos, eyes, reader)
         for prompt, drawn in zip(prompts, images, strict=True)
@@ -142,7 +142,7 @@ def scores(
 def chance(
     prompts: Sequence[Prompt], images: Sequence[Sequence[Image]], noun: str, reader: Reader
 ) -> float | None:
-    """Mean alignment of pictures with prompts they were not drawn for: the next ones of the set, up to SHIFTS of them."""
+    """Mean alignment of pictures with the next up to SHIFTS prompts of the set instead of their own; None for one prompt."""
     scores = [
         np.mean(reader.read(drawn, prompts[(place + shift) % len(prompts)], noun).scores)
         for shift in range(1, min(SHIFTS + 1, len(prompts)))
@@ -152,7 +152,7 @@ def chance(
 
 
 def elements(parts: Sequence[Looked]) -> dict[str, float]:
-    """Share of pictures that show each element, over the parts that ask for it."""
+    """For each element, the mean share of pictures that show it, over the parts that ask for it."""
     names = sorted({name for part in parts for name in part.elements})
     return {
         name: float(np.mean([part.elements[name] for part in parts if name in part.elements]))
@@ -161,6 +161,6 @@ def elements(parts: Sequence[Looked]) -> dict[str, float]:
 
 
 def leakage(parts: Sequence[Looked]) -> float | None:
-    """How often one of two things shows the other's colour; None where no part has two."""
+    """Mean leakage over the parts that have one; None if none has."""
     known = [part.leakage for part in parts if part.leakage is not None]
     return float(np.mean(known)) if known else None

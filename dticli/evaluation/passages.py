@@ -1,4 +1,4 @@
-"""The way from one learned word to another, judged: does it lead from thing to thing, and is there a thing in between?"""
+"""Figures of paths between two learned words: whether they are monotone, and whether frames in between show a subject."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,18 +14,19 @@ from dticli.evaluation.markdown import table
 from dticli.evaluation.measure import Mean
 
 STILL = 1e-4
-"""Change in likeness that rounding alone can make."""
+"""Largest change in likeness that can be due to rounding alone."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """What the frames of one way are like.
+    """The likenesses of the frames between two words.
 
     Attributes:
-        arm, path: whose words lie at its ends, and how it was gone: slerp or lerp.
-        first, second: the subjects.
+        arm: method that learned both words.
+        path: slerp or lerp.
+        first, second: names of the subjects.
         degrees: angle between the words, mean over encoders and vectors.
-        to_first, to_second: likeness of each frame to the photos of either, mean over its pictures.
+        to_first, to_second: for each frame, likeness to the photos of each subject, mean over pictures and photos.
     """
 
     arm: str
@@ -38,7 +39,7 @@ class Passage:
 
     @property
     def backward(self) -> float | None:
-        """Share of all change between the two that leads back: 0 is a monotone way, 0.5 leads nowhere; None without change."""
+        """Share of all change that goes back towards the first; 0 is monotone, 0.5 makes no progress; None without change."""
         nearer = [second - first for first, second in zip(self.to_first, self.to_second, strict=True)]
         changes = [after - before for before, after in pairwise(nearer)]
         whole = sum(map(abs, changes))
@@ -46,22 +47,23 @@ class Passage:
 
     @property
     def ends(self) -> float:
-        """Likeness of the ends to their own subjects, mean of both."""
+        """Likeness of the end frames to their own subjects, mean of both."""
         return (self.to_first[0] + self.to_second[-1]) / 2
 
     @property
     def inner(self) -> float:
-        """Likeness of the frames in between to the nearer subject, mean over frames."""
+        """Likeness of the frames in between to the more similar subject, mean over frames."""
         return float(np.mean([max(pair) for pair in zip(self.to_first, self.to_second, strict=True)][1:-1]))
 
 
 @dataclass(frozen=True)
 class PassageResult:
-    """What all ways of an arm on one path say, over pairs of subjects.
+    """The figures of an arm on one path, over pairs of subjects.
 
     Attributes:
-        backward: mean over the pairs between which anything changes; None if there is none.
-        kept: `inner` as a multiple of `ends`; None where the ends may be like nothing.
+        degrees: mean over pairs.
+        backward: mean over the pairs with any change; None if there are none.
+        kept: `inner` as a multiple of `ends`; None if the mean of `ends` may not be above 0.
     """
 
     arm: str
@@ -73,17 +75,17 @@ class PassageResult:
 
 
 def likenesses(features: Tensor, photos: Tensor, frames: int) -> tuple[float, ...]:
-    """Likeness of each frame to the photos.
+    """Mean cosine of each frame's pictures to the photos.
 
     Args:
-        features: unit rows of the pictures, as many for each frame, frame by frame, (pictures, width).
+        features: unit rows of the pictures, (pictures, width), in the order of frames, equally many for each frame.
         photos: unit rows, (photos, width).
     """
     return tuple(float(part.mean()) for part in (features @ photos.T).chunk(frames))
 
 
 def summarise(passages: Sequence[Passage]) -> tuple[PassageResult, ...]:
-    """One result for each arm and path, in the order they come."""
+    """One result for each arm and path, in the order of their first passage."""
     groups: dict[tuple[str, str], list[Passage]] = {}
     for each in passages:
         groups.setdefault((each.arm, each.path), []).append(each)
@@ -103,7 +105,7 @@ def _result(arm: str, path: str, own: Sequence[Passage]) -> PassageResult:
 
 
 def read(file: Path, names: Mapping[str, str], frames: int) -> Passage | None:
-    """The kept passage, under the names it has now; None if there is none or it is damaged, and it is to be done again."""
+    """The kept passage with these names; None if it is absent or damaged, or has another number of frames."""
     kept = records.read(file, Passage, names)
     if kept is None or not len(kept.to_first) == len(kept.to_second) == frames:
         return None
@@ -111,7 +113,7 @@ def read(file: Path, names: Mapping[str, str], frames: int) -> Passage | None:
 
 
 def lines(results: Sequence[PassageResult]) -> Iterator[str]:
-    """The table, as Markdown."""
+    """The results as a Markdown table."""
     yield from table(
         ["between words of", "path", "pairs", "degrees", "backward", "kept"],
         (

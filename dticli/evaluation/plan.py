@@ -1,4 +1,4 @@
-"""A comparison written down: methods x subjects x seeds, read from a file and checked."""
+"""Plans: comparisons of methods x subjects x seeds, read from a file and checked."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ class PassageSettings(Settings):
 
 
 class PlanFile(Settings):
-    """What a plan says, as its TOML file holds it."""
+    """The content of a plan's TOML file."""
 
     model: Annotated[str | None, Trait.NAME_OR_FILE] = Field(
         None, description="The model; `--model` goes before it."
@@ -82,9 +82,9 @@ class Arm:
     """One method.
 
     Attributes:
-        train: its training settings; `{}` in its init and prior is the class word of each subject.
-        of: the arm whose words it takes, `init` for the untrained class word; None if it learns its own.
-        magnitude: length the taken rows are brought to; None leaves them.
+        train: its training settings; `{}` in init and prior stands for the class word of the subject.
+        of: the arm whose words it uses, or `init` for the untrained class word; None if it learns its own.
+        magnitude: norm to which the rows of these words are scaled; None for no scaling.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Arm:
     magnitude: str | None = None
 
     def settings(self, noun: str) -> dict[str, Any]:
-        """Its training settings for a subject of this class word."""
+        """Its training settings for a subject with this class word."""
         return {
             name: value.replace("{}", noun) if name in TrainSettings.named(Trait.WORD_OR_FILE) else value
             for name, value in self.train.items()
@@ -102,9 +102,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class PlanSubject:
-    """What is learned: `noun` is the class word that a word starts from, and that stands in its place for a judge.
+    """A subject of a plan.
 
-    `look` is known of example subjects alone.
+    Attributes:
+        noun: class word that a word is initialised from, and that replaces it for judges.
+        source: training settings that name its photos and masks.
+        look: of example subjects; None for others.
     """
 
     name: str
@@ -115,7 +118,7 @@ class PlanSubject:
 
     @property
     def token(self) -> str:
-        """The word it is learned as."""
+        """The name of its word."""
         return f"<{self.name}>"
 
 
@@ -129,18 +132,18 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name in messages."""
         return f"{self.arm.name}, {self.subject.name}, seed {self.seed}"
 
     @property
     def names(self) -> dict[str, Any]:
-        """Names that its record goes by, whichever arm or plan made it."""
+        """Fields that name it in its record, which other arms and plans may share."""
         return {"arm": self.arm.name, "subject": self.subject.name, "seed": self.seed}
 
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """From the word of one trial to that of another, of one arm and one seed."""
+    """A path from the word of one trial to that of another, of one arm and one seed."""
 
     first: Trial
     second: Trial
@@ -149,17 +152,17 @@ class Way:
 
     @property
     def ends(self) -> tuple[Trial, Trial]:
-        """The trials whose words it lies between."""
+        """The trials of the words at its ends."""
         return self.first, self.second
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name in messages."""
         return f"{self.first.arm.name}, {self.first.subject.name} to {self.second.subject.name}, {self.path}"
 
     @property
     def names(self) -> dict[str, str]:
-        """Names that its record goes by, whichever arm or plan made it."""
+        """Fields that name it in its record, which other arms and plans may share."""
         return {
             "arm": self.first.arm.name,
             "path": self.path,
@@ -170,7 +173,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan with its photos found and its names checked."""
+    """A plan that was checked, with the albums of its subjects."""
 
     name: str
     file: PlanFile
@@ -181,7 +184,7 @@ class Plan:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial, all arms of a subject beside each other."""
+        """Every trial, in the order of subjects, seeds and arms."""
         return tuple(
             Trial(arm, subject, seed)
             for subject in self.subjects
@@ -191,7 +194,7 @@ class Plan:
 
     @property
     def ways(self) -> tuple[Way, ...]:
-        """Every way to judge, all arms of a pair of subjects beside each other."""
+        """Every way to judge, in the order of pairs of subjects, arms and paths."""
         if (how := self.passages) is None:
             return ()
         pairs = zip(self.subjects[::2], self.subjects[1::2], strict=False)  # an odd one out has no partner
@@ -214,11 +217,11 @@ class Plan:
 
 
 def read(name: str) -> Plan:
-    """A plan of this package by its name, or a file.
+    """Read a plan of this package by name, or a file.
 
     Raises:
-        UsageError: not there, not TOML, or with faults; names them.
-        InputError: a subject has no usable photos.
+        UsageError: it does not exist, is not TOML, or has faults, which the message names.
+        InputError: a subject's table is invalid, or it has no usable photos.
     """
     path = HERE / f"{name}.toml" if os.path.isfile(HERE / f"{name}.toml") else Path(name)
     if not os.path.exists(path):
@@ -239,7 +242,7 @@ def read(name: str) -> Plan:
 
 
 def _file(path: Path) -> PlanFile:
-    """What the file says, other files it names beside it found there."""
+    """The content of a plan's file, with paths relative to its folder resolved."""
     content = settings.read_toml(path)
     if missing := [name for name in ("arms", "subjects") if name not in content]:
         raise UsageError(f"{path}: expected {' and '.join(missing)}, as in docs/comparing.md; add them")
@@ -261,7 +264,7 @@ def _file(path: Path) -> PlanFile:
 
 
 def _folder(path: Path) -> Path:
-    """What a plan's relative paths start from: its folder, or the present one for a plan of this package."""
+    """The base of a plan's relative paths: its folder, or the current one for a plan of this package."""
     return Path() if path.parent == HERE else path.parent
 
 
@@ -293,7 +296,7 @@ def _require_training(table: Mapping[str, Any], source: str) -> None:
 
 
 def _require_sources(path: Path, arms: Sequence[Arm]) -> None:
-    """Every `of` names an arm that learns, or the untrained word: no chains, so no circles."""
+    """Raise UsageError unless every `of` names an arm that learns, or the untrained word; chains and cycles are refused."""
     learning = [arm.name for arm in arms if arm.of is None]
     for arm in arms:
         if arm.of and arm.of not in (UNTRAINED, *learning):

@@ -1,4 +1,4 @@
-"""A prompt to judge a word by, and how well pictures fit it."""
+"""A prompt for evaluation, and how well pictures fit it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to judge by.
+    """A prompt for evaluation.
 
     Attributes:
-        template: `{}` is where the word stands.
-        scene: everything it asks for, where that is known.
+        template: its text, with `{}` in the place of the word.
+        scene: all requested elements; None if they are not known.
     """
 
     template: str
     scene: "Scene | None" = None
 
     def of(self, word: str) -> str:
-        """The prompt with the word, or the noun, in its place."""
+        """The prompt with a word or noun in place of `{}`."""
         return self.template.replace("{}", word)
 
 
@@ -30,9 +30,9 @@ class Reading:
     """How well the pictures of a prompt fit it.
 
     Attributes:
-        scores: of each picture.
-        elements: share of pictures that show each element the prompt asks for, the word's own noun among them.
-        leakage: how often one of two things shows the other's colour; None where that cannot be.
+        scores: fit of each picture.
+        elements: for each requested element, including the word's noun, the share of pictures that show it.
+        leakage: how often one of two things shows the other's colour; None if that is not applicable.
     """
 
     scores: tuple[float, ...]

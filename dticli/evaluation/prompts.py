@@ -1,7 +1,6 @@
-"""Prompts to judge a word by; `{}` is where it stands.
+"""Prompts for evaluation; `{}` is the place of the word.
 
-The simple ones change one thing beside the word. The complex ones name a context first, in which the word must not drown, and
-which it must not drown itself.
+Simple prompts add one element to the word. Complex prompts name a context first; neither the word nor the context may be lost.
 """
 
 from pathlib import Path
@@ -59,10 +58,10 @@ SETS = ("simple", "complex", "stickers", "stickers-complex")
 
 
 def read(name: str) -> tuple[Prompt, ...]:
-    """The prompts of a set, or the lines of a file.
+    """The prompts of a set, or of a file with one prompt per line.
 
     Raises:
-        UsageError: no such set or file, no prompts in it, or one that has no single place for the word.
+        UsageError: the set or file does not exist, the file has no prompts, or a prompt does not contain {} exactly once.
     """
     match name:
         case "simple" | "complex":

@@ -1,4 +1,4 @@
-"""What was measured, kept in a file each: written whole, and measured again where it cannot be read."""
+"""Measurements kept as JSON files, one each; written atomically, and measured again if they cannot be read."""
 
 import json
 from collections.abc import Mapping
@@ -18,12 +18,16 @@ Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def write(file: Path, record: "DataclassInstance") -> None:
-    """Keep a dataclass, whole or not at all."""
+    """Write a dataclass as JSON, atomically."""
     atomic.write_text(file, json.dumps(asdict(record), indent=1))
 
 
 def read(file: Path, kind: type[Record], names: Mapping[str, Any]) -> Record | None:
-    """What is kept there, under the names it has now: arms that say the same share their files. None if absent or damaged."""
+    """Read a record; None if it is absent or damaged.
+
+    Args:
+        names: fields whose stored values are replaced, because arms with equal settings share their files.
+    """
     try:
         return TypeAdapter(kind).validate_python(json.loads(files.read_text(file, InputError, "")) | names)
     except (InputError, ValueError, TypeError, RecursionError):

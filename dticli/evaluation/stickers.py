@@ -1,5 +1,4 @@
-"""Prompts and judges of the bundled model's world, in which every element a prompt asks for can be looked for in the "
-"picture."""
+"""Prompts and judges of the bundled model's world, in which every element of a prompt can be looked for in the picture."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,9 @@ _WORD = "{}"
 
 @cache
 def simple() -> tuple[Prompt, ...]:
-    """One element beside the word: each place, four colours, two styles, two colours of its own and two accessories."""
+    """Prompts with one element besides the word: each place, four colours of the background, two styles, two colours of
+    the word and two accessories.
+    """
     places = [Scene((Thing(_WORD),), Background(place=place)) for place in words.PLACES]
     plain = [Scene((Thing(_WORD),), Background(colours=(colour,))) for colour in list(words.COLOURS)[:8:2]]
     styled = [Scene((Thing(_WORD),), _NOTHING, style=style) for style in ("sketch", "pixel")]
@@ -46,9 +47,9 @@ def simple() -> tuple[Prompt, ...]:
 
 @cache
 def complex() -> tuple[Prompt, ...]:
-    """Every place twice, named before the word, with one to three elements more; the word stands in the second half.
+    """Prompts with every place twice and one to three more elements; the word is in the second half of the text.
 
-    In four of twenty the word is given another colour than its own.
+    Every fifth prompt gives the word a colour.
     """
     random = Random("complex prompts")
     relations = cycle(relation for relation in words.RELATIONS if relation != "beside")
@@ -86,7 +87,7 @@ def _late(scene: Scene, random: Random) -> str:
 
 
 def asking(prompts: Sequence[Prompt], look: Look | None) -> tuple[Prompt, ...]:
-    """The prompts, with the look that the word should have wherever they do not say another."""
+    """The prompts, with the look of the subject where neither a colour nor the sketch style contradicts it."""
     return tuple(_asking(prompt, look) for prompt in prompts)
 
 
@@ -107,10 +108,10 @@ NEAR_MISSES = 6
 
 @cache
 def candidates(noun: str, look: Look) -> tuple[tuple[str, Look], ...]:
-    """What a picture of the thing is told apart from, itself first.
+    """Nouns and looks among which a thing is identified, itself first.
 
-    The reporting subjects, then as near misses the same noun with the nearest looks that are not taken for its own, and
-    the same look on other nouns, until there are CANDIDATES.
+    The reporting subjects, then near misses until there are CANDIDATES: the same noun with the nearest distinguishable
+    looks, and other nouns with the same look.
     """
     reporting = [
         (each.class_word, each.look) for each in subjects() if each.look and each.role == "reporting"
@@ -139,15 +140,16 @@ def candidates(noun: str, look: Look) -> tuple[tuple[str, Look], ...]:
 
 @dataclass(frozen=True)
 class StickerEyes:
-    """Likeness as a judge of stickers sees it: the same noun with the same look. Backgrounds count for nothing."""
+    """Likeness by a judge of stickers: the same noun with the same look; backgrounds have no effect."""
 
     judge: DualEncoder | Observer
 
     @torch.no_grad()
     def features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit rows, (pictures, nouns x hues x patterns x builds): square roots of what the judge thinks likely.
+        """Unit rows, (pictures, (nouns + 1) x hues x patterns x builds): square roots of the judge's probabilities.
 
-        The cosine of two is the affinity of their distributions (Bhattacharyya, 1943).
+        The extra noun stands for all nouns without a look. The cosine of two rows is the affinity of their distributions
+        (Bhattacharyya, 1943).
         """
         likely = judge.likely(self.judge, _pixels(images))
         joint = likely["noun"][:, LOOKED]
@@ -163,20 +165,20 @@ UNLIKELY = 1e-4
 
 @dataclass(frozen=True)
 class StickerReader:
-    """Fit to the prompt as element recall: the share of what the prompt asks for, beside the word, that the judge sees."""
+    """Alignment as element recall: the share of the requested elements, without the word's noun, that the judge sees."""
 
     judge: DualEncoder | Observer
 
     def require(self, prompts: Sequence[Prompt], noun: str) -> None:
-        """Raise UsageError unless the prompts say what to look for and the judge knows the noun."""
+        """Raise UsageError unless every prompt has a scene and the judge knows the noun."""
         for prompt in prompts:
             _scene(prompt, noun)
 
     def read(self, images: Sequence[Image.Image], prompt: Prompt, noun: str) -> Reading:
         """Judge the pictures of one prompt; see `require`.
 
-        Where the prompt's scene gives the word a look of its own, `elements` holds whether it is *identified* among
-        `candidates`, and the *look*: how much of hue, pattern and build is kept, mean of the three.
+        If the prompt's scene gives the word a look, `elements` has also *identified*, the share of pictures in which it is
+        picked out of `candidates`, and *look*, the mean share of hue, pattern and build that is kept.
         """
         scene = _scene(prompt, noun)
         likely = judge.likely(self.judge, _pixels(images))
@@ -220,7 +222,7 @@ class StickerReader:
 def fit(likely: Mapping[str, Tensor], noun: str, look: Look, prefix: str = "") -> float:
     """Log probability of a noun and a look under a judge's distributions, (classes,) by element.
 
-    A hue counts with its neighbours on either side: it may lie at the border of a class.
+    A hue's class counts together with both neighbours, because a hue may be at the border of a class.
     """
     hues = [(round(look.hue / elements.HUE_STEP) + step) % len(elements.HUES) for step in (-1, 0, 1)]
     nouns = elements.CLASSES[f"{prefix}noun"]
@@ -233,7 +235,7 @@ def fit(likely: Mapping[str, Tensor], noun: str, look: Look, prefix: str = "") -
     if look.pattern != "plain":
         second = [(round(look.second / elements.HUE_STEP) + step) % len(elements.HUES) for step in (-1, 0, 1)]
         probabilities.append(likely[f"{prefix}pattern hue"][second].sum())
-    # what a judge is wrong about one time in thousands must not decide
+    # Clamped, so that one of a judge's rare confident errors does not decide.
     return float(torch.stack(probabilities).clamp(min=UNLIKELY).log().sum())
 
 
@@ -257,12 +259,12 @@ def _scene(prompt: Prompt, noun: str) -> Scene:
 
 
 def load(name: str) -> DualEncoder | Observer:
-    """A judge of `JUDGES`, from the package."""
+    """Load a judge of `JUDGES` from the package."""
     return judge.load_a() if JUDGES[name] == "a" else judge.load_b()
 
 
 def _pixels(images: Sequence[Image.Image]) -> Tensor:
-    """(pictures, 3, SIDE, SIDE) in [-1, 1]."""
+    """Pixels in [-1, 1], (pictures, 3, SIDE, SIDE) float32."""
     small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
     values = torch.from_numpy(np.stack([np.asarray(image) for image in small]))
     return values.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""What came of a plan: the figures of each trial, and what follows for its arms."""
+"""Results of a plan: the figures of each trial, and those of its arms."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from dticli.evaluation.plan import UNTRAINED, Plan, Trial
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial.
+    """The figures of a trial.
 
     Attributes:
-        norm: mean length of the word's rows, in vocabulary means.
+        norm: mean row norm of the word, as a multiple of the vocabulary's mean.
         likeness, alignment: means over prompts.
-        chance: alignment of the same pictures with other prompts of the set; None where there is one prompt.
+        chance: alignment of the same pictures with other prompts of the set; None if there is only one prompt.
         elements, leakage: as in `prompt.Reading`, over all prompts.
     """
 
@@ -38,21 +38,21 @@ class Outcome:
 
 
 def read_outcome(path: Path, trial: Trial) -> Outcome | None:
-    """The kept outcome of a trial; None if there is none or it is damaged, and the trial is to be done again."""
+    """The kept outcome of a trial; None if it is absent or damaged."""
     return records.read(path, Outcome, trial.names)
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What all trials of an arm say.
+    """The figures of an arm, over its trials.
 
     Attributes:
         gain: alignment as a multiple of the first arm's, paired over subjects.
-        noun, identified, look: share of pictures that show the noun, of those told from all candidates, and how much of the look
-            is kept; None where the judge does not look for it.
-        lifted: (alignment - chance) / (untrained word's alignment - its chance), paired over subjects; None where the plan has no
-            such arm, or its alignment may be no better than chance.
-        differences: of those of FIGURES that there are, the arm's minus the first arm's, paired over subjects.
+        noun, identified, look: share of pictures that show the noun, share in which the subject is identified, and share of the
+            look that is kept; None if the judge does not look for them.
+        lifted: (alignment - chance) / (alignment of the untrained word - its chance), paired over subjects; None if the plan has
+            no arm of the untrained word, or its alignment may be no better than chance.
+        differences: for each available one of FIGURES, the arm's minus the first arm's, paired over subjects.
     """
 
     arm: str
@@ -72,12 +72,13 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What came of a plan.
+    """The results of a plan.
 
     Attributes:
-        done, trials: how many of its trials.
-        reference: the arm that others' alignment is a multiple of.
-        failed: trials and ways of which nothing could be known, with the reason.
+        pictures: number per trial.
+        done, trials: number of finished trials, and of all.
+        reference: name of the first arm, with which others are compared.
+        failed: trials and ways that failed, with the error.
     """
 
     plan: str
@@ -97,7 +98,7 @@ class PlanResult:
     passages: tuple[PassageResult, ...]
 
     def lines(self) -> Iterator[str]:
-        """The table, as Markdown."""
+        """The summary as Markdown, with the tables of arms and passages."""
         seen = [name for name in SUBJECT if any(getattr(arm, name) for arm in self.arms)]
         names = [
             name for name in dict.fromkeys(n for arm in self.arms for n in arm.elements) if name not in seen
@@ -117,7 +118,7 @@ class PlanResult:
             yield from passages.lines(self.passages)
 
     def chart(self) -> str:
-        """Likeness against alignment, an arm a point, with the intervals over subjects."""
+        """An SVG chart of alignment against likeness: one point per arm, with its intervals over subjects."""
         series = [
             Series(arm.arm, [(arm.likeness.value, arm.alignment.value)], "points", _spans(arm))
             for arm in self.arms
@@ -140,7 +141,7 @@ class PlanResult:
         return "\n".join([*self.lines(), "", *notes, *self._compared(), "", *each_trial, ""])
 
     def _compared(self) -> Iterator[str]:
-        """What each arm has more or less than the first one, as a table; none where no other shares a subject with it."""
+        """A table of the differences of each arm to the first; nothing if no other arm shares a subject with it."""
         others = [arm for arm in self.arms if arm.arm != self.reference and arm.differences]
         if not others:
             return
@@ -153,10 +154,10 @@ class PlanResult:
 
 
 SUBJECT = ("noun", "identified", "look")
-"""Elements that say how much of the subject itself is seen; alignment is about all others."""
+"""Elements of the subject itself, which do not count for alignment."""
 
 FIGURES = ("likeness", *SUBJECT, "alignment")
-"""What an arm is compared by."""
+"""Figures in which arms are compared."""
 
 DIFFERENCES_NOTE = (
     "Each arm minus {}, paired over the subjects of both, with 95 % bootstrap intervals. Where one holds 0, the two may not "
@@ -192,7 +193,7 @@ def _row(arm: ArmResult, seen: Sequence[str], names: Sequence[str]) -> list[str]
 
 
 def _spans(arm: ArmResult) -> list[tuple[float, float, float, float]]:
-    """The intervals of an arm; none where a mean is of one value."""
+    """The (low x, high x, low y, high y) of an arm's intervals; empty if a mean has none."""
     ends = [end for mean in (arm.likeness, arm.alignment) for end in (mean.low, mean.high)]
     low_x, high_x, low_y, high_y = ends
     if low_x is None or high_x is None or low_y is None or high_y is None:
@@ -211,7 +212,7 @@ def summarise(
     failed: Sequence[str] = (),
     judged: Sequence[Passage] = (),
 ) -> PlanResult:
-    """Arms compared over the subjects that each has with the first one."""
+    """Summarise outcomes; arms are compared over the subjects that each shares with the first one."""
     untrained = next((arm.name for arm in plan.arms if arm.of == UNTRAINED and not arm.magnitude), None)
     by_arm = {arm.name: [each for each in outcomes if each.arm == arm.name] for arm in plan.arms}
     first, plain = by_arm[plan.arms[0].name], by_arm.get(untrained or "", [])
@@ -269,7 +270,7 @@ def _differences(own: Sequence[Outcome], first: Sequence[Outcome]) -> dict[str, 
 
 
 def _figure(name: str) -> Callable[[Outcome], float | None]:
-    """Reads one of FIGURES."""
+    """A function that reads one of FIGURES from an outcome."""
     return (lambda outcome: outcome.elements.get(name)) if name in SUBJECT else attrgetter(name)
 
 

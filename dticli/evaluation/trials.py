@@ -1,6 +1,6 @@
-"""One trial of a plan: which files are its word, its pictures and its outcome, and what the figures are.
+"""One trial of a plan: the names of its files, and its figures.
 
-Each file's name holds a mark, a hash of everything that decides its content: what has changed is done again, the rest is not.
+Each file's name contains a mark, a hash of everything its content depends on, so only what has changed is done again.
 """
 
 import hashlib
@@ -32,17 +32,17 @@ from dticli.words.learned_word import Token
 from dticli.words.norms import Summary
 
 SCORING = 4
-"""Another number whenever the same pictures would get other figures."""
+"""Version of the figures; increased whenever the same pictures would get other figures."""
 WEIGHTS = (".safetensors", ".bin", ".pt")
 SAMPLE = 2**16
-"""Bytes of each weight file's ends that stand for it."""
+"""Number of bytes at each end of a weight file that are hashed."""
 
 
 # --------------------------------------------------------------------------- marks
 
 
 def mark(*parts: object) -> str:
-    """A short hash of parts that have a readable form."""
+    """A short hash of the `repr` of all parts."""
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:12]
 
 
@@ -61,7 +61,7 @@ def weights_mark(place: Path) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """What a model is loaded from, through links too; older kinds count in folders that have no safetensors."""
+    """The weight files of a model, also behind links; other formats only in folders without safetensors."""
     found: list[Path] = []
     for place, _, names in os.walk(folder, followlinks=True):
         own = [each for each in names if each.endswith(".safetensors")]
@@ -70,20 +70,20 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def model_mark(model: Model) -> str:
-    """Of a model's weights, and of those a single file borrows; a hub model is known by its name and revision."""
+    """Mark of a model's weights and of its base's; of a model that is not local, its label."""
     place = Path(model.location)
     own = weights_mark(place) if os.path.exists(place) else model.label
     return mark(own, model.variant, model.base and model_mark(model.base))
 
 
 def judge_mark(name: str) -> str:
-    """Of a judge's weights; one of the hub is known by its name."""
+    """Mark of a judge's weights; of a judge on the hub, of its name."""
     place = judge.weights(stickers.JUDGES[name]) if name in stickers.JUDGES else Path(name)
     return weights_mark(place) if os.path.exists(place) else mark(name)
 
 
 def word_mark(job: Job, model: str) -> str:
-    """Of all that decides what a word becomes."""
+    """Mark of everything that a learned word depends on."""
     settings = job.settings
     chosen = settings.model_dump(exclude={*settings.named(Trait.INCIDENTAL)} - {"steps"}) | _precision(
         settings
@@ -103,7 +103,7 @@ def word_mark(job: Job, model: str) -> str:
 
 
 def pictures_mark(plan: Plan, trial: Trial, job: Job | None, settings: GenerateSettings, model: str) -> str:
-    """Of all that decides a trial's pictures."""
+    """Mark of everything that the pictures of a trial depend on."""
     return mark(
         model, *_rows_of(plan, trial, job, model), trial.seed, plan.file.count,
         [prompt.template for prompt in plan.prompts], _drawing(settings),
@@ -113,7 +113,7 @@ def pictures_mark(plan: Plan, trial: Trial, job: Job | None, settings: GenerateS
 def frames_mark(
     plan: Plan, way: Way, jobs: Sequence[Job | None], settings: GenerateSettings, model: str
 ) -> str:
-    """Of all that decides a way's frames; `jobs` learn the words at its ends."""
+    """Mark of everything that the frames of a way depend on; `jobs` learn the words at its ends."""
     ends = [
         _rows_of(plan, trial, job, model) for trial, job in zip((way.first, way.second), jobs, strict=True)
     ]
@@ -122,14 +122,14 @@ def frames_mark(
 
 
 def passage_mark(plan: Plan, way: Way, drawn: str) -> str:
-    """Of all that decides a way's figures."""
+    """Mark of everything that the figures of a way depend on."""
     pair = [trial.subject.album for trial in (way.first, way.second)]
     seen = [[photo.fingerprint for photo in album.photos] for album in pair]
     return mark(SCORING, drawn, judge_mark(plan.file.image_judge), seen)
 
 
 def _rows_of(plan: Plan, trial: Trial, job: Job | None, model: str) -> tuple[object, object]:
-    """What decides a trial's rows: the word, and the length its arm brings it to."""
+    """What a trial's rows depend on: the word, and the arm's magnitude."""
     word = word_mark(job, model) if job else (trial.subject.noun, plan.file.train.get("pooling"))
     return word, trial.arm.magnitude
 
@@ -144,12 +144,12 @@ def _drawing(settings: GenerateSettings) -> list[tuple[str, Any]]:
 
 
 def _precision(settings: ModelSettings) -> dict[str, str]:
-    """What `auto` stands for on the device: another precision gives other words and pictures."""
+    """The precision that `auto` means on the device, because words and pictures depend on it."""
     return {"precision": devices.pick_precision(settings.precision, devices.pick_device(settings.device))}
 
 
 def outcome_mark(plan: Plan, trial: Trial, drawn: str) -> str:
-    """Of all that decides a trial's figures."""
+    """Mark of everything that the figures of a trial depend on."""
     judges = [judge_mark(name) for name in (plan.file.image_judge, plan.file.text_judge)]
     return mark(
         SCORING, drawn, judges, trial.subject.noun, trial.subject.look,
@@ -162,7 +162,7 @@ def outcome_mark(plan: Plan, trial: Trial, drawn: str) -> str:
 
 
 def untrained(plan: Plan, trial: Trial, pipe: Any, family: Family) -> Token:
-    """The class word's rows, under the subject's name, read as the plan's words are."""
+    """The untrained class word as a token with the subject's name and the plan's pooling."""
     rows = initial_rows.rows(pipe, family, trial.subject.noun, None, 0)
     pooling = plan.file.train.get("pooling")
     return Token.of(
@@ -173,7 +173,7 @@ def untrained(plan: Plan, trial: Trial, pipe: Any, family: Family) -> Token:
 
 
 def at_length(token: Token, arm: Arm, vocabulary: Mapping[str, Summary]) -> Token:
-    """The token with rows as long as the arm says; as they are where it says nothing."""
+    """The token with rows scaled to the arm's magnitude; unchanged if the arm has none."""
     if arm.magnitude is None:
         return token
     lengths = initial_rows.magnitudes(token.vectors, vocabulary, arm.magnitude)
@@ -182,7 +182,7 @@ def at_length(token: Token, arm: Arm, vocabulary: Mapping[str, Summary]) -> Toke
 
 
 def require_magnitudes(arms: Sequence[Arm], vocabulary: Mapping[str, Summary]) -> None:
-    """Raise UsageError unless every arm asks for a length that there is."""
+    """Raise UsageError unless the magnitude of every arm is valid."""
     for arm in arms:
         for summary in vocabulary.values() if arm.magnitude else ():
             norms.magnitude(summary, str(arm.magnitude))
@@ -200,7 +200,7 @@ def outcome(
     eyes: Eyes,
     reader: Reader,
 ) -> Outcome:
-    """Judge a trial's pictures, as many for each prompt."""
+    """Judge a trial's pictures, which are given by prompt."""
     noun = trial.subject.noun
     prompts = stickers.asking(plan.prompts, trial.subject.look)
     scores = measure.scores(prompts, images, noun, _photos(trial, eyes), eyes, reader)
@@ -217,7 +217,7 @@ def outcome(
 
 
 def passage(way: Way, degrees: float, images: Sequence[Image], eyes: Eyes) -> Passage:
-    """Judge the frames of a way, as many pictures for each, frame by frame."""
+    """Judge a way's pictures, which are in the order of frames, equally many for each."""
     features = eyes.features(images)
     to_first, to_second = (
         passages.likenesses(features, _photos(trial, eyes), way.how.frames)
