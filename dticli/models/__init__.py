@@ -1,1 +1,1 @@
-"""Which model, what its files hold, and how it is loaded and fitted into memory."""
+"""Models: choosing one, reading its files, loading it, and fitting it into memory."""

@@ -1,4 +1,4 @@
-"""Which model, and where from."""
+"""Chooses a model."""
 
 import os
 from dataclasses import dataclass, replace
@@ -19,14 +19,14 @@ class Model:
     """A model that was chosen but not loaded.
 
     Attributes:
-        name: what is recorded and shown: hub id, name of a folder or file, or bundled name; never a path.
-        kind: where it lives.
+        name: as recorded and shown: hub id, name of a folder or file, or bundled name; never a path.
+        kind: of its location.
         location: hub id, or path of a folder in diffusers layout or of a file.
-        why: why this one, for the first line printed.
-        option: that chooses it.
-        file: the single file with its weights.
-        base: of a single file: the model whose index, configs and tokenizers it uses, and weights it lacks.
-        prediction: what the denoiser predicts, whatever the files say: `epsilon` or `v`.
+        why: reason of the choice, for messages.
+        option: command-line option that chooses it, for messages.
+        file: the single file with its weights; None for other models.
+        base: of a single file: the model whose index, configs, tokenizers and further weights it uses.
+        prediction: prediction type, `epsilon` or `v`, which overrides that in the files; None for that in the files.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Model:
 
     @property
     def label(self) -> str:
-        """Name with revision."""
+        """Name with revision, if it has one."""
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
     @property
     def folder(self) -> Path | None:
-        """Where its files are, if they are a local folder."""
+        """Its local folder; None for single files and models on the hub."""
         return Path(self.location) if self.kind in ("bundled", "folder") else None
 
     @property
@@ -58,12 +58,12 @@ class Model:
 
     @property
     def stored(self) -> dict[str, Shapes]:
-        """Components whose weights are in the single file."""
+        """Component to name to shape of its tensors, for the components in the single file."""
         return self.file.components if self.file else {}
 
     @property
     def noise(self) -> dict[str, Any]:
-        """What the config of its scheduler must say besides what the files in diffusers layout do."""
+        """Entries that replace those of its scheduler's config in diffusers layout."""
         said = self.file.noise if self.file else {}
         if self.prediction is None:
             return said
@@ -72,7 +72,7 @@ class Model:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that choose it again, from any folder."""
+        """Settings that choose the same model from any folder."""
         again = {"bundled": self.name, "hub": self.label}.get(self.kind, self.location)
         found = {
             "model": again,
@@ -92,17 +92,17 @@ def choose(
     offline: bool = False,
     device: str = "auto",
 ) -> Model:
-    """Pick the model: `--model` > the token file's own > DTI_MODEL > SDXL where CUDA is available, else the bundled one.
+    """Choose the model: `--model` > that of the token file > DTI_MODEL > SDXL if CUDA is available, else the bundled one.
 
     Args:
         option: hub id (with `@revision`), folder, single file or bundled name.
-        recorded: what a token file says it was learned on.
-        base: for a single file: a model of its kind; None for the usual one.
-        prediction: what the denoiser predicts; None for what the files say.
+        recorded: the model that a token file records.
+        base: for a single file: a model of its kind; None for the public one.
+        prediction: prediction type of the denoiser; None for that in the files.
 
     Raises:
-        ModelError: the folder does not exist or is not in diffusers layout, or the file is no checkpoint.
-        UsageError: a base for what is no single file.
+        ModelError: the folder does not exist or is not in diffusers layout, or the file is not a supported checkpoint.
+        UsageError: a base for a model that is not a single file.
     """
     environment = os.environ.get(ENVIRONMENT_VARIABLE)
     candidates = (
@@ -124,7 +124,7 @@ def choose(
 
 
 def _default(device: str) -> tuple[str, str]:
-    """The model that is taken where nobody names one, and why."""
+    """The default model, and the reason."""
     if device in ("auto", "cuda") and devices.has_cuda():
         return DEFAULT_ON_CUDA, "the default where CUDA is available"
     return bundled.MODEL_NAME, "the default without CUDA, bundled with dti"

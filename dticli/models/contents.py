@@ -1,4 +1,4 @@
-"""What a model's files hold, known without loading it: index, family, tables, tokenizers, shapes and sizes."""
+"""Reads the files of a model without loading it: index, family, tables, tokenizers, shapes and sizes."""
 
 import inspect
 import math
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COMPONENT = re.compile(r"(text_encoder|tokenizer)(_\d+)?|unet|transformer|vae|scheduler")
 MAX_LAYERS = 1000
-"""Of a component; the deepest that is used for pictures has about a hundred."""
+"""Most layers of a component; the deepest text-to-image models have about a hundred."""
 DENOISERS = ("unet", "transformer")
 
 
@@ -30,7 +30,7 @@ def index(model: Model) -> dict[str, Any]:
     """The model's `model_index.json`; downloads that one file from the hub.
 
     Raises:
-        ModelError: unreadable, or an entry is of no known form.
+        ModelError: it cannot be read, or the entry of a component is malformed.
         EnvironmentProblem: the hub cannot be reached.
     """
     model = model.layout
@@ -42,7 +42,11 @@ def index(model: Model) -> dict[str, Any]:
 
 
 def _entry(model: Model, name: str, value: Any) -> Any:
-    """A component is a library and a class, or a pair of nulls where it is left out; others are settings of any kind."""
+    """Check an entry of the index: a component is [library, class], or [null, null] if it is left out; settings are anything.
+
+    Raises:
+        ModelError: a component has another value.
+    """
     match value:
         case [str() | None, str() | None]:
             return value
@@ -58,7 +62,8 @@ def family(model: Model) -> Family:
     """The family of a model, without loading weights.
 
     Raises:
-        ModelError: there is none, or a single file is not of its base's.
+        ModelError: it is of no family, or a single file and its base are of different families.
+        EnvironmentProblem: the hub cannot be reached.
     """
     found = families.of_index(index(model), model.layout.name)
     if model.file:
@@ -67,12 +72,12 @@ def family(model: Model) -> Family:
 
 
 def scheduler(model: Model) -> Any:
-    """The model's scheduler, as its files in diffusers layout and `Model.noise` say.
+    """The model's scheduler, from its config in diffusers layout and `Model.noise`.
 
     Raises:
-        ModelError: missing or unusable.
+        ModelError: the config is missing or unusable.
         EnvironmentProblem: the hub cannot be reached.
-        UsageError: a prediction was asked for, and the model follows a flow.
+        UsageError: a prediction type was given for a flow-matching model.
     """
     import diffusers
 
@@ -95,16 +100,17 @@ def scheduler(model: Model) -> Any:
         return found
     kind = type(found)
     if ZERO_SNR in model.noise and ZERO_SNR not in inspect.signature(kind).parameters:
-        # Not every sampler can begin without any signal.
+        # Not every scheduler supports a last step without any signal.
         kind = diffusers.DDIMScheduler
     return kind.from_config(said | model.noise)
 
 
 def process(model: Model, family: Family) -> "Process":
-    """The noise process the model is trained with, known by its scheduler.
+    """The noise process that the model was trained with, from its scheduler.
 
     Raises:
-        ModelError: another than those of the family, such as EDM's.
+        ModelError: it is not supported, such as EDM, or as of `scheduler`.
+        EnvironmentProblem, UsageError: as of `scheduler`.
     """
     return family.code.process(scheduler(model))
 
@@ -122,7 +128,7 @@ def tables(model: Model) -> tuple[Table, ...]:
 
 
 def tokenizers(model: Model, family: Family) -> list[Any]:
-    """The tokenizer of each encoder a word is learned in; downloads only these from the hub.
+    """The tokenizers of the encoders in which a word is learned; downloads only these from the hub.
 
     Raises:
         ModelError: one is missing or broken.
@@ -138,7 +144,7 @@ def tokenizers(model: Model, family: Family) -> list[Any]:
 
 
 def text_limit(model: Model) -> float:
-    """How many pieces of a text the model's pipeline reads as it is called; infinity where its tokenizers alone decide."""
+    """The default maximum of tokens that the model's pipeline reads of a text; infinity if only its tokenizers limit it."""
     import diffusers
 
     from dticli.models.families.shape import call_defaults
@@ -148,7 +154,10 @@ def text_limit(model: Model) -> float:
 
 
 def snapshot(model: Model, patterns: list[str]) -> Path:
-    """A local folder with the files of a hub's model, or a base there, that match; without weights a single file has."""
+    """Download the files of a hub model, or of a single file's base, that match; returns their local folder.
+
+    Weights of components that the single file has are not downloaded, nor those of other variants.
+    """
     from huggingface_hub import snapshot_download
 
     layout = model.layout
@@ -168,16 +177,16 @@ def snapshot(model: Model, patterns: list[str]) -> Path:
 def shapes(model: Model) -> dict[str, Shapes]:
     """Component to name to shape of every tensor it stores, from the headers of its safetensors files.
 
-    Of a model that is not on this machine, the hub sends the headers alone; with `--offline` it is not asked. Components
-    saved in another format are left out.
+    Only headers are read from the hub; with `--offline`, only local files are read. Components in other formats are left
+    out.
 
     Raises:
-        ModelError: the hub has no such model.
+        ModelError: the hub has no such model, or a file is damaged.
         EnvironmentProblem: the hub cannot be reached.
     """
     layout, whole = model.layout, index(model)
     there = whole.keys() - absent(whole).keys()
-    # Text encoders may have been fetched without the denoiser; of a base, only what the file lacks is of interest.
+    # Text encoders may have been downloaded without the denoiser; of a base, only what the file lacks is needed.
     needed = there & set(model.file.lacking if model.file else DENOISERS)
     components = {name: whole[name] for name in (needed if model.file else there)}
     found = _merged(_headers(layout, components))
@@ -188,7 +197,7 @@ def shapes(model: Model) -> dict[str, Shapes]:
 
 
 def _merged(headers: Iterator[tuple[str, Shapes]]) -> dict[str, Shapes]:
-    """One mapping a component, of all its files."""
+    """Merge the shapes of all files of each component."""
     found: dict[str, Shapes] = {}
     for component, tensors in headers:
         found[component] = found.get(component, {}) | tensors
@@ -196,7 +205,7 @@ def _merged(headers: Iterator[tuple[str, Shapes]]) -> dict[str, Shapes]:
 
 
 def _headers(model: Model, components: Mapping[str, Any]) -> Iterator[tuple[str, Shapes]]:
-    """Component, and name to shape, of each file on this machine that would be loaded."""
+    """Component, and name to shape, of each local file that would be loaded."""
     folder = model.folder or Path(_from_hub(model, "model_index.json")).parent
     for path in sorted(folder.glob("*/*.safetensors")):
         if path.parent.name in components and not _other_variant(path.name, model.variant):
@@ -227,7 +236,7 @@ def _remote_headers(model: Model, components: Mapping[str, Any]) -> Iterator[tup
 
 
 def mistaken_file(model: Model) -> str | None:
-    """Which file of a local folder is not what it is called, such as a Git LFS pointer, and what to do; None if none is."""
+    """Description of a file in a local folder that is not what its name says, such as a Git LFS pointer; None if none is."""
     for path in sorted(model.folder.glob("*/*") if model.folder else ()):
         if os.path.isfile(path) and (what := mistaken.known_file(path)):
             return f"{path.parent.name}/{path.name} is {what}"
@@ -235,11 +244,11 @@ def mistaken_file(model: Model) -> str | None:
 
 
 def require_sane(model: Model) -> None:
-    """Look at a local model's configs before a library builds what they ask for.
+    """Check the files of a local model before a library reads them; does nothing for a model on the hub.
 
     Raises:
-        ModelError: one is not JSON, or asks for more layers than any model has: building them would never end. Or a file is
-            a pipe or a device, which reading would never end.
+        ModelError: a config is not JSON or has more than MAX_LAYERS layers, which would take too long to build, or a file is a
+            pipe, a device or a socket, which would block.
     """
     folder = model.layout.folder
     if folder is None:
@@ -255,7 +264,7 @@ def require_sane(model: Model) -> None:
 
 
 def _deep(config: Any, name: str = "") -> Iterator[str]:
-    """Numbers of layers in a config, and in those within it, that no model has."""
+    """Entries of a config and its nested configs that ask for more than MAX_LAYERS layers, as `name = number`."""
     match config:
         case dict():
             for key, value in config.items():
@@ -270,7 +279,7 @@ def _deep(config: Any, name: str = "") -> Iterator[str]:
 
 
 def parameter_counts(shapes: Mapping[str, Shapes]) -> dict[str, int]:
-    """How many numbers each component stores."""
+    """Number of elements that each component stores."""
     return {
         component: sum(math.prod(shape) for shape in tensors.values())
         for component, tensors in shapes.items()
@@ -278,10 +287,14 @@ def parameter_counts(shapes: Mapping[str, Shapes]) -> dict[str, int]:
 
 
 def announcement(model: Model, part: str = "") -> str:
-    """The line that says which model, why, and how much would be downloaded.
+    """A line with the model, the reason of its choice, and the size of the download.
 
     Args:
-        part: start of the names of the only folders that are wanted, such as `text_encoder`.
+        part: count only folders whose names start with it, such as `text_encoder`.
+
+    Raises:
+        ModelError: the hub has no such model.
+        EnvironmentProblem: the hub cannot be reached.
     """
     base = f"; base: {model.base.label}, {model.base.why}" if model.base else ""
     predicts = f"; predicts {model.noise['prediction_type']}" if model.noise else ""
@@ -308,7 +321,7 @@ def _download_note(model: Model, part: str) -> str:
 
 
 def _is_stored(filename: str, model: Model) -> bool:
-    """Whether a file of the base has weights that are in the single file."""
+    """Whether a file of the base has weights of a component that is in the single file."""
     return filename.endswith(".safetensors") and filename.partition("/")[0] in model.stored
 
 
@@ -350,12 +363,12 @@ def hub_errors(model: Model) -> AbstractContextManager[None]:
 
 
 def absent(index: Mapping[str, Any]) -> dict[str, None]:
-    """Components a model was saved without: the library insists that they are named as None."""
+    """Components without which a model was saved, each with None; diffusers requires that they are passed as None."""
     return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[:1] == [None]}
 
 
 def require_multiple(size: tuple[int, int], family: Family) -> None:
-    """Raise UsageError unless (height, width) suit the family."""
+    """Raise UsageError unless (height, width) are multiples of `family.multiple`."""
     fitting = tuple(max(family.multiple, round(side / family.multiple) * family.multiple) for side in size)
     if fitting != size:
         found, nearest = (

@@ -1,4 +1,4 @@
-"""On what device, in which dtype, and with which libraries quiet: the one place that decides."""
+"""Chooses the device and the dtype, and configures libraries."""
 
 import logging
 import os
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-"""What users call a precision, and what torch calls it."""
+"""Precision as in settings to the name of its dtype in torch."""
 DRIVERS_AT = Path("/dev")
 DRIVERS = ("nvidia*", "nvhost*", "dxg", "kfd")
-"""What lies there where a driver for CUDA, or for what torch calls so, is at work: of cards, Jetson, WSL and AMD."""
+"""Device files of drivers for what torch calls CUDA: NVIDIA cards, Jetson, WSL and AMD."""
 
 
 def has_cuda() -> bool:
-    """Whether torch can compute with CUDA; it is not imported where there is no driver to compute with."""
+    """Whether torch can compute with CUDA; torch is imported only if there is a driver, because that is slow."""
     if sys.platform == "linux" and not any(any(DRIVERS_AT.glob(name)) for name in DRIVERS):
         return False
     import torch
@@ -33,7 +33,7 @@ def pick_device(wanted: str) -> "torch.device":
     """The device for `auto`, `cuda`, `mps` or `cpu`.
 
     Raises:
-        EnvironmentProblem: that kind of device is not there.
+        EnvironmentProblem: torch has no such device.
     """
     import torch
 
@@ -52,7 +52,7 @@ def pick_device(wanted: str) -> "torch.device":
 
 
 def dtype(precision: str) -> "torch.dtype":
-    """The dtype of this name."""
+    """The dtype of a precision in `DTYPES`."""
     import torch
 
     found: torch.dtype = getattr(torch, DTYPES[precision])
@@ -65,23 +65,23 @@ def pick_dtype(precision: str, device: "torch.device") -> "torch.dtype":
 
 
 def pick_precision(precision: str, device: "torch.device") -> str:
-    """Name of the dtype that `pick_dtype` picks."""
+    """The precision whose dtype `pick_dtype` returns."""
     if precision != "auto":
         return precision
     if device.type != "cuda":
         return "fp32"
     import torch
 
-    # Cards before Ampere emulate bf16, many times slower than they compute in fp16.
+    # Cards before Ampere emulate bf16, which is many times slower than fp16.
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 NOISY = ("bitsandbytes", "torchao", "torch.utils._pytree")
-"""Loggers that tell, as soon as diffusers imports them, which of their kernels this machine lacks."""
+"""Loggers that warn about missing kernels when diffusers imports their libraries."""
 
 
 def quiet_libraries() -> None:
-    """Notes and progress bars of the libraries stay off the user's screen; errors still raise."""
+    """Turn off warnings and progress bars of libraries; errors are still raised."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging
@@ -93,17 +93,17 @@ def quiet_libraries() -> None:
 
 
 def make_deterministic() -> None:
-    """Ask torch for the same bytes on every run, on CUDA too; ops without such a version raise."""
+    """Let torch use deterministic algorithms only; operations without one raise RuntimeError."""
     import torch
 
-    # cuBLAS reads it when CUDA computes its first product.
+    # cuBLAS reads it at the first matrix product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
 
 @contextmanager
 def explaining_determinism() -> Iterator[None]:
-    """Turn what torch raises for an op that has no deterministic version into an error that says what to do."""
+    """Turn torch's error for an operation without a deterministic algorithm into an EnvironmentProblem with advice."""
     try:
         yield
     except RuntimeError as error:

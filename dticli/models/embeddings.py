@@ -1,7 +1,6 @@
 """A model's vocabulary: the embedding table of each text encoder, read from its files without building the model.
 
-Rows keep the dtype they are stored in and stay mapped to disk. Safetensors files are read without torch, whose import takes
-longer than everything else.
+Rows keep their stored dtype and stay memory-mapped. Safetensors files are read without torch, whose import is slow.
 """
 
 import json
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TABLE_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight")
-# First the files that are loaded when no variant is asked for, then variants such as fp16.
+# First the files that are loaded without a variant, then variants such as fp16.
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -39,7 +38,7 @@ _WEIGHT_FILES = (
 )
 
 _STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""What safetensors calls numbers that NumPy can hold, and what NumPy does; bfloat16, which it lacks, by their bits."""
+"""Dtypes of safetensors to those of NumPy; bfloat16, which NumPy lacks, to its bits as integers."""
 BFLOAT16 = np.dtype("<u2")
 
 AGAIN = "expected a model in diffusers layout; download it again"
@@ -51,9 +50,9 @@ class Table:
 
     Attributes:
         encoder: the pipeline's component, such as `text_encoder_2`.
-        rows: (vocabulary + spare, width), in the stored dtype, before any scale the encoder applies; bfloat16 as the bits of
-            `BFLOAT16`.
-        words: the tokenizer's pieces in order of their rows, as it spells them (`dog</w>`, `▁dog`).
+        rows: (vocabulary + unused, width) in the stored dtype, before any scale that the encoder applies; bfloat16 as bits, in
+            the dtype `BFLOAT16`.
+        words: the tokenizer's tokens in the order of their rows, as it spells them (`dog</w>`, `▁dog`); "" without a token.
     """
 
     encoder: str
@@ -62,12 +61,12 @@ class Table:
 
     @property
     def width(self) -> int:
-        """Numbers in a row."""
+        """Length of a row."""
         return self.rows.shape[1]
 
     @property
     def tensor(self) -> "Tensor":
-        """The rows as a tensor on the CPU, which shares their memory."""
+        """The rows as a tensor on the CPU that shares their memory."""
         import torch
 
         tensor = torch.from_numpy(self.rows)
@@ -75,44 +74,44 @@ class Table:
 
 
 def table_of(encoder: str, weight: "Tensor", tokenizer: Any) -> Table:
-    """A table of a loaded encoder.
+    """The table of a loaded encoder.
 
     Args:
         encoder: name of the component.
         weight: (rows, width), such as `text_encoder.get_input_embeddings().weight`; copied unless it is on the CPU.
-        tokenizer: the base tokenizer, before words are added to it.
+        tokenizer: the encoder's tokenizer, before words are added to it.
     """
     return _table(encoder, _array(weight), _pieces_of(tokenizer))
 
 
 def _table(encoder: str, rows: np.ndarray, pieces: Sequence[str | None]) -> Table:
-    # Some tokenizers know special pieces beyond the end of the table; ids without a piece have no word.
+    # Some tokenizers have special tokens beyond the end of the table; ids without a token have an empty word.
     return Table(encoder, rows, tuple(piece or "" for piece in pieces[: len(rows)]))
 
 
 def _array(weight: "Tensor") -> np.ndarray:
-    """A tensor's numbers as a table has them."""
+    """A tensor as rows of a `Table`."""
     import torch
 
     weight = weight.detach().cpu()
     if weight.dtype == torch.bfloat16:
         return weight.view(torch.uint16).numpy()
-    # NumPy knows no fractions of eight bits.
+    # NumPy has no 8-bit floats.
     return (weight if weight.element_size() > 1 else weight.float()).numpy()
 
 
 def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None = None) -> tuple[Table, ...]:
-    """Read the embedding table of every text encoder that has a tokenizer, in order of their names.
+    """Read the embedding table of every text encoder that has a tokenizer, in the order of their names.
 
-    Only that tensor is read, from safetensors, shards or pickled weights of plain tensors; a variant such as
-    fp16 only where there is nothing else.
+    Only that tensor is read, from safetensors, shards or pickled weights; variants such as fp16 only if there is nothing
+    else.
 
     Args:
         folder: a model in diffusers layout.
-        elsewhere: file, and name of the tensor in it, of tables that are not in the folder, by encoder.
+        elsewhere: encoder to file and tensor name, for tables that are not in the folder.
 
     Raises:
-        ModelError: a file is missing or damaged, or no text encoder is found; names the file.
+        ModelError: a file is missing or damaged, or there is no text encoder.
     """
     folder, elsewhere = Path(folder), elsewhere or {}
     index = read_json(folder / "model_index.json", AGAIN)
@@ -129,13 +128,13 @@ def read_tables(folder: Path, elsewhere: Mapping[str, tuple[Path, str]] | None =
 
 
 def by_key(tables: Iterable[Table], encoders: Iterable[Encoder]) -> dict[str, Table]:
-    """Encoder key to table, of those encoders a word is learned in."""
+    """Encoder key to table, for the encoders in which a word is learned."""
     keys = {encoder.component: encoder.key for encoder in encoders}
     return {keys[table.encoder]: table for table in tables if table.encoder in keys}
 
 
 def _class_name(index: Mapping[str, Any], component: str) -> str | None:
-    """The class of a component; None where the pipeline has none, which diffusers writes as [null, null]."""
+    """The class of a component; None if the pipeline is without it, which diffusers writes as [null, null]."""
     match index.get(component):
         case [_, str(name)]:
             return name
@@ -143,7 +142,7 @@ def _class_name(index: Mapping[str, Any], component: str) -> str | None:
 
 
 def _find_table(folder: Path) -> tuple[Path, str | None]:
-    """The file with an encoder's table, and its name there if that is known already."""
+    """The file with an encoder's table, and the tensor's name if it is known from the index of shards."""
     path = _weight_file(folder)
     if path.suffix != ".json":
         return path, None
@@ -155,7 +154,11 @@ def _find_table(folder: Path) -> tuple[Path, str | None]:
 
 
 def _read_rows(path: Path, key: str | None) -> np.ndarray:
-    """The table in one file of weights, mapped to disk where the format allows; `key` is searched if None."""
+    """The table in a file of weights, memory-mapped if possible; None for `key` searches its name.
+
+    Raises:
+        ModelError: the file cannot be read, or the table is not a matrix of floats.
+    """
     files.require(path, ModelError, "expected weights; download the model again")
     with boundary(lambda reason: ModelError(f"{path} cannot be read ({reason}); download the model again")):
         rows = _map_rows(path, key) if path.suffix == ".safetensors" else None
@@ -171,8 +174,8 @@ def _read_rows(path: Path, key: str | None) -> np.ndarray:
 
 
 def _map_rows(path: Path, key: str | None) -> np.ndarray | None:
-    """The table in a safetensors file; None where it is no matrix of numbers that NumPy can hold."""
-    # Opening it checks that what the header says is in the file.
+    """The memory-mapped table in a safetensors file; None if it is not a matrix of a dtype in `_STORED`."""
+    # Opening the file checks that it has the length that its header says.
     with safe_open(path, framework="np") as file:
         key = key or _table_key(file.keys(), path)
         stored = file.get_slice(key)
@@ -182,12 +185,16 @@ def _map_rows(path: Path, key: str | None) -> np.ndarray | None:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         start, _ = json.loads(file.read(length))[key]["data_offsets"]
-    # Copied on write: torch takes no memory that must not be written to.
+    # Copy-on-write, because torch warns about read-only memory.
     return np.memmap(path, dtype, "c", 8 + length + start, shape)
 
 
 def _weight_file(folder: Path) -> Path:
-    """The file, or the index of shards, that `from_pretrained` would load."""
+    """The file, or index of shards, that `from_pretrained` would load.
+
+    Raises:
+        ModelError: there is none.
+    """
     for pattern in _WEIGHT_FILES:
         for path in sorted(folder.glob(pattern)):
             if "-of-" not in path.name:
@@ -207,7 +214,11 @@ def _read_tensor(path: Path, key: str | None) -> "Tensor":
 
 
 def _table_key(keys: Collection[str], path: Path) -> str:
-    """The name of the input table among a text encoder's tensors; not its decoder's or its output's."""
+    """The name of the input embeddings among a text encoder's tensors, which are not those of a decoder or the output.
+
+    Raises:
+        ModelError: there is none, or several.
+    """
     for ending in _TABLE_KEYS:
         found = [key for key in keys if f".{key}".endswith(f".{ending}") and "decoder" not in key.split(".")]
         if len(found) == 1:
@@ -220,25 +231,25 @@ def _table_key(keys: Collection[str], path: Path) -> str:
 
 
 def _pieces_of(tokenizer: Any) -> list[str | None]:
-    """A tokenizer's pieces in the order of their ids."""
+    """A tokenizer's tokens in the order of their ids; None for an id without one."""
     pieces: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return pieces
 
 
 def _read_pieces(folder: Path, kind: str) -> list[str | None]:
-    """The same of a tokenizer's files; it is loaded, which takes seconds, only where they do not say everything."""
+    """As `_pieces_of`, from a tokenizer's files; it is loaded, which takes seconds, only if they are not sufficient."""
     try:
         found = _pieces_in(folder)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        # Whatever is wrong with the files, loading them says it.
+        # If the files are damaged, loading them raises the error.
         found = None
     return _pieces_of(read_tokenizer(folder, kind)) if found is None else found
 
 
 def _pieces_in(folder: Path) -> list[str | None] | None:
-    """The pieces that a tokenizer's JSON files name; None where there are none, or a special one would be added to them."""
+    """The tokens in a tokenizer's JSON files; None without such files, or if loading would add special tokens."""
     whole, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
     if os.path.lexists(whole):
         from tokenizers import Tokenizer
@@ -256,7 +267,7 @@ def _pieces_in(folder: Path) -> list[str | None] | None:
 
 
 def _special(folder: Path) -> Iterator[str]:
-    """The pieces that a tokenizer's settings name: loading it adds those to the vocabulary that are not in it."""
+    """The special tokens in a tokenizer's settings; loading adds them to the vocabulary if they are not in it."""
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if not os.path.lexists(folder / name):
             continue
@@ -268,7 +279,7 @@ def _special(folder: Path) -> Iterator[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The pieces in a setting: bare, with their properties, or several of either."""
+    """The tokens in a setting: a string, an object with `content`, or several of these."""
     match value:
         case str():
             yield value
@@ -294,16 +305,16 @@ def read_tokenizer(folder: Path, kind: str) -> Any:
 
 
 def require_words(tokenizer: Any) -> None:
-    """Raise ValueError for a tokenizer that has no vocabulary: without its files, transformers makes an empty one."""
+    """Raise ValueError for a tokenizer without a vocabulary, which transformers makes if its files are missing."""
     if len(tokenizer.get_vocab()) <= len({*tokenizer.all_special_tokens}):
         raise ValueError("a tokenizer knows no words")
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """A JSON object of a model.
+    """Read a JSON object of a model.
 
     Raises:
-        ModelError: unreadable, or anything else; then `advice`.
+        ModelError: the file cannot be read or is not a JSON object; the message ends with `advice`.
     """
     text = files.read_text(path, ModelError, advice)
 

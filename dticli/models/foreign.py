@@ -1,4 +1,4 @@
-"""The one door by which libraries load what others made: code that comes with it is not run, and nobody is asked about it."""
+"""Loads files of others with diffusers and transformers, without running code that comes with them and without prompts."""
 
 import logging
 import re
@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 Loaded = TypeVar("Loaded")
 
 _REPORTS = "transformers.modeling_utils"
-"""The logger to which transformers reports what a file lacks; it makes up these weights and goes on."""
+"""The logger to which transformers reports missing weights, which it initialises randomly."""
 _LACKING = re.compile(r"^(\S+)\s*\|[^|]*MISSING", re.MULTILINE)
 _HEADS = re.compile(r"(^|\.)(lm_head|pooler)\.")
-"""Behind the states that a pipeline uses of an encoder."""
+"""Weights of layers after the states of an encoder that a pipeline uses."""
 
 
 @contextmanager
 def gathering_lacks() -> Iterator[list[str]]:
-    """Gather the names of weights that the files of text encoders loaded meanwhile lack."""
+    """Collect the names of missing weights of the text encoders that are loaded in the context."""
     names: list[str] = []
 
     class Gatherer(logging.Handler):
@@ -38,14 +38,14 @@ def gathering_lacks() -> Iterator[list[str]]:
 
 
 def load(loader: Callable[..., Loaded], *arguments: Any, **options: Any) -> Loaded:
-    """What a loader of diffusers or transformers, such as `AutoModel.from_pretrained`, makes of a folder, a file or a hub id.
+    """Call a loader of diffusers or transformers, such as `AutoModel.from_pretrained`, without trusting remote code.
 
     Raises:
-        Exception: whatever the loader raises; ValueError where the files cannot be used without their own code.
+        Exception: as the loader; ValueError if the files cannot be used without their own code.
     """
     from transformers import dynamic_module_utils
 
-    # diffusers does not hand the option on to a pipeline's parts, for which transformers would ask on the terminal:
-    # with no time for an answer it refuses.
+    # diffusers does not pass the option on to a pipeline's components, for which transformers would then ask on the terminal.
+    # With a timeout of 0, it refuses instead.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     return loader(*arguments, trust_remote_code=False, **options)

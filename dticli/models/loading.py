@@ -1,4 +1,4 @@
-"""A model's weights brought into a frozen pipeline."""
+"""Loads a model into a frozen pipeline."""
 
 import dataclasses
 import re
@@ -29,14 +29,15 @@ def load(
     """Load the pipeline, frozen, on `device`.
 
     Args:
-        safety_checker: False leaves out the picture filter of pipelines that ship one; training never draws.
+        safety_checker: False leaves out the safety checker, if the pipeline has one.
         quantization: a `PipelineQuantizationConfig`; None loads every weight in `dtype`.
-        left_out: components to do without.
+        left_out: components that are not loaded.
 
     Raises:
         ModelError: files are missing or broken.
-        EnvironmentProblem: the hub cannot be reached, or memory is out.
-        UsageError: a single file, quantised; or a prediction asked for that it cannot have.
+        EnvironmentProblem: the hub cannot be reached.
+        UsageError: a single file with quantization, or a prediction type for a flow-matching model.
+        Exception: out of memory, as libraries raise it; see `errors.is_out_of_memory`.
     """
     devices.quiet_libraries()
     from diffusers import DiffusionPipeline
@@ -51,7 +52,7 @@ def load(
     without: dict[str, Any] = contents.absent(contents.index(source)) | dict.fromkeys(
         [*model.stored, *left_out]
     )
-    # diffusers leaves the filter out of single files, which never have it.
+    # Single files never have a safety checker, and diffusers loads them without one.
     if (model.file or not safety_checker) and "safety_checker" in contents.index(source):
         without |= WITHOUT_SAFETY_CHECKER
     contents.require_sane(source)
@@ -68,7 +69,7 @@ def load(
             variant=source.variant,
             local_files_only=source.offline or source.kind != "hub",
             quantization_config=quantization,
-            # Straight to the device, one after another: whole models would wait in the host's memory.
+            # Components go to the device one by one, so that the host's memory need not hold the whole model.
             device_map=None if quantization else device.type,
             **without,
         )
@@ -96,17 +97,21 @@ def _unloadable(model: Model, reason: str) -> ModelError:
 
 
 def text_encoders(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a pipeline with its text encoders and tokenizers alone; of a single file, with everything else too.
+    """Load a pipeline with only its text encoders and tokenizers; a single file is loaded completely.
 
     Raises:
-        ModelError, EnvironmentProblem: as `load`.
+        ModelError, EnvironmentProblem, UsageError: as `load`.
     """
     others = [name for name in contents.index(model) if not re.match(r"_|text_encoder|tokenizer", name)]
     return load(model, device, dtype, left_out=() if model.file else others)
 
 
 def _brought(model: Model) -> Model:
-    """A single file's base as a folder, with everything that the file itself does not have."""
+    """A single file's base as a local folder; downloads what the file does not have.
+
+    Raises:
+        ModelError: as `single_file.require_fit`.
+    """
     assert model.file
     layout = model.layout
     patterns = ["*.json", "tokenizer*/*", *(f"{component}/*.safetensors" for component in model.file.lacking)]
@@ -122,10 +127,10 @@ def _as_base(model: Model) -> Base:
 
 @torch.no_grad()
 def align(module: torch.nn.Module) -> None:
-    """Bring weights on the CPU to where their numbers do not depend on the file they came from.
+    """Copy misaligned weights on the CPU to aligned memory, so that results do not depend on the file they came from.
 
-    Weights that are mapped from a file lie where the length of its header puts them, and some kernels round the last bit
-    otherwise there than on the boundaries at which torch allocates.
+    The alignment of weights that are mapped from a file depends on the length of its header, and some kernels round the last
+    bit differently there than at torch's own alignment.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         for part in stored(tensor):
@@ -134,13 +139,13 @@ def align(module: torch.nn.Module) -> None:
 
 
 def _without_cache(module: torch.nn.Module) -> None:
-    """Language models keep keys and values for the next token, and as encoders there is none."""
+    """Turn off the key-value cache of language models, which encoders do not need."""
     config: Any = getattr(module, "config", None)
     if hasattr(config, "get_text_config"):
         config.get_text_config().use_cache = False
 
 
 ALIGNMENT = 64
-"""Bytes of torch's boundaries on the CPU."""
+"""Alignment of torch's allocations on the CPU, in bytes."""
 
 WITHOUT_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}

@@ -1,4 +1,4 @@
-"""Fitting large models into memory: parts of the pipeline wait on the CPU, and activations are computed twice.
+"""Fits large models into memory: unused parts of the pipeline are on the CPU, and activations are recomputed.
 
 Neither changes what is learned.
 """
@@ -27,10 +27,11 @@ def load(
     *,
     safety_checker: bool = True,
 ) -> Any:
-    """The pipeline as the settings want it: on `device`, or with `low_memory` on the CPU until `economize` or `offload`.
+    """Load the pipeline on `device`, or with `low_memory` on the CPU, until `economize` or `offload` is called.
 
     Raises:
-        ModelError, EnvironmentProblem: as `loading.load`, or it does not fit, or what would quantise is not installed.
+        ModelError, UsageError: as `loading.load`.
+        EnvironmentProblem: as `loading.load` and `quantization.config`, or the model does not fit into memory.
     """
     dtype = devices.pick_dtype(settings.precision, device)
     with fitting(model, settings, device):
@@ -45,7 +46,7 @@ def load(
 
 @contextmanager
 def fitting(model: Model, settings: ModelSettings, device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory into an error that says what takes less."""
+    """Turn an out-of-memory error into an EnvironmentProblem that names options which need less."""
     try:
         yield
     except Exception as error:
@@ -59,12 +60,12 @@ def fitting(model: Model, settings: ModelSettings, device: torch.device) -> Iter
 
 
 def tile(vae: Any) -> None:
-    """Let an autoencoder work on large pictures piece by piece, and on several one by one, if it can."""
+    """Turn on tiling of large pictures and slicing of batches in an autoencoder, if it supports them."""
     _switch(vae, "enable")
 
 
 def untile(vae: Any) -> None:
-    """Let it see pictures whole again."""
+    """Turn off tiling and slicing."""
     _switch(vae, "disable")
 
 
@@ -75,14 +76,14 @@ def _switch(vae: Any, to: str) -> None:
 
 
 def set_aside(pipe: Any) -> None:
-    """Take everything off the device; `economize` brings back what a step needs."""
+    """Move every module of the pipeline to the CPU."""
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
             module.to(CPU)
 
 
 def economize(pipe: Any, family: Family, device: torch.device) -> None:
-    """Leave on the device what a training step needs, encoders and denoiser, and let these compute activations twice."""
+    """For training: keep only the encoders and the denoiser on the device, with gradient checkpointing."""
     set_aside(pipe)
     for module in (family.code.denoiser(pipe), *(getattr(pipe, each.component) for each in family.encoders)):
         module.to(device)
@@ -90,7 +91,7 @@ def economize(pipe: Any, family: Family, device: torch.device) -> None:
 
 
 def offload(pipe: Any, device: torch.device) -> None:
-    """For drawing: every part of the pipeline is on the device only while it runs, and the autoencoder works in tiles."""
+    """For drawing: keep each part of the pipeline on the device only while it runs, and decode in tiles."""
     tile(pipe.vae)
     if device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device)

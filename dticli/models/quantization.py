@@ -1,4 +1,4 @@
-"""Quantisation: large matrices of a model rounded to fewer bits, by a library that is installed."""
+"""Quantization of the large matrices of a model, by an installed library."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -13,21 +13,21 @@ from dticli.models import contents, devices
 from dticli.models.families import Family
 
 SMALL_ENCODERS = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "BertModel"})
-"""Text encoders of less than a billion parameters: little is saved by rounding what the word's gradient comes through."""
+"""Text encoders with less than a billion parameters, which are not quantized: little is saved, and gradients pass them."""
 TABLES = (
     *("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight"),
     *("position_embedding.weight", "relative_attention_bias.weight", "lm_head.weight"),
 )
-"""Matrices of text encoders that are looked up in, or tied to those: never rounded."""
+"""Lookup tables of text encoders, and matrices that are tied to them, which are never quantized."""
 KEPT: Mapping[str, tuple[str, ...]] = {
-    # transformers and diffusers keep these precise themselves, though not with every library: they overflow.
+    # These overflow. transformers and diffusers exclude them themselves, but not with every library.
     "T5EncoderModel": ("wo", "wo.weight"),
     "UMT5EncoderModel": ("wo", "wo.weight"),
     "WanTransformer3DModel": ("time_embedder",),
-    # It hands its weights on as plain matrices.
+    # The model uses the weights of this module directly.
     "HunyuanDiT2DModel": ("pooler",),
 }
-"""Class of a component to the modules in it that stay as they are."""
+"""Class of a component to its modules that are not quantized."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Backend:
     """A library that stores matrices in fewer bits.
 
     Attributes:
-        package: what is imported.
-        install: what to give to pip for it.
-        devices: kinds of device that diffusers lets it compute on.
-        configs: setting to the config, made from the library of the component (diffusers or transformers), the dtype to
-            compute in, and modules to leave as they are, None for the library's choice.
+        package: name for imports.
+        install: name for pip.
+        devices: types of device on which diffusers supports it.
+        configs: value of the setting to a function that makes a config from the component's library (diffusers or transformers),
+            the dtype of computation, and the modules that are not quantized, None for the library's choice.
     """
 
     package: str
@@ -76,20 +76,21 @@ BACKENDS = (
     ),
     Backend("torchao", "torchao", frozenset({"cuda", "cpu"}), {"8bit": _torchao_8bit}),
 )
-"""The first one that is installed is taken."""
+"""In order of preference; the first installed one is used."""
 
 
 def config(
     index: Mapping[str, Any], family: Family, kind: str, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """What `from_pretrained` needs to round a model's large components; None for `none`.
+    """The `PipelineQuantizationConfig` for a model's large components; None for `none`.
 
     Args:
         index: of the model.
         kind: the setting `quantize`.
+        dtype: of computation.
 
     Raises:
-        EnvironmentProblem: no library for that is installed, or there is none for the device.
+        EnvironmentProblem: no library for `kind` is installed, or none supports the device.
     """
     if kind == "none":
         return None
@@ -107,7 +108,7 @@ def config(
 
 
 def rounded(index: Mapping[str, Any], family: Family) -> tuple[str, ...]:
-    """Components that `--quantize` is for: the denoiser, and text encoders unless they are small."""
+    """Components that are quantized: the denoiser, and text encoders except small ones."""
     encoders = [each.component for each in family.encoders if index[each.component][1] not in SMALL_ENCODERS]
     return (*(name for name in contents.DENOISERS if name in index), *encoders)
 
@@ -128,19 +129,19 @@ def backend(kind: str, device: torch.device) -> Backend:
 
 
 def _devices(kind: str) -> str:
-    """Devices on which something can round so."""
+    """Types of device for which a library supports `kind`, for messages."""
     return " or ".join(
         sorted({device for each in BACKENDS if kind in each.configs for device in each.devices})
     )
 
 
 def able_on(kind: str, device: torch.device) -> list[Backend]:
-    """The libraries that can round so on a device, installed or not."""
+    """The libraries that support `kind` on a device, installed or not."""
     return [each for each in BACKENDS if kind in each.configs and device.type in each.devices]
 
 
 def stored(parameter: Tensor) -> list[Tensor]:
-    """The plain tensors that hold a parameter: itself, unless it is one that torchao has rounded."""
+    """The plain tensors that store a parameter: itself, or the parts of a tensor that torchao has quantized."""
     if hasattr(parameter, "__tensor_flatten__"):
         names, _ = parameter.__tensor_flatten__()
         return [getattr(parameter, name) for name in names]

@@ -1,7 +1,7 @@
-"""Single-file checkpoints: a model's weights in one safetensors file, under the names its authors gave them.
+"""Single-file checkpoints: a model's weights in one safetensors file, with the tensor names of its original code.
 
-The header says what kind it is. diffusers itself brings the weights into its layout; configs, tokenizers, and the
-components a file lacks come from a *base*: a model of the same kind in diffusers layout.
+The kind of model is recognised from the header. diffusers converts the weights to its layout; configs, tokenizers and missing
+components come from a *base*, a model of the same kind in diffusers layout.
 """
 
 import math
@@ -34,14 +34,14 @@ _CLIP = "transformer.text_model.embeddings.token_embedding.weight"
 _OPEN_CLIP = "model.token_embedding.weight"
 _T5 = "transformer.shared.weight"
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
-"""What ModelSpec's `prediction_type`, and our settings, call a prediction, and what schedulers do."""
+"""Names of prediction types in ModelSpec's `prediction_type` and our settings, to those of schedulers."""
 EDM = ("edm_vpred.sigma_max", "edm_mean")
-"""Tensors that mark checkpoints of EDM's noise, such as CosXL and Playground 2.5."""
+"""Tensors that mark checkpoints with EDM noise, such as CosXL and Playground 2.5."""
 ZERO_SNR = "rescale_betas_zero_snr"
-"""What schedulers call it that the last step has no signal left."""
+"""Option of schedulers for zero terminal SNR: no signal at the last timestep."""
 _SD2_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _UNSURE = "v1"
-"""What diffusers answers for SD1, and for whatever it does not know."""
+"""Kind that diffusers infers for SD1, and for anything it does not recognise."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Part:
     """A component of the pipeline in the file.
 
     Attributes:
-        prefix: what the names of its tensors begin with.
-        tables: what follows in the name of a text encoder's embedding table.
+        prefix: start of the names of its tensors.
+        tables: possible names of a text encoder's embedding table, after the prefix.
     """
 
     component: str
@@ -64,13 +64,13 @@ CLIP_L = Part("text_encoder", "text_encoders.clip_l.", (_CLIP,))
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """How one family's checkpoints name their tensors.
+    """The tensor names of one family's checkpoints.
 
     Attributes:
-        sign: a tensor that every denoiser of this kind has, and none of a kind below it in the table.
-        kinds: diffusers' names for what belongs here; the first is meant where it cannot tell.
-        denoiser: the component of `sign`.
-        bare: the denoiser may stand alone in the file, without a prefix.
+        sign: a tensor that every denoiser of this family has, and none of the families below it in the table.
+        kinds: diffusers' names of its kinds of checkpoints; the first is the default if diffusers cannot tell.
+        denoiser: name of the denoiser's component.
+        bare: whether a file may have a denoiser only, without a prefix.
     """
 
     family: str
@@ -136,17 +136,17 @@ LOOKS: tuple[tuple[str, str, str], ...] = (
         "pass the folder with its model_index.json",
     ),
 )
-"""Files that are taken for checkpoints: what a tensor is called there, what it is, and what to do."""
+"""Files that are mistaken for checkpoints: pattern of a tensor's name, what the file is, and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
 class SingleFile:
-    """What the header of a checkpoint says.
+    """A checkpoint, described by its header.
 
     Attributes:
-        shapes: of every tensor, by its name.
-        prefix: what the names of the denoiser's tensors begin with.
-        kind: diffusers' name for it.
+        shapes: name to shape of every tensor.
+        prefix: start of the names of the denoiser's tensors.
+        kind: diffusers' name of the kind of checkpoint.
     """
 
     path: Path
@@ -164,7 +164,7 @@ class SingleFile:
 
     @cached_property
     def noise(self) -> dict[str, Any]:
-        """What the file itself says of its noise and prediction, as the config of a scheduler says it; often nothing.
+        """Noise and prediction type that the file itself records, as entries of a scheduler's config; often empty.
 
         Source of the tensors' names and of trailing timesteps: ComfyUI's supported_models.py; Lin et al., "Common
         Diffusion Noise Schedules and Sample Steps are Flawed", 2024.
@@ -178,7 +178,7 @@ class SingleFile:
         )
 
     def _prediction(self) -> str | None:
-        """From a tensor that trainers leave as a mark, else the metadata, else a weight by which SD 2's two kinds differ."""
+        """From a marker tensor, else the metadata, else a weight that differs between the two kinds of SD 2."""
         if "v_pred" in self.shapes:
             return PREDICTIONS["v"]
         with safe_open(self.path, framework="pt") as file:
@@ -186,13 +186,13 @@ class SingleFile:
             name = self.prefix + _SD2_BIAS
             if said in PREDICTIONS or self.kind != "v2" or name not in self.shapes:
                 return PREDICTIONS.get(str(said))
-            # ComfyUI tells them apart in the same way, at the same bound.
+            # The same criterion and threshold as in ComfyUI.
             spread = file.get_tensor(name).float().std(correction=0).item()
         return PREDICTIONS["v" if spread > 0.09 else "epsilon"]
 
     @cached_property
     def components(self) -> dict[str, Shapes]:
-        """The tensors of each component that it has."""
+        """Component to name to shape of its tensors, for each component in the file."""
         components: dict[str, Shapes] = {}
         for name, shape in sorted(self.shapes.items()):
             component = self._component(name)
@@ -202,13 +202,13 @@ class SingleFile:
 
     @property
     def lacking(self) -> tuple[str, ...]:
-        """Components of its kind whose weights it does not have."""
+        """Components of its family that are not in the file."""
         every = dict.fromkeys([self.layout.denoiser, *(part.component for part in self.layout.parts)])
         return tuple(component for component in every if component not in self.components)
 
     @cached_property
     def tables(self) -> dict[str, tuple[Path, str]]:
-        """File and name of the embedding table of each text encoder that it has."""
+        """Text encoder to file and tensor name of its embedding table, for each one in the file."""
         names = {part.component: [part.prefix + each for each in part.tables] for part in self.layout.parts}
         return {
             component: (self.path, name)
@@ -218,7 +218,7 @@ class SingleFile:
         }
 
     def _component(self, name: str) -> str | None:
-        """The component a tensor belongs to; weights of training, such as averages, belong to none."""
+        """The component of a tensor; None for others, such as averages from training."""
         for part in self.layout.parts:
             if name.startswith(part.prefix):
                 return part.component
@@ -226,12 +226,12 @@ class SingleFile:
 
 
 def is_named(name: str) -> bool:
-    """Whether a model of that name is a file."""
+    """Whether a model's name is that of a file, by its suffix."""
     return Path(name).suffix.lower() in (SUFFIX, *PICKLES) and not os.path.isdir(os.path.expanduser(name))
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint rather than, say, a token."""
+    """Whether a file is a checkpoint, and not for example a token file."""
     try:
         return path.suffix.lower() == SUFFIX and _recognise(_shapes(path)) is not None
     except ModelError:
@@ -242,7 +242,7 @@ def read(path: Path) -> SingleFile:
     """Read a checkpoint's header and recognise it.
 
     Raises:
-        ModelError: missing, damaged, a pickle, not a checkpoint, or of a kind that no family has.
+        ModelError: the file is missing, damaged, a pickle, not a checkpoint, or of an unsupported kind.
     """
     if path.suffix.lower() in PICKLES:
         raise ModelError(
@@ -271,10 +271,10 @@ def read(path: Path) -> SingleFile:
 
 
 def header(path: Path) -> Shapes:
-    """Name to shape of every tensor of a safetensors file; no weight is read.
+    """Name to shape of every tensor of a safetensors file; reads only the header.
 
     Raises:
-        OSError, SafetensorError: missing or damaged.
+        OSError, SafetensorError: the file is missing or damaged.
     """
     with safe_open(path, framework="np") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -294,7 +294,7 @@ def _shapes(path: Path) -> Shapes:
 
 
 def _recognise(shapes: Shapes) -> tuple[CheckpointLayout, str] | None:
-    """The layout, and the prefix of the denoiser's tensors."""
+    """The layout, and the prefix of the denoiser's tensors; None for other files."""
     for layout in LAYOUTS:
         for prefix in (DENOISER, "") if layout.bare else (DENOISER,):
             if prefix + layout.sign in shapes:
@@ -303,7 +303,7 @@ def _recognise(shapes: Shapes) -> tuple[CheckpointLayout, str] | None:
 
 
 def _look(shapes: Shapes) -> tuple[str, str]:
-    """What a file is instead of a checkpoint, and what to do."""
+    """What a file is instead of a checkpoint, and advice."""
     for pattern, what, advice in LOOKS:
         if any(re.search(pattern, name) for name in shapes):
             return what, advice
@@ -316,10 +316,10 @@ def _look(shapes: Shapes) -> tuple[str, str]:
 
 
 def _kind(path: Path, layout: CheckpointLayout, shapes: Shapes) -> str:
-    """What diffusers would take it for.
+    """diffusers' name of the kind of checkpoint.
 
     Raises:
-        ModelError: it is a variant that needs more than a text, such as one for inpainting.
+        ModelError: the layout does not support the kind, such as a variant for inpainting.
     """
     import torch
     from diffusers.loaders import single_file_utils
@@ -340,10 +340,10 @@ def _kind(path: Path, layout: CheckpointLayout, shapes: Shapes) -> str:
 
 @dataclass(frozen=True)
 class Base:
-    """A model in diffusers layout on this machine.
+    """A local model in diffusers layout.
 
     Attributes:
-        folder: with its configs and tokenizers, and weights of what a file lacks.
+        folder: with its configs and tokenizers, and the weights that a single file lacks.
         index: its `model_index.json`.
     """
 
@@ -352,7 +352,7 @@ class Base:
     index: Mapping[str, Any]
 
     def has(self, component: str) -> bool:
-        """Whether it is built with that component: some are saved without a large encoder."""
+        """Whether it has a component; some models are saved without a large encoder."""
         match self.index.get(component):
             case [str(), *_]:
                 return True
@@ -360,7 +360,7 @@ class Base:
 
 
 def require_family(file: SingleFile, family: str, base: str) -> None:
-    """Raise ModelError unless the base's family is the file's."""
+    """Raise ModelError unless a file and its base are of the same family."""
     if family != file.layout.family:
         raise ModelError(
             f"{file.path.name} is a checkpoint of the family {file.layout.family}, and {base} a model of {family}: "
@@ -369,11 +369,11 @@ def require_family(file: SingleFile, family: str, base: str) -> None:
 
 
 def require_fit(file: SingleFile, base: Base) -> None:
-    """Compare a file with a base before any weight is read.
+    """Check a file against its base before any weight is read.
 
     Raises:
-        ModelError: a component's weights are neither in the file nor in the base, or the file's denoiser or autoencoder
-            is not the one that the base's configs describe.
+        ModelError: a component's weights are neither in the file nor in the base, or the size of the file's denoiser or
+            autoencoder does not match the base's configs.
     """
     for component in filter(base.has, file.lacking):
         if not any(path.suffix in (SUFFIX, ".bin") for path in base.folder.glob(f"{component}/*")):
@@ -384,14 +384,18 @@ def require_fit(file: SingleFile, base: Base) -> None:
     for component in file.components.keys() & {file.layout.denoiser, "vae"}:
         stored = sum(math.prod(shape) for shape in file.components[component].values())
         spare = stored - _size(component, base)
-        # Some files keep the critic their autoencoder was trained with; a denoiser has nothing to spare.
+        # Some files also have the discriminator of their autoencoder's training; a denoiser has no further weights.
         if spare < 0 or (spare and component == file.layout.denoiser):
             difference = f"{abs(spare)} numbers {'more' if spare > 0 else 'fewer'} than that base's"
             raise _misfit(file, base, f"its {component} has {difference}")
 
 
 def _size(component: str, base: Base) -> int:
-    """How many numbers the component would have by the base's config."""
+    """Number of elements of a component built from the base's config.
+
+    Raises:
+        ModelError: it cannot be built.
+    """
     import diffusers
     import torch
 
@@ -405,17 +409,17 @@ def _size(component: str, base: Base) -> int:
 
 
 def fill(file: SingleFile, pipe: Any, base: Base, dtype: "torch.dtype") -> Any:
-    """A base's pipeline with the file's weights.
+    """Add the file's weights to a base's pipeline.
 
     Args:
-        pipe: the pipeline without the components that the file has.
+        pipe: the base's pipeline, without the components that the file has.
 
     Raises:
-        ModelError: the weights do not fit the configs.
+        ModelError: the weights do not fit the base's configs.
     """
     filled = [component for component in file.components if base.has(component)]
     rest = {name: part for name, part in pipe.components.items() if name not in filled}
-    # Converters and loaders each raise their own class where a tensor is missing or of another shape.
+    # Converters and loaders raise different classes if a tensor is missing or has another shape.
     with boundary(partial(_misfit, file, base)):
         pipe = foreign.load(
             type(pipe).from_single_file,
@@ -428,7 +432,7 @@ def fill(file: SingleFile, pipe: Any, base: Base, dtype: "torch.dtype") -> Any:
     for component in filled:
         module = getattr(pipe, component)
         if hasattr(module, "tie_weights"):
-            # T5's table is stored once, and its encoder reads it under another name.
+            # T5's table is stored once, but its encoder uses it under another name.
             module.tie_weights()
         missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
         if missing:
