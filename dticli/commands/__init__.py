@@ -1,1 +1,1 @@
-"""One file a verb: parse, call, render."""
+"""The commands, one module each: they parse options, call the library, and print results."""

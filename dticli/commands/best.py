@@ -1,4 +1,4 @@
-"""`dti best`: the best of the states that a run kept, in the eyes of judges."""
+"""`dti best`: chooses the best kept state of a run, according to judges."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dticli.evaluation.best import State
 
 OF_STICKERS = ("stickers-b", "stickers-b", "stickers-complex")
-"""Judges and prompts of the bundled model."""
+"""Image judge, text judge and prompt set for the bundled model."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def command(
         )  # fmt: skip
     scores = {}
     for step, token in tokens.items():
-        # The same noise for every state: what differs is the word.
+        # The same noise for every state, so that only the word differs.
         shots = drawing.shots(token.name, asked, settings.seed, count)
         scores[step] = jury.scores(
             token, noun, shots, what=f"step {step}, picture", progress=partial(console.progress, quiet=quiet)

@@ -1,4 +1,4 @@
-"""`dti compare`: words, steps of a run and rescaled twins in one grid."""
+"""`dti compare`: draws words, states of a run and rescaled copies in one grid."""
 
 import os
 from collections.abc import Iterator
@@ -35,8 +35,8 @@ class Compared:
     """A grid that was written.
 
     Attributes:
-        columns: the words, as the grid names them.
-        rows: prompts and seeds.
+        columns: labels of the words.
+        rows: labels of prompts and seeds.
     """
 
     file: Path
@@ -106,7 +106,7 @@ def command(
     columns = [*_with_twins(pipe, opened.family, list(zip(labels, tokens, strict=True)), rescale or [])]
     drawn = []
     for label, token in columns:
-        # One after the other: words of one name, and of different pooling, can stand side by side.
+        # One at a time, so that words with equal names or different pooling can be compared.
         loaded = pipeline.with_words(pipe, opened, settings, [token])
         own = [text.replace("{}", token.name) for text in texts]
         shots = sampler.shots(own, settings.seed, count)
@@ -120,7 +120,11 @@ def command(
 
 
 def _states(word: str) -> list[str]:
-    """The word itself, or every state that a run folder keeps."""
+    """The word itself, or all kept states of a run folder.
+
+    Raises:
+        UsageError: the run keeps no states.
+    """
     from dticli import paths
 
     path = Path(word)
@@ -137,7 +141,7 @@ def _states(word: str) -> list[str]:
 def _with_twins(
     pipe: Any, family: Any, words: "list[tuple[str, Token]]", rules: list[str]
 ) -> "Iterator[tuple[str, Token]]":
-    """Each word with its label, followed by its twins of other norms."""
+    """Each word with its label, followed by its rescaled copies."""
     from dticli.words import conversion, norms, placement
 
     vocabulary = (
@@ -152,7 +156,7 @@ def _with_twins(
 
 
 def _label(source: str) -> str:
-    """A word's column: its file without folder and suffix, a state with its step, or the name it was given."""
+    """The label of a column: NAME of NAME=FILE, or the file's name without folder and suffix, with the step of a state."""
     name, equals, _ = source.partition("=")
     if equals and not os.path.exists(source):
         return name

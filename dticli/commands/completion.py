@@ -1,6 +1,6 @@
-"""What a shell offers behind an option: names dti knows, and files it can read. Imports nothing heavy.
+"""Shell completion of values: known names, and files that dti can read. Imports no slow libraries.
 
-Where nothing fits, shells offer files by themselves.
+If nothing matches, shells complete file names themselves.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from dticli.paths import RUN, SUFFIXES, snapshots
 
 
 def token_files(incomplete: str) -> list[str]:
-    """Token files where the path so far leads, behind `NAME=` too, and behind `dog.run@` the states it keeps."""
+    """Token files that match a path, also after `NAME=`, and kept states after `dog.run@`."""
     name, equals, path = incomplete.rpartition("=")
     run, at, _ = path.rpartition("@")
     steps = snapshots(Path(run)) if at and run.endswith(RUN) else {}
@@ -22,22 +22,22 @@ def token_files(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Folders of runs where the path so far leads."""
+    """Folders of runs that match a path."""
     return _files(incomplete, (RUN,))
 
 
 def words(incomplete: str) -> list[str]:
-    """Runs, and what `token_files` offers."""
+    """Runs, token files and states."""
     return [*runs(incomplete), *token_files(incomplete)]
 
 
 def measured(incomplete: str) -> list[str]:
-    """Models, runs and words, each once."""
+    """Models, runs and words, without duplicates."""
     return list(dict.fromkeys([*models(incomplete), *words(incomplete)]))
 
 
 def subjects(incomplete: str) -> list[str]:
-    """Subjects there are example photos of."""
+    """Subjects with example photos."""
     return _fitting(incomplete, (each.name for each in bundled.subjects()))
 
 
@@ -62,7 +62,7 @@ def schedulers(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """The bundled model, those of the hub on this machine, checkpoints and folders in diffusers layout."""
+    """The bundled model, cached models of the hub, checkpoints, and folders in diffusers layout."""
     from huggingface_hub import constants
 
     stored = Path(constants.HF_HUB_CACHE).glob("models--*--*/snapshots/*/model_index.json")
@@ -80,11 +80,11 @@ OF_SETTINGS: dict[str, Callable[[str], list[str]]] = {
     "init": token_files,
     "prior": token_files,
 }
-"""By the name of the setting."""
+"""Name of a setting to its completion."""
 
 
 def _beside(incomplete: str) -> Path:
-    """The folder that a path leads into so far."""
+    """The folder of a path that is not complete yet."""
     return Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
 
 

@@ -1,4 +1,4 @@
-"""`dti convert`: a token file of any tool in, a file for one program out."""
+"""`dti convert`: writes token files for other programs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """The mean length of a word's vectors in one encoder, before and after."""
+    """The mean norm of a word's vectors in one encoder, before and after."""
 
     encoder: str
     before: float
@@ -38,8 +38,8 @@ class Converted:
     """One word that was written.
 
     Attributes:
-        typed: how the word is written in the program's prompts; None for dti's own form.
-        remark: what else to mind there.
+        typed: how the word is written in the program's prompts; None for dti.
+        remark: what else to note there; None for nothing.
     """
 
     source: str
@@ -144,7 +144,11 @@ def command(
 
 
 def _descriptions(**given: str | None) -> dict[str, str]:
-    """What was given to be recorded."""
+    """The descriptions that were given.
+
+    Raises:
+        UsageError: a text is not one printable line, or the date is invalid.
+    """
     said = {name: text for name, text in given.items() if text}
     for name, text in said.items():
         if not text.isprintable():
@@ -159,7 +163,11 @@ def _descriptions(**given: str | None) -> dict[str, str]:
 def _model(
     token: "Token", option: str | None, base: str | None, variant: str | None, offline: bool, *, needed: bool
 ) -> "Model | None":
-    """The model the word is for: the one that was named, or if one is needed, the recorded one."""
+    """The model of a word: the one on the command line, else the recorded one if it is needed, else None.
+
+    Raises:
+        UsageError: a model is needed, and there is none.
+    """
     from dticli.models import choice, contents
     from dticli.words import base_model
 
@@ -179,7 +187,7 @@ def _model(
 def _prepared(
     token: "Token", model: "Model | None", name: str | None, rule: str | None
 ) -> "tuple[Token, tuple[Rescaled, ...]]":
-    """The word under its new name and at its new length."""
+    """The word, renamed and rescaled, and the changes of its norms."""
     from dticli.models import contents, embeddings
     from dticli.words import conversion, learned_word, norms
 
@@ -222,7 +230,7 @@ def _converted(
 
 
 def _warn(word: "Token", target: Target, model: "Model | None") -> None:
-    """Say so where the file's name would set off the word in ordinary sentences."""
+    """Warn if the word's name in the program is an everyday word, which many prompts contain."""
     from dticli.words import conversion
 
     stem = programs.stem_of(word.name)
@@ -236,7 +244,7 @@ def _warn(word: "Token", target: Target, model: "Model | None") -> None:
 
 
 def _vocabularies(model: "Model | None") -> "Sequence[Mapping[str, int]]":
-    """Those of the tokenizers at hand: the model's, where it was named, and the bundled one's."""
+    """Vocabularies of the tokenizers of the bundled model and, if there is one, of `model`."""
     from dticli import bundled
     from dticli.models import choice, contents
 

@@ -1,4 +1,4 @@
-"""`dti doctor`: is everything there? Each finding says what was looked at, what was found, and what to do."""
+"""`dti doctor`: checks the installation. Each finding says what was checked, what was found, and what to do."""
 
 import importlib
 import importlib.util
@@ -25,7 +25,7 @@ MIN_MEMORY_GIB = 4.0
 MIN_DISK_GIB = 10.0
 HUB_SECONDS = 5.0
 HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-"""What hides GPUs from torch."""
+"""Environment variables that hide GPUs from torch."""
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "huggingface-hub", "pillow", "numpy")
 PLUGINS = {
     "pillow_heif": "HEIC photos: pip install pillow-heif",
@@ -38,7 +38,7 @@ PLUGINS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of a check.
 
     Attributes:
         state: `problem` keeps dti from working; `note` narrows what it can do.
@@ -81,7 +81,7 @@ def command(
 
 
 def examine(*, offline: bool) -> Iterator[Finding]:
-    """Check everything, one finding after another; nothing is downloaded and nothing is left behind."""
+    """Run all checks; nothing is downloaded, and no files are left behind."""
     yield python()
     yield from libraries()
     yield torch_works()
@@ -102,7 +102,7 @@ def python() -> Finding:
 
 
 def libraries() -> Iterator[Finding]:
-    """Versions against those the installation asks for."""
+    """Compare versions with those that the installation requires."""
     from packaging.requirements import Requirement
 
     try:
@@ -125,13 +125,13 @@ def libraries() -> Iterator[Finding]:
 
 
 def torch_works() -> Finding:
-    """Compute something: a broken installation imports, and fails at the first product."""
+    """Compute a matrix product, because a broken installation may import and fail only then."""
     try:
         import torch
 
         torch.ones(8, 8).matmul(torch.ones(8, 8)).sum().item()
     except Exception as error:
-        # A broken installation raises whatever its broken part leads to.
+        # A broken installation can raise any exception.
         advice = "install torch again: https://pytorch.org/get-started"
         return Finding("computing", "problem", first_line(error), advice)
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
@@ -139,7 +139,7 @@ def torch_works() -> Finding:
 
 
 def devices() -> Iterator[Finding]:
-    """What torch can compute on, and whether it does."""
+    """The devices of torch, and whether they work."""
     import torch
 
     if torch.cuda.is_available():
@@ -185,7 +185,7 @@ def bundled_model() -> Finding:
 
 
 def plugins() -> Iterator[Finding]:
-    """Packages that are not needed, and what they are good for."""
+    """Optional packages, and what they are needed for."""
     for module, use in PLUGINS.items():
         if importlib.util.find_spec(module) is None:
             yield Finding(module, "note", "not installed", f"only needed for {use}")
@@ -193,7 +193,7 @@ def plugins() -> Iterator[Finding]:
         try:
             importlib.import_module(module)
         except Exception as error:
-            # It may want libraries that are not there, and raise what it likes.
+            # It may lack system libraries, and can raise any exception.
             found = f"installed, and cannot be imported: {first_line(error)}"
             yield Finding(module, "note", found, f"only needed for {use} --force-reinstall")
         else:
@@ -201,7 +201,7 @@ def plugins() -> Iterator[Finding]:
 
 
 def cache() -> Iterator[Finding]:
-    """Whether downloads can be kept, and how much fits."""
+    """Whether the download cache is writable, its free space, and interrupted downloads."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
@@ -229,7 +229,7 @@ def cache() -> Iterator[Finding]:
 
 
 def hub() -> Finding:
-    """Whether the model hub answers, and knows the user; gated models need both."""
+    """Whether the model hub answers, and the user is logged in; gated models need both."""
     from huggingface_hub import constants, get_token
 
     problem = _problem(lambda: _ask(constants.ENDPOINT))
@@ -252,6 +252,6 @@ def _problem(action: Callable[[], None]) -> str | None:
     try:
         action()
     except Exception as error:
-        # The client's own classes, and those of whatever carries its requests.
+        # The client and its HTTP library have their own classes.
         return first_line(error)
     return None

@@ -1,4 +1,4 @@
-"""`dti evaluate`: token files and photos in, figures out; or a whole plan of methods, subjects and seeds."""
+"""`dti evaluate`: judges pictures of words, or carries out a plan of methods, subjects and seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A word, judged.
+    """The figures of a word.
 
     Attributes:
-        noun: what stood in the word's place in the sentences the judge read.
+        noun: replaced the word in the prompts for the judge.
+        pictures: number of its pictures.
         likeness, alignment: means over prompts.
-        elements: share of pictures that show each element, where the judge looks for elements.
-        leakage: how often one of two things shows the other's colour.
+        elements: share of pictures that show each element; empty if the judge does not look for elements.
+        leakage: how often one of two things shows the other's colour; None if that is not applicable.
     """
 
     source: str
@@ -44,10 +45,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All words, beside each other.
+    """The figures of all words.
 
     Attributes:
-        photos: how many the pictures were compared with.
+        photos: number of photos that the pictures were compared with.
     """
 
     model: str
@@ -67,7 +68,7 @@ class Evaluation:
                 f"likeness {word.likeness}, alignment {word.alignment}"
             )
             if word.elements:
-                # The word's own noun is in the list, and not in the figure: a class word drawn well is no obedience.
+                # Alignment excludes the word's own noun, which does not show that the rest of a prompt is followed.
                 shares = ", ".join(f"{name} {share:.0%}" for name, share in word.elements.items())
                 leaked = (
                     ""
@@ -213,7 +214,7 @@ def _words(
     device = devices.pick_device(settings.device)
     shots = [drawing.shots(token.name, asked, settings.seed, how.count) for token in tokens]
     kept = [drawing.files(out / str(index), each) if out else [] for index, each in enumerate(shots)]
-    # Before the first picture: a file in the way, or a judge that is not there, must not cost the drawing.
+    # Existing files and missing judges are found before the first picture is drawn.
     atomic.require_writable([file for each in kept for file in each], force=force)
     with console.busy(f"loading judges and {opened.model.label}", quiet=how.quiet):
         jury = Jury.load(

@@ -1,4 +1,4 @@
-"""`dti example`: photos to try the tool on."""
+"""`dti example`: writes example photos."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Copied:
 
 @dataclass(frozen=True)
 class Listing:
-    """Subjects there are photos of."""
+    """Subjects with example photos."""
 
     subjects: tuple[str, ...]
 

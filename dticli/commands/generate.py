@@ -1,4 +1,4 @@
-"""`dti generate`: prompts and token files in, pictures out."""
+"""`dti generate`: draws pictures of prompts with learned words."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -108,7 +108,7 @@ def command(
     targets = _targets(out, shots, force=force)
     atomic.require_writable([*targets, *([grid] if grid else [])], force=force)
     with console.busy(f"loading {opened.model.label}", quiet=quiet):
-        # Imports torch: whatever is wrong with the command is known by now.
+        # This imports torch, so the command line is checked before.
         from dticli.draw import pipeline
 
         loaded = pipeline.load(opened, settings, tokens)
@@ -122,9 +122,12 @@ def command(
 
 
 def _targets(out: Path, shots: "Sequence[Shot]", *, force: bool) -> list[Path]:
-    """A file for each picture: `out` itself for one, where it is named like a picture, or numbered in that folder.
+    """A file for each picture: `out` itself for one picture if it has a suffix of pictures, else numbered files in that folder.
 
-    Numbers go on after those that are there, unless these are to be replaced.
+    Numbers continue after those of existing pictures unless `force` is set.
+
+    Raises:
+        UsageError: `out` names one file for several pictures, or cannot be written.
     """
     from dticli.draw import pictures
 
@@ -142,7 +145,11 @@ def _targets(out: Path, shots: "Sequence[Shot]", *, force: bool) -> list[Path]:
 
 
 def _prompts(given: Sequence[str], source: str | None) -> list[str]:
-    """Prompts of the command line, then those of the file."""
+    """Prompts of the command line, then those of the file; at least one.
+
+    Raises:
+        UsageError: there are none, or as `read_prompts`.
+    """
     texts = read_prompts(given, source)
     if not texts:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""`dti info`: what a token file holds, where it loads, and how it is typed there."""
+"""`dti info`: shows the content of a token file, which programs can load it, and how its word is written there."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Vectors:
     """A word's vectors in one encoder.
 
     Attributes:
-        encoder: its key; None if the file does not say it and the width does not tell.
-        file, tensor: where they are stored.
-        stored: shape and dtype there.
-        norms: length of each.
+        encoder: its key; None if neither the file nor the width determines it.
+        file, tensor: names of the file and of the tensor in it.
+        stored: dtype and shape there.
+        norms: of each vector.
     """
 
     encoder: str | None
@@ -47,15 +47,14 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Info:
-    """A word and its files. Text of the file is made printable: strangers wrote it.
+    """A word and its files. Texts of the file, which is not trusted, are made printable.
 
     Attributes:
-        families: it can be for; the recorded one alone if there is one.
-        learned_on: model, if recorded.
+        families: possible model families; only the recorded one if there is one.
+        learned_on: the recorded model; None if there is none.
         content_hash: SHA-256 of the vectors, as in `modelspec.hash_sha256`.
-        metadata: of the file.
         repairs: made while reading, one phrase each.
-        programs: where it loads.
+        programs: whether and how each program can use it.
     """
 
     source: str
@@ -113,7 +112,7 @@ def command(
 
 
 def _family(model: str, offline: bool) -> str:
-    """Name of the model's family."""
+    """The name of a model's family."""
     from dticli.models import choice, contents
 
     return contents.family(choice.choose(model, offline=offline)).name

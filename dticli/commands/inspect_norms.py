@@ -1,4 +1,4 @@
-"""`dti inspect-norms`: how long a model's embedding rows are, and where learned words stand among them."""
+"""`dti inspect-norms`: shows the norms of a model's embeddings, and where learned words lie among them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ ROWS = 20
 
 @dataclass(frozen=True)
 class Standing:
-    """One vector of a word in one encoder's vocabulary; `cosine_to_init` is None where the init word is not one row."""
+    """A vector of a word, compared with an encoder's vocabulary; `cosine_to_init` is None if the init is not a single row."""
 
     token: str
     file: str
@@ -55,11 +55,11 @@ class Standing:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A model's vocabularies, and words in them.
+    """A model's vocabularies, and words compared with them.
 
     Attributes:
-        keys: what token files call the encoder of each vocabulary.
-        theory: what the paper's arguments for a fixed norm say about each encoder, by component.
+        theory: component to which of the paper's arguments for a fixed norm apply.
+        keys: the encoder's key in token files, for each vocabulary.
     """
 
     model: str
@@ -73,7 +73,7 @@ class Inspected:
         for summary in self.vocabularies:
             yield from _summary_lines(self.model, summary)
             yield f"  theory: {self.theory[summary.encoder]}"
-            # Whoever asks about a word wants to see the word.
+            # The histogram is left out if words are shown.
             if not self.standings:
                 yield from _histogram(summary)
         for standing in self.standings:
@@ -122,14 +122,14 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Followed:
-    """How norm and direction of a word went through its run: entries of the log."""
+    """Norm and direction of a word along its run: the entries of the log."""
 
     run: str
     steps: tuple[Mapping[str, Any], ...]
 
     def lines(self) -> Iterator[str]:
         yield f"{self.run}: {len(self.steps)} steps logged"
-        # Some rows are enough for an eye; JSON has them all.
+        # Only some rows; JSON has all of them.
         every = -(-len(self.steps) // ROWS) if self.steps else 1
         for entry in dict.fromkeys([*range(every - 1, len(self.steps), every), len(self.steps) - 1]):
             step = self.steps[entry]
@@ -151,7 +151,7 @@ class Followed:
 
 @dataclass(frozen=True)
 class NormsReport:
-    """All models and runs asked about."""
+    """All requested models and runs."""
 
     models: tuple[Inspected, ...]
     runs: tuple[Followed, ...] = ()
@@ -163,7 +163,7 @@ class NormsReport:
             yield from followed.lines()
 
     def panels(self) -> "Iterator[Panel]":
-        """What --plot draws."""
+        """The panels of the chart of --plot."""
         for inspected in self.models:
             yield from inspected.panels()
         for followed in self.runs:
@@ -230,7 +230,7 @@ def command(
     tokens = [repositories.read(each, offline=offline).token for each in files]
     labels = paths.told_apart(files, lambda file: Path(file).name)
     names = [each for each in targets if each not in files]
-    # Each token goes with its own model; several models named on the command line see every token.
+    # Tokens are compared with all models on the command line, or else each with its own model.
     wanted: dict[str | None, list[int]] = {name: list(range(len(tokens))) for name in names}
     recorded = [base_model.usable_model(token.metadata) for token in tokens]
     if not names:
@@ -257,10 +257,10 @@ def _finish(report: NormsReport, plot: Path | None, json: bool) -> None:
 
 
 def _followed(folder: Path) -> Followed:
-    """What a run's log says.
+    """Read a run's log.
 
     Raises:
-        InputError: there is no log.
+        InputError: there is none.
     """
     from dticli.errors import InputError
     from dticli.learn.run_folder import read_log
@@ -295,7 +295,7 @@ def _inspect(model: "Model", tokens: "Sequence[tuple[str, Token]]", probe: bool)
 def _probed(
     model: "Model", tables: "Mapping[str, Table]", tokens: "Sequence[tuple[str, Token]]"
 ) -> "tuple[Probed, ...]":
-    """What each encoder makes of the vocabulary, of the words, and of the words at the vocabulary's mean length."""
+    """Probe each encoder with its vocabulary, the words, and the words at the vocabulary's mean norm."""
     from dticli import sphere
     from dticli.models import contents, devices, loading
     from dticli.words import learned_word, norms
@@ -355,7 +355,7 @@ def _summary_lines(model: str, summary: "Summary") -> Iterator[str]:
 
 def _histogram(summary: "Summary") -> Iterator[str]:
     most = max(summary.counts)
-    # Half of the bins are enough for an eye; JSON has them all.
+    # Pairs of bins; JSON has all of them.
     for index in range(0, len(summary.counts), 2):
         count = sum(summary.counts[index : index + 2])
         bar = "#" * -(-BAR * count // (2 * most)) if count else ""

@@ -1,4 +1,4 @@
-"""`dti interpolate`: what lies between learned words, as pictures or an animation."""
+"""`dti interpolate`: draws the path between learned words, as pictures or an animation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ PROMPT = "a photo of {}"
 
 @dataclass(frozen=True)
 class Spacing:
-    """How evenly a path changes in a judge's eyes.
+    """How evenly a path changes, according to a judge.
 
     Attributes:
-        positions: where on the path the frames lie, 0 to 1.
+        positions: of the frames on the path, 0 to 1.
         before, after: largest change between neighbouring frames as a multiple of the mean, in equal steps and as drawn.
     """
 
@@ -50,11 +50,11 @@ class Spacing:
 
 @dataclass(frozen=True)
 class Interpolated:
-    """What was drawn.
+    """An interpolation that was drawn.
 
     Attributes:
-        frames: words drawn, ends included.
-        degrees: angle between neighbouring words, by encoder, mean over vectors.
+        frames: number of mixes, including the words themselves.
+        degrees: for each pair of neighbouring words, the angle by encoder, mean over vectors.
     """
 
     file: Path
@@ -189,7 +189,7 @@ def command(
         loaded = pipeline.load(opened, settings, tokens)
 
     def draw(way: "Sequence[Weights]") -> "list[list[Image]]":
-        """Pictures of each mix, one per prompt."""
+        """For each mix, one picture per prompt."""
         drawn = pipeline.draw_mixes(
             loaded, opened, way, path, texts, [settings.seed], settings, progress=shown
         )
@@ -215,9 +215,12 @@ def command(
 
 
 def _respaced(frames: "Sequence[Sequence[Image]]", eyes: "Eyes") -> tuple[list[float], float]:
-    """Positions at which neighbours would differ equally, and by how much more than the mean any two differ.
+    """Positions in [0, 1] at which neighbouring frames would differ equally, and the largest change relative to the mean.
 
-    Neighbours differ by the angle between the judge's features, mean over prompts; between them, change is taken to be steady.
+    Change is the angle between the judge's features, mean over prompts, and is interpolated linearly between frames.
+
+    Raises:
+        UsageError: the judge sees no change.
     """
     import numpy as np
 
@@ -231,6 +234,6 @@ def _respaced(frames: "Sequence[Sequence[Image]]", eyes: "Eyes") -> tuple[list[f
         )
     passed = np.concatenate([[0.0], changes.cumsum() / changes.sum()])
     even = np.linspace(0, 1, len(frames))
-    # The ends stay the words themselves, even where nothing changes beside them.
+    # The ends are always the words themselves, even if nothing changes next to them.
     positions = [0.0, *np.interp(even[1:-1], passed, even).tolist(), 1.0]
     return positions, float(changes.max() / changes.mean())

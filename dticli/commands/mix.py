@@ -1,4 +1,4 @@
-"""`dti mix`: token files in, the word between them out."""
+"""`dti mix`: writes a mix of words."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dticli.commands.options import Debug, Force, Json
 from dticli.errors import UsageError
 from dticli.settings import PathKind
 
-# What a mix still shares with the first word: its model, not how that was learned.
+# Metadata that a mix takes from the first word: about its model, not about its training.
 KEPT = frozenset(
     {"dti.model", "dti.model_kind", "dti.family", "dti.tables", "dti.lstrip", "dti.magnitude"}
     | {f"modelspec.{name}" for name in ("sai_model_spec", "architecture", "implementation", "resolution")}
@@ -22,11 +22,11 @@ KEPT = frozenset(
 
 @dataclass(frozen=True)
 class MixedWord:
-    """One of the words mixed.
+    """One of the mixed words.
 
     Attributes:
-        share: its weight, all together being 1.
-        degrees: angle between it and the mix, by encoder, mean over vectors.
+        share: its weight; all weights sum to 1.
+        degrees: its angle to the mix by encoder, mean over vectors.
     """
 
     source: str
@@ -122,7 +122,11 @@ def command(
 
 
 def _weights(text: str | None, count: int) -> list[float]:
-    """Numbers as they were typed, or of all the same."""
+    """The weights on the command line; equal weights by default.
+
+    Raises:
+        UsageError: there are not `count` numbers.
+    """
     if text is None:
         return [1.0] * count
     try:

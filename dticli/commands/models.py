@@ -1,4 +1,4 @@
-"""`dti models`: the families dti can teach, and what a given model is made of."""
+"""`dti models`: lists the supported families, or describes a model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """Every family."""
+    """All families."""
 
     families: tuple[Family, ...]
 
@@ -29,11 +29,11 @@ class Known:
 
 @dataclass(frozen=True)
 class FamilyDescription:
-    """One model.
+    """The description of a model.
 
     Attributes:
-        parameters: numbers stored for each component; those in other files than safetensors are left out.
-        weights: what these take in every precision; empty where some are left out.
+        parameters: number of stored elements by component; components in files other than safetensors are left out.
+        weights: memory of the weights in every precision; empty if components are left out.
     """
 
     model: str
@@ -53,7 +53,7 @@ class FamilyDescription:
 
 @dataclass(frozen=True)
 class Descriptions:
-    """All models asked about."""
+    """All requested models."""
 
     models: tuple[FamilyDescription, ...]
 

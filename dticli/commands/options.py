@@ -1,4 +1,4 @@
-"""Command-line options made from settings: name, type, range, help and default are written once, in `settings`."""
+"""Command-line options generated from `settings`, which defines name, type, range, help and default."""
 
 import inspect
 import sys
@@ -58,7 +58,7 @@ def read_prompts(given: Sequence[str], source: str | None) -> list[str]:
     """Prompts of the command line, then those of the file, without empty ones.
 
     Raises:
-        UsageError: the file cannot be read, or a prompt is no text.
+        UsageError: the file cannot be read, or tokenizers cannot process a prompt.
     """
     from dticli.words import texts
 
@@ -83,7 +83,7 @@ def read_templates(given: Sequence[str], source: str | None, default: Sequence[s
 
 
 def drawing_settings(given: Mapping[str, Any], opened: "Opened") -> GenerateSettings:
-    """How to draw with a model: the command line's settings, then the model's own. Prints a seed that was drawn at random."""
+    """Settings of drawing from the command line, then from the model's folder. Prints a random seed."""
     settings = resolve(GenerateSettings, given, model_layer(opened.model.folder, "generate"))
     if given["seed"] == ANY_SEED:
         console.notice(f"seed: {settings.seed}")
@@ -96,7 +96,7 @@ def _lines(source: str) -> list[str]:
         return files.read_text(source, UsageError, advice).splitlines()
     try:
         text = sys.stdin.read(files.MAX_TEXT)
-        # Python hands bytes that are no text on as half characters in some locales.
+        # In some locales, Python decodes invalid bytes as surrogates, which this refuses.
         text.encode()
         return text.splitlines()
     except (OSError, ValueError) as error:
@@ -107,12 +107,12 @@ def _lines(source: str) -> list[str]:
 def with_settings(
     kind: type[Settings], defaults: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each field of `kind`, besides the parameters it declares itself.
+    """Decorator that adds an option for each field of `kind` to those that a command declares.
 
-    The command must take a parameter `given`: a dict of the options that were set on the command line.
+    The command's parameter `given` gets a dict of all fields, with None for options that were not set.
 
     Args:
-        defaults: what help shows as default for fields whose default depends on the model.
+        defaults: defaults to show in help, for fields whose default depends on the model.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +120,7 @@ def with_settings(
         fields = {name: field for name, field in kind.model_fields.items() if not field.exclude}
 
         def wrapped(**values: Any) -> Any:
-            # A list that was not given comes as an empty one.
+            # Typer passes an empty list for a list option that was not set.
             given = {name: None if (value := values.pop(name)) == [] else value for name in fields}
             return command(given=given, **values)
 
@@ -136,7 +136,7 @@ def with_settings(
 
 
 def _parameter(kind: type[Settings], name: str, field: FieldInfo, shown: str | None) -> inspect.Parameter:
-    """The option of one field; its default is None, so that lower layers of settings can speak."""
+    """The option of a field; its default is None, so that lower layers of settings apply."""
     flag = f"--{name.replace('_', '-')}"
     base = _base_type(field.annotation)
     names = [f"{flag}/--no-{flag[2:]}"] if base is bool else [flag]
@@ -154,14 +154,14 @@ def _parameter(kind: type[Settings], name: str, field: FieldInfo, shown: str | N
 
 
 def _group(kind: type[Settings], name: str, field: FieldInfo) -> Group:
-    """That of the field, or else of the class that declares it."""
+    """The group of a field, or that of the class which declares it."""
     own = next((each for each in field.metadata if isinstance(each, Group)), None)
     owners = (base for base in kind.__mro__ if issubclass(base, Settings))
     return own or next(base.group for base in owners if name in inspect.get_annotations(base))
 
 
 def _base_type(annotation: Any) -> Any:
-    """The plain type: without None, without constraints."""
+    """A field's type without None and constraints; a list for a tuple."""
     if typing.get_origin(annotation) is Annotated:
         return _base_type(typing.get_args(annotation)[0])
     arguments = [each for each in typing.get_args(annotation) if each is not type(None)]
@@ -173,14 +173,14 @@ def _base_type(annotation: Any) -> Any:
 
 
 def _default(field: FieldInfo, shown: str | None) -> str:
-    """What help says about the default; nothing where the description says it or there is none."""
+    """The default as shown in help; empty if there is none, or it is None, False or ()."""
     if shown is None and (field.is_required() or any(field.default is each for each in (None, False, ()))):
         return ""
     return f" Default: {shown or field.default}."
 
 
 def _range(field: FieldInfo, base: Any) -> dict[str, Any]:
-    """Inclusive bounds as Typer takes them; open ones are left to the settings."""
+    """Typer's options for inclusive bounds; exclusive bounds are checked by the settings only."""
     if base not in (int, float):
         return {}
     bounds = {}
@@ -193,7 +193,7 @@ def _range(field: FieldInfo, base: Any) -> dict[str, Any]:
 
 
 def _constraints(field: FieldInfo) -> list[Any]:
-    """Constraints of the field, and of the alternative to None in its annotation."""
+    """Constraints of a field, also those inside of an optional type."""
     found = list(field.metadata)
     for part in typing.get_args(field.annotation):
         for extra in getattr(part, "__metadata__", ()):

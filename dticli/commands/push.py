@@ -1,4 +1,4 @@
-"""`dti push`: a word to the hub, with a card and pictures."""
+"""`dti push`: uploads a word to the hub, with a card and pictures."""
 
 import io
 import re
@@ -25,7 +25,7 @@ MAX_PICTURE = 16 * 2**20
 
 @dataclass(frozen=True)
 class Pushed:
-    """A word that is on the hub.
+    """A word that was uploaded.
 
     Attributes:
         files: in the repository.
@@ -84,7 +84,7 @@ def command(
 
 
 def _pictures(paths: Sequence[Path]) -> "list[CardPicture]":
-    """Example pictures under names that are plain and differ."""
+    """Example pictures, with distinct names of plain characters."""
     pictures = []
     for number, path in enumerate(paths):
         pictures.append(_picture(path, number))
@@ -117,7 +117,7 @@ def _picture(path: Path, number: int) -> "CardPicture":
 
 
 def _without_exif(image: "Image", kind: str) -> bytes | None:
-    """The picture without what cameras add, such as the place; None if there is nothing of it."""
+    """The picture without its EXIF data, such as the location, rotated upright; None if it has none."""
     from PIL import ImageOps
 
     if not image.getexif():

@@ -1,4 +1,4 @@
-"""`dti report`: a word and its run on one page."""
+"""`dti report`: writes an HTML page about a word and its run."""
 
 import os
 from collections.abc import Iterator
@@ -66,7 +66,11 @@ def command(
 
 
 def _target(word: str, out: Path | None, *, many: bool) -> Path:
-    """Where a word's page goes."""
+    """The file of a word's page.
+
+    Raises:
+        UsageError: `out` does not end in .html or .htm.
+    """
     path = Path(word)
     if out is None:
         return path / "report.html" if os.path.isdir(path) else Path(f"{path.stem}.html")

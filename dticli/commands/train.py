@@ -1,4 +1,4 @@
-"""`dti train`: photos in, token file out."""
+"""`dti train`: learns a word from photos."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,9 +42,10 @@ class Framed:
 
     Attributes:
         size: (height, width) of the photo in pixels.
-        resized: (height, width) it is scaled to.
-        window: (height, width) of its crops there.
-        enlarged: it is smaller than its crops.
+        resized: (height, width) after scaling.
+        window: (height, width) of its crops.
+        crops: number of its crops.
+        enlarged: whether it is scaled up.
     """
 
     name: str
@@ -68,16 +69,17 @@ class Framed:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a run would use, and what stands in its way.
+    """The photos, captions and memory of a run, and its problems.
 
     Attributes:
-        skipped: names with reasons.
-        others: files that are no pictures.
-        folders: how many photos are from sub-folders, if any.
+        skipped: names of files, with reasons.
+        others: number of files that are not pictures.
+        folders: a sentence about photos in subfolders; None without.
+        crops: number of all crops.
         problems: photos without a usable caption.
-        unused: files with captions that were not asked for.
-        cut: captions longer than an encoder reads.
-        memory: what weights and activations take; None where weights are not safetensors files.
+        unused: a remark about caption files that are not used; None without.
+        cut: captions that are longer than an encoder reads.
+        memory: estimate for weights and activations; None if weights are not safetensors files.
     """
 
     photos: tuple[Framed, ...]
@@ -108,7 +110,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class CheckedWords:
-    """What the runs of several words would use."""
+    """The checks of several words."""
 
     words: Mapping[str, Checked]
 
@@ -119,7 +121,7 @@ class CheckedWords:
 
 
 def _family_defaults() -> dict[str, str]:
-    """Defaults as help shows them: the values that families have, which `dti models` lists by family."""
+    """Defaults to show in help: the values of all families, which `dti models` lists by family."""
     shown = {}
     for name in families.TABLE[0].defaults.__dataclass_fields__:
         *others, last = sorted({getattr(family.defaults, name) for family in families.TABLE})
@@ -209,7 +211,7 @@ def command(
         _require_ready(jobs, how)
         if resume and team.first:
             _tell_fresh(jobs)
-    # Imports torch: files and settings are checked by now.
+    # This imports torch, so files and settings are checked before.
     with console.busy("loading", quiet=quiet):
         _require_known(jobs)
     if preset:
@@ -230,7 +232,7 @@ def command(
 
 
 ANY_WORD = {"token": "<word>", "init": "photo"}
-"""What photos are checked with where no word is named: every vocabulary has the latter, and photos do not depend on either."""
+"""Settings of --check without a word; photos depend on neither, and every vocabulary contains `photo`."""
 
 
 def _jobs(
@@ -244,7 +246,7 @@ def _jobs(
     check: bool,
     quiet: bool,
 ) -> "tuple[Job, ...]":
-    """Every word asked for, on one model."""
+    """The jobs of all words, on one model."""
     with console.busy("loading", quiet=quiet):
         from dticli.learn import jobs
         from dticli.words import base_model
@@ -268,7 +270,7 @@ def _jobs(
 
 
 def _require_ready(jobs: "Sequence[Job]", how: How) -> None:
-    """Find captions that are missing and files in the way."""
+    """Raise an error if captions are missing, or files exist or cannot be written."""
     for job in jobs:
         job.captions.require_usable()
         job.require_writable()
@@ -277,7 +279,7 @@ def _require_ready(jobs: "Sequence[Job]", how: How) -> None:
 
 
 def _tell_fresh(jobs: "Sequence[Job]") -> None:
-    """Say of which words there is nothing to continue: the name may be mistaken."""
+    """Tell which words have no run to continue, because their name may be misspelled."""
     from dticli.photos.albums import listed
 
     if fresh := [str(job.folder.path) for job in jobs if not job.folder.states()]:
@@ -285,9 +287,9 @@ def _tell_fresh(jobs: "Sequence[Job]") -> None:
 
 
 def _require_known(jobs: "Sequence[Job]") -> None:
-    """Find noise that is not trained here, and words the model does not know, before it is loaded.
+    """Raise an error if the noise process is not supported, or the model does not know a word, before it is loaded.
 
-    One of the hub is asked for words once it is here.
+    Words are checked only for local models; for models on the hub, after the download.
     """
     from dticli.learn import initial_rows
     from dticli.models import contents
@@ -304,7 +306,7 @@ def _require_known(jobs: "Sequence[Job]") -> None:
 
 
 def _fitted(job: "Job", preset: str, given: Mapping[str, Any]) -> "Job":
-    """The job with what the preset changes, which is printed."""
+    """The job with the settings that the preset changes, which are printed."""
     from dticli.models import footprint
 
     said = [name for name, value in given.items() if value is not None]
@@ -382,10 +384,10 @@ def _check(job: "Job", tokenizers: Sequence[Any], memory: "Memory | None") -> Ch
 
 
 def _each(jobs: "tuple[Job, ...]", together: int, team: "Ranks", how: How, json: bool) -> None:
-    """Learn and show this process's share of the words; a word that fails does not stop the others.
+    """Learn this process's share of the words and print the results; the others continue after a word has failed.
 
     Args:
-        together: how many learn side by side.
+        together: number of words that are learned at the same time.
 
     Raises:
         DtiError: of the class of the first failure, after all words were tried.
@@ -409,7 +411,7 @@ def _each(jobs: "tuple[Job, ...]", together: int, team: "Ranks", how: How, json:
             trained.append(result)
     if trained:
         console.show(TrainedWords(tuple(trained)), as_json=json)
-    # A launcher ends all processes when one fails: those that still learn are waited for.
+    # A launcher stops all processes when one fails, so wait for the others.
     team.largest(len(failed))
     if failed:
         names = ", ".join(token for token, _ in failed)
@@ -421,7 +423,7 @@ def _each(jobs: "tuple[Job, ...]", together: int, team: "Ranks", how: How, json:
 
 
 def _report(job: "Job") -> None:
-    """Where pictures were drawn of a word that is learned, write the page that shows them."""
+    """Write the report of a learned word if previews were drawn."""
     if job.settings.preview:
         from dticli import atomic
         from dticli.report import gathering, page
@@ -431,14 +433,14 @@ def _report(job: "Job") -> None:
             report = gathering.gather(str(job.target), offline=True)
             atomic.write_text(target, page.html(report))
         except DtiError as error:
-            # The word is there, and the page can be made again.
+            # The word is written, and the report can be made again.
             console.warn(f"no report: {error}")
         else:
             console.notice(f"report: {target}")
 
 
 def _one(job: "Job", team: "Ranks", how: How) -> Trained | None:
-    """Learn one word with all processes; the result is the first one's."""
+    """Learn one word with all processes; the first one returns the result, and others None."""
     from dticli.learn import run
 
     load = lifecycle.loader(job, team, quiet=how.quiet)

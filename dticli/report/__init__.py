@@ -1,1 +1,1 @@
-"""A word and its run on one page: gathered from their files, drawn as charts, and written as self-contained HTML."""
+"""Reports of a word and its run, as a self-contained HTML page."""

@@ -1,4 +1,4 @@
-"""Line charts and histograms as SVG that takes its colours from the page's style sheet."""
+"""Line charts and histograms as SVG, with colours from the page's style sheet."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 40
 POINTS = 400
-"""A line of more points is thinned out: the page is no wider."""
+"""Lines with more points are thinned out, because the page is not wider."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Line:
     """A series.
 
     Attributes:
-        points: (x, y) by rising x.
+        points: (x, y), with increasing x.
         band: half the height of the band around each point; empty for none.
     """
 
@@ -46,7 +46,7 @@ class _Frame:
 
 
 def lines(series: Sequence[Line], *, title: str, x: str, y: str) -> Markup:
-    """Lines over a common x axis, with bands behind them and a legend where there are several."""
+    """Lines over a common x axis, with their bands, and a legend if there are several lines."""
     shown = [_thinned(each) for each in series]
     # A band may be far wider than its line wanders: the line decides the frame, with room for most of the band.
     edges = [
@@ -76,10 +76,11 @@ def lines(series: Sequence[Line], *, title: str, x: str, y: str) -> Markup:
 def histogram(
     counts: Sequence[int], edges: Sequence[float], marks: Sequence[tuple[str, float]], *, title: str, x: str
 ) -> Markup:
-    """Bars of counts between edges, and a named upright line at each mark.
+    """Bars of counts between edges, and a labelled vertical line at each mark.
 
     Args:
-        edges: one more than counts.
+        edges: one more than `counts`.
+        marks: (label, x).
     """
     places = [*edges, *(value for _, value in marks)]
     frame = _Frame(_span(places), (0.0, max(counts) * 1.05))
@@ -155,7 +156,7 @@ def _legend(names: Sequence[str]) -> Markup:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`: 1, 2 or 5 times a power of ten apart, at most `most` + 1."""
+    """At most `most` + 1 round numbers from `low` to `high`, in steps of 1, 2 or 5 times a power of ten."""
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(each for each in (1, 2, 5, 10) if (high - low) / (step * each) <= most)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -163,7 +164,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Least and greatest value; never empty."""
+    """Least and greatest value, widened if they are equal."""
     low, high = min(values), max(values)
     if high > low:
         return low, high

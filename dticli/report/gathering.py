@@ -1,4 +1,4 @@
-"""What a report shows, gathered from a word's file, the folder of its run, its photos and its model's vocabulary."""
+"""Gathers the content of a report from a word's file, the folder of its run, its photos and its model's vocabulary."""
 
 import json
 import logging
@@ -34,9 +34,9 @@ from dticli.words.learned_word import Token
 
 LOG = logging.getLogger(__name__)
 MULTIPLE = 8
-"""Of the autoencoders of most models: what sides of pictures are multiples of, where the model is not there to say."""
+"""Sides of pictures are multiples of this if the model cannot be read; that of most models' autoencoders."""
 MOST_STATES = 24
-"""Rows of a table of nearest words; more states are thinned out."""
+"""Most states in a table of nearest words; more are thinned out."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Window:
-    """What a crop shows of its photo, in per cent of the photo's width and height."""
+    """Position of a crop, in per cent of the photo's width and height."""
 
     left: float
     top: float
@@ -78,7 +78,7 @@ class ShownPhoto:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing with its heading and a sentence on how to read it."""
+    """A chart with a heading and an explanation."""
 
     title: str
     svg: Markup
@@ -87,12 +87,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything on the page; parts that nothing is known of are empty, and a `_note` says why.
+    """The content of the page; unknown parts are empty, and some have a `_note` that says why.
 
     Attributes:
         facts, settings, machine, metadata, evaluation: names with values.
-        nearest: encoder to (step, words).
-        programs: titles with how the word is used there.
+        nearest: for each encoder, (step, words).
+        programs: names, with how the word is written there.
         command: repeats the run.
     """
 
@@ -117,20 +117,21 @@ class Report:
 
     @property
     def gallery(self) -> list[tuple[str, list[Strip]]]:
-        """Strips by their prompts."""
+        """Strips by prompt."""
         prompts = dict.fromkeys(strip.prompt for strip in self.strips)
         return [(prompt, [each for each in self.strips if each.prompt == prompt]) for prompt in prompts]
 
 
 def gather(source: str, evaluation: Path | None = None, *, offline: bool = False) -> Report:
-    """Everything about a word.
+    """Gather everything about a word.
 
     Args:
-        source: a token file, hub id or state `dog.run@200`; or the folder of a run.
-        evaluation: what `dti evaluate --json` printed.
+        source: a token file, hub id, state such as `dog.run@200`, or folder of a run.
+        evaluation: file with the output of `dti evaluate --json`.
 
     Raises:
-        InputError: no word there, or the evaluation is none of it.
+        InputError: there is no word, or the evaluation has no figures of it.
+        DtiError: as `repositories.read`; UsageError if the run's settings are damaged.
     """
     run = _run_of(source)
     file = _word_of(run) if run and Path(source) == run.path else source
@@ -165,7 +166,7 @@ def gather(source: str, evaluation: Path | None = None, *, offline: bool = False
 
 
 def _run_of(source: str) -> RunFolder | None:
-    """The run folder a word came from: named itself, beside the word, or the one that kept it."""
+    """The folder of a word's run: the source itself, that beside the word, or that of a kept state; None without settings."""
     if kept := paths.SNAPSHOT.fullmatch(source):
         return RunFolder(Path(kept["run"]))
     path = Path(source)
@@ -174,7 +175,11 @@ def _run_of(source: str) -> RunFolder | None:
 
 
 def _word_of(run: RunFolder) -> Path:
-    """The word beside a run, or of a run that is not finished, the latest state it kept."""
+    """The word beside a run, or the latest kept state if the run is not finished.
+
+    Raises:
+        InputError: there is neither.
+    """
     finished = run.path.with_suffix(".safetensors")
     if os.path.isfile(finished):
         return finished
@@ -193,7 +198,7 @@ def _settings(run: RunFolder) -> TrainSettings:
 def _vocabulary(
     token: Token, settings: TrainSettings | None, offline: bool
 ) -> tuple[dict[str, Table], int, str]:
-    """The vocabularies of the word's model by encoder, what it wants sides of pictures to be multiples of, and what is wrong."""
+    """Encoder to table of the word's model, the multiple of its pictures' sides, and the problem if tables are missing."""
     recorded = base_model.usable_model(token.metadata)
     named = settings.model if settings else None
     if not named and not recorded:
@@ -249,14 +254,14 @@ def _facts(
 
 
 def _choice(run: RunFolder) -> Iterator[tuple[str, str]]:
-    """The best of the states that were kept, where one was chosen."""
+    """The best kept state, if one was chosen."""
     if os.path.isfile(paths.best(run.path)):
         step, how = token_reading.chosen(run.path)
         yield "best state", f"step {step}: {how}"
 
 
 def _strips(run: RunFolder) -> list[Strip]:
-    """Previews by prompt and seed, as the pictures themselves say; one that cannot be read is left out and told."""
+    """Previews by prompt and seed, from their metadata; those that cannot be read are left out with a warning."""
     found: dict[tuple[str, str], list[PhotoFrame]] = {}
     for path in sorted(run.previews.glob("*.png")):
         try:
@@ -272,7 +277,7 @@ def _strips(run: RunFolder) -> list[Strip]:
 
 
 def _photos(settings: TrainSettings | None, multiple: int) -> dict[str, Any]:
-    """The photos with what was seen of them, or why they are not shown."""
+    """The photos with their crops, or the reason why they are missing."""
     if settings is None or settings.photos is None:
         return {"photos": (), "photos_note": ""}
     try:
@@ -340,9 +345,10 @@ def _learning(entries: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
 
 
 def _loss(entries: Sequence[Mapping[str, Any]]) -> Line:
-    """The smoothed loss, and two standard errors of it: the scatter of single steps, over as many as the mean takes in.
+    """The smoothed loss with a band of two standard errors, from the variance of single steps.
 
-    A moving average with factor s takes in (1 + s) / (1 - s) steps' worth of independent values, or all, while they are fewer.
+    A moving average with factor s has the variance of a mean of (1 + s) / (1 - s) independent steps, or of all steps if they are
+    fewer.
     """
     points, band, spread = [], [], 0.0
     for count, entry in enumerate(entries, start=1):
@@ -357,7 +363,7 @@ def _loss(entries: Sequence[Mapping[str, Any]]) -> Line:
 def _nearest(
     token: Token, run: RunFolder | None, tables: Mapping[str, Table]
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Words of the vocabulary around the first vector, at every state that was kept and at the end."""
+    """For each encoder, the vocabulary's words nearest to the first vector, for kept states and for the word itself."""
     states = paths.snapshots(run.path) if run else {}
     every = -(-len(states) // MOST_STATES) or 1
     chosen = {step: file for index, (step, file) in enumerate(states.items(), 1) if index % every == 0}
@@ -397,7 +403,11 @@ def _histogram(token: Token, key: str, table: Table) -> Chart:
 
 
 def _evaluation(path: Path, token: Token) -> list[tuple[str, str]]:
-    """Figures of the word from what `dti evaluate --json` printed."""
+    """Figures of the word from the output of `dti evaluate --json`.
+
+    Raises:
+        InputError: the file has none, or cannot be read.
+    """
     text = files.read_text(path, InputError, "expected what dti evaluate --json printed; check --evaluation")
     try:
         content = json.loads(text)
@@ -433,5 +443,5 @@ def _machine(run: RunFolder) -> list[tuple[str, str]]:
         content = json.loads((run.path / MACHINE).read_bytes())
         return [(str(name), str(value)) for name, value in content.items()]
     except (OSError, ValueError, AttributeError):
-        # A run of an earlier version, or a folder someone tidied: the page is about the word.
+        # Optional: runs of earlier versions lack it, and files may have been deleted.
         return []

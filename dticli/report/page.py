@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs no network, no script and no other file."""
+"""A report as a single HTML file without scripts, which needs no network."""
 
 from importlib import resources
 
@@ -8,7 +8,7 @@ TEMPLATE = "page.html.jinja"
 
 
 def html(report: Report) -> str:
-    """The page; whatever the report's texts are, they stay texts."""
+    """The page as HTML; all texts of the report are escaped."""
     from jinja2 import Environment, StrictUndefined
 
     source = resources.files("dticli.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ def html(report: Report) -> str:
 
 
 def _sections(report: Report) -> list[tuple[str, str]]:
-    """Anchors and titles of the sections the page has."""
+    """Anchors and titles of the sections that the page has."""
     there = {
         ("word", "The word"): True,
         ("film", "Previews"): bool(report.strips),

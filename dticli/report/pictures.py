@@ -1,4 +1,4 @@
-"""Pictures inside a page: as data, no larger than a page shows them."""
+"""Pictures embedded in a page as data URIs, at the size at which they are shown."""
 
 import base64
 import io
@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from PIL import Image
 
 SIDE = 512
-"""Pixels of the longer side, at most."""
+"""Largest longer side, in pixels."""
 SMALL = 128
-"""Up to this side a picture stays as it is, and its pixels are shown as squares."""
+"""Up to this longer side, a picture is stored as PNG, and its pixels are shown as squares."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A picture as the `src` of an image."""
+    """A picture as a data URI, with its size in pixels.
+
+    Attributes:
+        small: whether its pixels are shown as squares.
+    """
 
     uri: str
     width: int
@@ -23,7 +27,7 @@ class Embedded:
 
 
 def embedded(image: Image.Image) -> Embedded:
-    """A picture as data, scaled down where it is larger than a page needs."""
+    """Embed a picture, reduced to SIDE if it is larger."""
     shown = image.convert("RGB")
     shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     small = max(image.size) <= SMALL
