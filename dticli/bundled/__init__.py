@@ -1,4 +1,4 @@
-"""The model that ships with dti: `stickers`, its example photos, and the recipe that made both. Imports no torch."""
+"""The bundled model `stickers`, its example photos, and the recipe that made both. Imports no torch."""
 
 import difflib
 import tomllib
@@ -17,10 +17,12 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Subject:
-    """An example subject: five photos of one thing whose class the model knows and whose look it has never seen.
+    """An example subject: five photos of one thing whose class the model knows, and whose look it has never seen.
 
-    `class_word` is the word a new token starts from; `role` says whether settings may be tuned on it; `look` is None where
-    an artist whose hand the model never saw drew it.
+    Attributes:
+        class_word: for the initialisation of a word.
+        role: whether settings may be tuned on it, or results are reported on it.
+        look: None if it was drawn by an artist whose style the model has never seen.
     """
 
     name: str
@@ -30,10 +32,10 @@ class Subject:
 
 
 def model_folder() -> Path:
-    """Folder of the bundled model, in the diffusers layout.
+    """The folder of the bundled model, in diffusers layout.
 
     Raises:
-        ModelError: the installation lacks the weights.
+        ModelError: it is missing from the installation.
     """
     folder = _HERE / MODEL_NAME
     if not (folder / "model_index.json").is_file():
@@ -43,7 +45,7 @@ def model_folder() -> Path:
 
 @lru_cache
 def subjects() -> tuple[Subject, ...]:
-    """All example subjects, the tuning ones first."""
+    """All example subjects, in the order of `subjects.toml`."""
     table = tomllib.loads((_HERE / "subjects.toml").read_text(encoding="utf-8"))
     return tuple(_subject(name, row) for name, row in table.items())
 
@@ -52,7 +54,7 @@ def subject(name: str) -> Subject:
     """The example subject of this name.
 
     Raises:
-        InputError: no such subject; names the nearest one.
+        InputError: there is none; the message names a similar one, or all.
     """
     for known in subjects():
         if known.name == name:
@@ -61,7 +63,7 @@ def subject(name: str) -> Subject:
 
 
 def subject_of(folder: Path) -> Subject | None:
-    """The subject whose example photos lie in this folder; None where they are somebody's own, or copies."""
+    """The subject whose example photos in the package have this folder; None for other photos and copies."""
     return next((each for each in subjects() if _HERE / "photos" / each.name == folder.resolve()), None)
 
 
@@ -71,10 +73,10 @@ def _subject(name: str, row: dict[str, Any]) -> Subject:
 
 
 def photos(name: str) -> tuple[Path, ...]:
-    """The example photos of a subject, in order.
+    """The example photos of a subject, in the order of their names.
 
     Raises:
-        InputError: no such subject; names the nearest one.
+        InputError: there is no such subject, or its photos are missing from the installation.
     """
     known = subject(name)
     found = tuple(sorted((_HERE / "photos" / known.name).glob("*.png")))

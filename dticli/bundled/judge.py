@@ -1,8 +1,8 @@
-"""Judges of sticker pictures: what each element of a picture is, and how well it fits a sentence.
+"""Judges of sticker pictures, which classify the elements of a picture.
 
-Two, trained apart, so that a figure can be checked against another pair of eyes:
-A, the image tower the text encoder was pretrained with (CLIP-style: it also scores picture against prompt);
-B, a classifier that has never seen a caption.
+There are two, trained independently, so that figures can be checked against a second judge:
+A, the image tower with which the text encoder was pretrained (as in CLIP; it also scores a picture against a prompt);
+B, a classifier that was trained without captions.
 """
 
 from itertools import pairwise
@@ -23,7 +23,7 @@ Eyes = TypeVar("Eyes", "DualEncoder", "Observer")
 
 
 class ImageTower(nn.Module):
-    """Small convnet on (batch, 3, 64, 64) in [-1, 1] that keeps where things are. Output (batch, WIDTH)."""
+    """Small convolutional network on (batch, 3, 64, 64) in [-1, 1], without pooling over positions. Output (batch, WIDTH)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ImageTower(nn.Module):
 
 
 class Namer(nn.Module):
-    """One linear classifier an element."""
+    """A linear classifier for each element."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Residual(nn.Module):
 
 
 class Observer(nn.Module):
-    """Judge B: residual convnet and one classifier an element."""
+    """Judge B: a residual convolutional network with a classifier for each element."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Observer(nn.Module):
 
 
 class DualEncoder(nn.Module):
-    """Judge A: pictures and pooled text states in one space; its image side also names elements."""
+    """Judge A: maps pictures and pooled text states into one space, and classifies the elements of both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class DualEncoder(nn.Module):
         return functional.normalize(self.image_out(self.image(pictures)), dim=-1)
 
     def similarity(self, features: Tensor, pooled: Tensor) -> Tensor:
-        """Scaled cosines of picture features and pooled text states (texts, WIDTH): (pictures, texts)."""
+        """Scaled cosines, (pictures, texts), of picture features (pictures, WIDTH) and pooled text states (texts, WIDTH)."""
         texts = functional.normalize(self.text_out(pooled), dim=-1)
         return self.log_scale.clamp(max=4.6).exp() * features @ texts.T
 
@@ -119,12 +119,12 @@ class DualEncoder(nn.Module):
 
 
 def weights(name: Literal["a", "b"]) -> Path:
-    """The shipped weights of a judge."""
+    """The file of a judge's weights in the package."""
     return Path(__file__).parent / "judges" / f"{name}.safetensors"
 
 
 def load_a(file: Path | None = None) -> DualEncoder:
-    """Judge A ready to look, from the package or a file of the recipe.
+    """Load judge A for evaluation, from the package or a file of the recipe.
 
     Raises:
         ModelError: the weights are missing.
@@ -133,7 +133,7 @@ def load_a(file: Path | None = None) -> DualEncoder:
 
 
 def load_b(file: Path | None = None) -> Observer:
-    """Judge B ready to look, from the package or a file of the recipe.
+    """Load judge B for evaluation, from the package or a file of the recipe.
 
     Raises:
         ModelError: the weights are missing.
@@ -152,7 +152,7 @@ def _filled(judge: Eyes, file: Path) -> Eyes:
 
 @torch.no_grad()
 def likely(judge: DualEncoder | Observer, pictures: Tensor) -> dict[str, Tensor]:
-    """How likely a judge thinks each class of every element, (count, classes) by element.
+    """A judge's probabilities of the classes of every element: element to (count, classes).
 
     Args:
         pictures: (count, 3, 64, 64) in [-1, 1].
@@ -166,7 +166,7 @@ def likely(judge: DualEncoder | Observer, pictures: Tensor) -> dict[str, Tensor]
 
 @torch.no_grad()
 def names(judge: DualEncoder | Observer, pictures: Tensor) -> dict[str, list[str]]:
-    """The most likely name of every element of every picture.
+    """The most likely class of every element of every picture: element to names, by picture.
 
     Args:
         pictures: (count, 3, 64, 64) in [-1, 1].

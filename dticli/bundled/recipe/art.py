@@ -1,6 +1,6 @@
-"""Step `art`: fetch the four emoji packages from npm and hand out their icons as transparent pictures.
+"""Step `art`: download the four emoji packages from npm, and render their icons as transparent pictures.
 
-The SVGs stay in the cache folder; nothing of them ships but the renderings (see NOTICE.md).
+The SVG files stay in the cache folder; only renderings are in the package (see NOTICE.md).
 """
 
 import io
@@ -23,14 +23,14 @@ PACKAGES = {
     "noto": ("@iconify-json/noto", "1.2.9"),
     "twemoji": ("@iconify-json/twemoji", "1.2.5"),
 }
-SPRITE = 160  # px; sprites are reduced from here, never enlarged by much
+SPRITE = 160  # px; sprites are mostly reduced from this size
 
 
 class Art:
-    """Icons of several art sets, each rendered once and trimmed to what is visible.
+    """Icons of several art sets, each rendered once and trimmed to its visible part.
 
     Args:
-        icons: art set -> icon name -> complete SVG text.
+        icons: art set to icon name to complete SVG text.
     """
 
     def __init__(self, icons: dict[str, dict[str, str]]):
@@ -65,7 +65,7 @@ def _trim(picture: Image.Image) -> Image.Image:
 
 
 def load() -> Art:
-    """The fetched art sets. Raises EnvironmentProblem when the `art` step has not run."""
+    """The downloaded art sets. Raises EnvironmentProblem if step `art` has not run."""
     missing = [art_set for art_set in PACKAGES if not _icons_file(art_set).is_file()]
     if missing:
         raise EnvironmentProblem(
@@ -75,7 +75,11 @@ def load() -> Art:
 
 
 def fetch() -> None:
-    """Download what is missing with `npm pack` (versions are pinned); needs the network and npm."""
+    """Download missing art sets in pinned versions with `npm pack`; needs the network and npm.
+
+    Raises:
+        EnvironmentProblem: npm is missing, or a download fails.
+    """
     if shutil.which("npm") is None:
         raise EnvironmentProblem(
             "npm was not found: the recipe fetches its art with `npm pack`; install Node.js"
@@ -111,7 +115,7 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def _read_icons(file: Path) -> dict[str, str]:
-    """Icon name -> SVG text, aliases included."""
+    """Icon name to SVG text, including aliases."""
     packed = json.loads(file.read_text())
     width, height = packed.get("width", 16), packed.get("height", 16)
     icons = {

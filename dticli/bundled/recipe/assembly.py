@@ -1,4 +1,4 @@
-"""The parts of the model that is made: where each lies, and all of them put together in the diffusers layout, float16."""
+"""The parts of the recipe's model: their files, and the whole model in diffusers layout and float16."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from . import autoencoder, cache, text_encoder
 
 
 def scheduler() -> DDIMScheduler:
-    """The noise schedule the denoiser is trained and sampled with."""
+    """The noise schedule of training and sampling."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -27,12 +27,12 @@ def scheduler() -> DDIMScheduler:
 
 
 def denoiser_folder() -> Path:
-    """Where the denoiser, the latents and the text states lie."""
+    """The folder of the denoiser, its trained rows and the latents."""
     return cache.folder("diffusion")
 
 
 def load_encoder() -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """The text encoder with the rows learned beside the denoiser, or as pretrained where there are none yet, float32."""
+    """The tokenizer, and the text encoder in float32, with the rows trained with the denoiser if they exist."""
     tokens, encoder = text_encoder.load()
     if (denoiser_folder() / "text_encoder").is_dir():
         encoder = CLIPTextModel.from_pretrained(denoiser_folder() / "text_encoder").float().eval()
@@ -40,43 +40,43 @@ def load_encoder() -> tuple[CLIPTokenizer, CLIPTextModel]:
 
 
 def load_decoder() -> AutoencoderKL:
-    """The autoencoder with the decoder trained on, or as it was where that has not been done, float32."""
+    """The autoencoder in float32, with the decoder of step `decoder` if it exists."""
     return autoencoder.load(decoder_weights().parent)
 
 
 def decoder_weights() -> Path:
-    """The weights that `load_decoder` reads."""
+    """The file of weights that `load_decoder` reads."""
     trained = decoder_folder() / autoencoder.weights().name
     return trained if trained.is_file() else autoencoder.weights()
 
 
 def decoder_folder() -> Path:
-    """Where the decoder that was trained on lies."""
+    """The folder of the autoencoder from step `decoder`."""
     return cache.folder(decoder_name()) / "vae"
 
 
 def decoder_name() -> str:
-    """Its name in the cache: another decoder for every autoencoder."""
+    """The name of step `decoder` in the cache, which depends on the autoencoder."""
     return f"decoder/{cache.fingerprint(autoencoder.weights())}"
 
 
 def judge_a() -> Path:
-    """Where judge A lies."""
+    """The file of judge A."""
     return cache.folder("judges") / "judge-a.safetensors"
 
 
 def judge_b() -> Path:
-    """Where judge B lies."""
+    """The file of judge B."""
     return cache.folder("judges") / "judge-b.safetensors"
 
 
 def built() -> Path:
-    """Where the recipe's own model lies before it ships."""
+    """The folder of the recipe's model before `package`."""
     return cache.root() / MODEL_NAME
 
 
 def assemble(target: Path) -> None:
-    """Write the whole model to `target`, part by part, with the training defaults of the shipped one."""
+    """Write the whole model to `target`, with the `dti.toml` of the bundled model."""
     tokens, encoder = load_encoder()
     pipeline = StableDiffusionPipeline(
         vae=load_decoder(),
@@ -100,7 +100,7 @@ def assemble(target: Path) -> None:
 
 
 def _forget_origins(folder: Path) -> None:
-    """Take out where each part was loaded from, which diffusers notes: a path of the machine that made the model."""
+    """Remove the paths from which parts were loaded, which diffusers records in configs."""
     for file in folder.glob("*/config.json"):
         config = json.loads(file.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:
@@ -108,7 +108,7 @@ def _forget_origins(folder: Path) -> None:
 
 
 def load(model: Path | None = None) -> StableDiffusionPipeline:
-    """A model folder as a float32 pipeline without progress bars; by default the recipe's own."""
+    """Load a model folder as a float32 pipeline without progress bars; the recipe's model by default."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         model or built(), safety_checker=None, requires_safety_checker=False
     )

@@ -1,4 +1,4 @@
-"""Step `autoencoder`: an AutoencoderKL of factor 4 with four latent channels, trained on whole pictures."""
+"""Step `autoencoder`: train an AutoencoderKL with factor 4 and four latent channels on whole pictures."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ BATCH = 8
 PEAK_RATE = 1.5e-3
 KL_WEIGHT = 1e-3
 GRADIENT_WEIGHT = 0.5
-WATCHED = 256  # pictures held back to measure PSNR on
+WATCHED = 256  # pictures held back to measure PSNR
 
 
 def new() -> AutoencoderKL:
-    """Untrained."""
+    """An untrained autoencoder."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -34,25 +34,25 @@ def new() -> AutoencoderKL:
 
 
 def folder() -> Path:
-    """Where the trained autoencoder lies."""
+    """The folder of the trained autoencoder."""
     return cache.folder("autoencoder") / "vae"
 
 
 def weights() -> Path:
-    """The trained weights themselves."""
+    """The file of the trained weights."""
     return folder() / "diffusion_pytorch_model.safetensors"
 
 
 def load(place: Path | None = None) -> AutoencoderKL:
-    """The autoencoder of a diffusers folder, float32; by default the trained one."""
+    """Load the autoencoder of a diffusers folder in float32; the trained one by default."""
     return AutoencoderKL.from_pretrained(place or folder()).float().eval()
 
 
 def run(minutes: float, seed: int, log: RecipeLog, start: Path | None = None) -> None:
-    """Train and write the averaged weights.
+    """Train, and write the averaged weights.
 
     Args:
-        start: a diffusers folder with an autoencoder of the same shape to go on from, instead of fresh weights.
+        start: a diffusers folder with an autoencoder of the same shape to continue; None for new weights.
     """
     torch.manual_seed(seed)
     pixels = np.concatenate([shards.read(kind).pixels for kind in ("pictures", "reading")])
@@ -103,13 +103,13 @@ def _losses(network: AutoencoderKL, pictures: Tensor, noise: torch.Generator) ->
 
 
 def edges(error: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels, down and across."""
+    """Mean absolute difference of vertically and horizontally neighbouring pixels."""
     return (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2
 
 
 @torch.no_grad()
 def rebuild(network: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Encode to the posterior mean and decode; pictures in [-1, 1], clamped."""
+    """Encode pictures in [-1, 1] to the posterior mean, and decode; clamped to [-1, 1]."""
     batches = [network.decode(network.encode(batch).latent_dist.mean).sample for batch in pictures.split(32)]
     return torch.cat(batches).clamp(-1, 1)
 

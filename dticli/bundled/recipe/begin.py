@@ -1,4 +1,4 @@
-"""Step `begin`: take every part of a model that is there as the start of the next one."""
+"""Step `begin`: start a new model from the parts of an existing one."""
 
 import shutil
 from pathlib import Path
@@ -10,10 +10,10 @@ from .training import RecipeLog
 
 
 def run(start: Path | None, seed: int, log: RecipeLog) -> None:
-    """Autoencoder as it is, text encoder with rows for the words it has never read, denoiser to train on.
+    """Copy the autoencoder, the text encoder with new rows for words that it does not know, and the denoiser to continue.
 
     Args:
-        start: a model folder in the diffusers layout; the bundled model by default.
+        start: a model folder in diffusers layout; None for the bundled model.
     """
     start = start or model_folder()
     cache.write_folder(autoencoder.folder(), lambda folder: _copy(start / "vae", folder))

@@ -1,4 +1,4 @@
-"""Where the recipe keeps what it has made, and how it writes it: whole or not at all."""
+"""The recipe's cache folder, and atomic writing of its files."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ def root() -> Path:
 
 
 def folder(name: str) -> Path:
-    """One step's folder, made when missing."""
+    """The folder of a step, created if it does not exist."""
     path = root() / name
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def write(target: Path, fill: Callable[[BinaryIO], Any]) -> None:
-    """Fill a temporary file beside `target` and move it into place, so that a crash leaves the old one whole."""
+    """Write a temporary file beside `target`, and replace `target` by it, so that a crash leaves the old file intact."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -37,7 +37,7 @@ def write(target: Path, fill: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
-    """Fill a new folder beside `target` and put it in its place, so that a crash while filling leaves the old one whole."""
+    """Write a temporary folder beside `target`, and replace `target` by it; a crash while writing leaves the old one intact."""
     fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         fill(fresh)
@@ -50,10 +50,10 @@ def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
 
 
 def fingerprint(weights: Path) -> str:
-    """Eight hex digits that change with a file's content; they name what was computed from it."""
+    """A hash of a file's content in eight hex digits, for names of files that were computed from it."""
     return hashlib.blake2b(weights.read_bytes(), digest_size=4).hexdigest()
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Write bytes whole or not at all."""
+    """Write bytes atomically."""
     write(target, lambda file: file.write(content))

@@ -1,8 +1,8 @@
-"""Step `ceilings`: words learned at the defaults, and what they are measured against.
+"""Step `ceilings`: words learned with the defaults, compared with lower and upper bounds.
 
-Floor: the class word. Between: the look said in words. Ceiling of one slot of the text: a trained name, with its own
-look. Ceiling of the autoencoder: what every prompt asks for, drawn as the world draws it and rebuilt. Ceilings of the judge: the
-same as drawn, and the example photos themselves.
+Lower bound: the class word. In between: the look described in words. Upper bound of a single word: a trained name, with its own
+look. Upper bound of the autoencoder: the prompts' scenes, drawn as training pictures are, and decoded from their latents. Upper
+bounds of the judge: the same pictures as drawn, and the example photos.
 """
 
 import json
@@ -34,7 +34,7 @@ from .photos import lay_captions, lay_masks
 from .training import RecipeLog
 
 FIGURES = ("identified", "look", "noun", "rest")
-# kind -> figure -> least acceptable lower end of its interval
+# Kind to figure to least acceptable lower end of its interval.
 BARS = {
     "class word": {"noun": 0.90, "rest": 0.97},
     "learned word": {"identified": 0.65, "look": 0.75, "noun": 0.85, "rest": 0.97},
@@ -43,12 +43,12 @@ BARS = {
 
 
 AIDS = ("-captions", "-masks")
-"""Ends of the names of words that were learned with more than photos."""
+"""Suffixes of the names of words that were learned with more than photos."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a picture should show, and the words that ask for it."""
+    """A noun and look that a picture should show, and `said`, the words for them in a prompt."""
 
     noun: str
     look: Look
@@ -57,7 +57,7 @@ class Target:
 
 @dataclass(frozen=True)
 class CeilingsReport:
-    """By judge and by what was asked for: means over things with their intervals, of each of FIGURES that can be asked."""
+    """Judge to kind to figure: means over things with their intervals, for each of FIGURES that is defined."""
 
     judged: dict[str, dict[str, dict[str, Mean]]]
 
@@ -107,7 +107,7 @@ def run(seed: int, model: Path | None, log: RecipeLog) -> CeilingsReport:
 
 
 def _aids(subject: bundled.Subject, icons: art.Art) -> dict[str, tuple[str, ...]]:
-    """Options by which a user can tell the subject from what is around it, by what its word's name ends with then."""
+    """Suffix of AIDS to options of `dti train` that separate the subject from its background."""
     folder = cache.folder("ceilings")
     captions = lay_captions(subject, folder / f"{subject.name}.jsonl")
     masks = lay_masks(subject, icons, folder / "masks" / subject.name)
@@ -126,11 +126,14 @@ def _aided() -> dict[str, list[Target]]:
 def learned(
     step: str, name: str, subject: bundled.Subject, model: Path, log: RecipeLog, *options: str
 ) -> Path:
-    """A word of an example subject, learned by the command; kept for as long as the weights are these.
+    """The word of an example subject, learned by `dti train`; cached for the same weights, and resumed if it was stopped.
 
     Args:
-        step: in whose folder it is kept, under `name`; one that was stopped goes on.
-        options: of the command, besides what the subject says.
+        step: the word is in its cache folder, under `name`.
+        options: further options of the command.
+
+    Raises:
+        ModelError: the command failed.
     """
     file = cache.folder(step) / weights_mark(model) / f"{name}.safetensors"
     if file.is_file():
@@ -150,11 +153,11 @@ def learned(
 
 
 SCENES = (1, 3, 11)
-"""Places in the prompt set of the pictures of a word that a sheet shows, and the first of them of the class word."""
+"""Indices of the prompts in a sheet; the class word is shown for the first one."""
 
 
 def _sheet(drawn: Sequence[list[Image.Image]], plain: Sequence[list[Image.Image]], target: Path) -> None:
-    """Photo, learned word in three scenes, class word; one row per subject, at twice their size."""
+    """Write a row per subject: a photo, the learned word in three scenes, and the class word."""
     rows = []
     for row, (subject, _) in enumerate(reporting()):
         rows.append([photos(subject)[0], *(drawn[row][place] for place in SCENES), plain[row][SCENES[0]]])
@@ -172,12 +175,12 @@ def save_rows(rows: Sequence[Sequence[Image.Image]], target: Path) -> None:
 
 
 def reporting() -> list[tuple[bundled.Subject, Look]]:
-    """The subjects that results are reported on, in the order of their file."""
+    """The subjects with looks on which results are reported, in the order of their file."""
     return [(each, each.look) for each in bundled.subjects() if each.look and each.role == "reporting"]
 
 
 def targets() -> dict[str, list[Target]]:
-    """By what things are called, one for each of `reporting`; a trained name comes with its own look."""
+    """Kind to targets, one for each of `reporting`; a trained name has its own look."""
     kinds = ("class word", "look in words", "learned word", "trained name")
     found: dict[str, list[Target]] = {kind: [] for kind in kinds}
     spent: set[str] = set()
@@ -194,7 +197,7 @@ def targets() -> dict[str, list[Target]]:
 
 
 def prompts(target: Target) -> tuple[Prompt, ...]:
-    """Those of `stickers-complex`, asking for the target's look."""
+    """The prompts of `stickers-complex`, with the target's look."""
     return stickers.asking(stickers.complex(), target.look)
 
 
@@ -203,7 +206,7 @@ def _drawn(pipeline: StableDiffusionPipeline, target: Target, seed: int) -> list
 
 
 def _by_hand(target: Target, icons: art.Art) -> np.ndarray:
-    """What the prompts ask for, drawn as the world's pictures are, (prompts, SIDE, SIDE, 3) uint8."""
+    """The prompts' scenes drawn as training pictures are, (prompts, SIDE, SIDE, 3) uint8."""
     pictures = []
     for place, prompt in enumerate(prompts(target)):
         assert prompt.scene
@@ -216,13 +219,13 @@ def _by_hand(target: Target, icons: art.Art) -> np.ndarray:
 
 
 def images(pictures: Tensor) -> list[Image.Image]:
-    """(count, 3, 64, 64) in [-1, 1] as pictures."""
+    """Convert (count, 3, 64, 64) in [-1, 1] to images."""
     pixels = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(each) for each in pixels]
 
 
 def figures(eyes: DualEncoder | Observer, target: Target, shown: Sequence[Image.Image]) -> dict[str, float]:
-    """FIGURES of what a judge sees in pictures of `prompts`, one of each."""
+    """FIGURES according to a judge, for one picture of each of `prompts`."""
     reader = stickers.StickerReader(eyes)
     readings = [
         reader.read([image], prompt, target.noun)
@@ -243,7 +246,7 @@ def photos(subject: bundled.Subject) -> list[Image.Image]:
 def alone(
     eyes: DualEncoder | Observer, subject: bundled.Subject, shown: Sequence[Image.Image]
 ) -> dict[str, float]:
-    """What a judge sees in pictures that show a subject and nothing that matters besides."""
+    """FIGURES except the rest, according to a judge, for pictures that show only a subject."""
     prompt = stickers.asking([Prompt("{}", Scene((Thing("{}", accessory=""),), Background()))], subject.look)[
         0
     ]

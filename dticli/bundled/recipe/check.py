@@ -1,4 +1,4 @@
-"""Step `check`: sample prompts whose combinations no training picture shows, let both judges look, hold against the bars."""
+"""Step `check`: sample prompts with held-out combinations, judge the pictures by both judges, and compare with the bars."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from .training import RecipeLog
 PSNR_BAR = 27.0
 PSNR_PICTURES = 500
 
-# bar -> (least acceptable lower bound, the element a judge names)
+# Bar to (least acceptable lower bound, the judged element).
 BARS: dict[str, tuple[float, str]] = {
     "noun": (0.80, "noun"),
     "background": (0.90, "setting"),
@@ -35,14 +35,14 @@ DIRECTIONS = ("left", "right", "above", "below")
 
 @dataclass(frozen=True)
 class Recall:
-    """How often what was asked for was seen, with the lower end of its 95 % interval."""
+    """How often a requested element was seen."""
 
     right: int
     asked: int
 
     @property
     def share(self) -> float:
-        """Right answers as a share of 1; NaN when nothing was asked."""
+        """Share of right answers in [0, 1]; NaN if nothing was asked."""
         return self.right / self.asked if self.asked else math.nan
 
     @property
@@ -51,13 +51,13 @@ class Recall:
         return wilson_lower(self.right, self.asked)
 
     def passes(self, bar: str) -> bool:
-        """Whether even the lower end is no less than the bar of this name."""
+        """Whether the lower end reaches the bar of this name."""
         return self.lower >= BARS[bar][0]
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `run` measured: the autoencoder's fidelity in dB, and by judge the recall of every bar."""
+    """Results of `run`: the autoencoder's PSNR in dB, and judge to bar to recall."""
 
     samples: int
     psnr: float
@@ -65,7 +65,7 @@ class CheckReport:
 
 
 def wilson_lower(right: int, asked: int, z: float = 1.959964) -> float:
-    """Lower end of the Wilson score interval for `right` of `asked`; 0 when nothing was asked."""
+    """Lower end of the Wilson score interval for `right` of `asked`; 0 if nothing was asked."""
     if not asked:
         return 0.0
     share = right / asked
@@ -75,10 +75,13 @@ def wilson_lower(right: int, asked: int, z: float = 1.959964) -> float:
 
 
 def counts(bar: str, scene: Scene, found: Mapping[str, bool]) -> bool:
-    """Whether what the scene asks for counts for a bar, `found` being what of it is seen.
+    """Whether a scene counts for a bar.
 
-    A direction is asked for where both of its things are seen (conditional VISOR: Gokhale et al., arXiv:2212.10015): whether
-    they are is what the bars of nouns ask, and at 60 % of second nouns 75 % of directions could not be seen otherwise.
+    A direction counts only if both things are seen (conditional VISOR: Gokhale et al., arXiv:2212.10015). The bars of nouns
+    measure whether they are, and 75 % of directions could not be reached otherwise with 60 % of second nouns.
+
+    Args:
+        found: the scene's elements, and whether each was seen.
     """
     first = scene.things[0]
     single = len(scene.things) == 1
@@ -94,7 +97,7 @@ def counts(bar: str, scene: Scene, found: Mapping[str, bool]) -> bool:
 
 
 def recalls(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Recall]:
-    """Recall by bar: the judged names against what the scenes asked for."""
+    """Recall of each bar: the elements that a judge saw, compared with those of the scenes."""
     answers = [
         elements.answers(scene, {name: seen[name][place] for name in CLASSES})
         for place, scene in enumerate(scenes)
@@ -111,14 +114,14 @@ def recalls(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Recall
 
 
 def unseen(count: int, seed: int) -> tuple[list[Scene], list[str]]:
-    """Scenes of held-out combinations and a caption each, backgrounds always told."""
+    """Scenes with held-out combinations, and a caption for each, always with its background."""
     random = Random(f"unseen {seed}")
     scenes = [grammar.unseen_scene(random) for _ in range(count)]
     return scenes, [grammar.caption(scene, random) for scene in scenes]
 
 
 def load_judges(model: Path | None) -> tuple[DualEncoder, Observer]:
-    """Judges A and B: those just trained for the model just trained, those of the package for any other."""
+    """Judges A and B: those of the recipe for its own model (None), and those of the package for others."""
     files = (None, None) if model else (assembly.judge_a(), assembly.judge_b())
     return judge.load_a(files[0]), judge.load_b(files[1])
 
@@ -151,5 +154,5 @@ def run(samples: int, seed: int, model: Path | None, log: RecipeLog) -> CheckRep
 
 
 def verdict(passed: bool) -> str:
-    """In a word."""
+    """A verdict for tables and logs."""
     return "passed" if passed else "FAILED"

@@ -1,4 +1,4 @@
-"""Step `decoder`: the autoencoder's decoder trained on, its encoder frozen: latents stay, and with them the denoiser."""
+"""Step `decoder`: train the autoencoder's decoder further with a frozen encoder, so that latents and denoiser stay valid."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ PLAIN_WEIGHT = 0.3
 
 
 def run(minutes: float, seed: int, log: RecipeLog) -> None:
-    """Train on the latents and pictures that the denoiser learned from, and write the averaged weights and the whole model."""
+    """Train on the denoiser's latents and pictures, and write the averaged weights and the whole model."""
     torch.manual_seed(seed)
     latents = diffusion.encode_pictures(log)
     pixels = shards.read("pictures").pixels

@@ -1,8 +1,7 @@
-"""Step `diagnosis`: which part keeps a picture from showing its subject.
+"""Step `diagnosis`: which part limits the likeness of pictures, on the tuning subjects.
 
-What free text states cannot draw is the denoiser's limit; what eight vectors cannot, the text encoder's; what one vector
-cannot, the slot's, or the optimiser's. Learned from the thing alone, by masks, backgrounds are out of the question. On the tuning
-subjects.
+What free text states cannot draw is limited by the denoiser; what eight vectors cannot, by the text encoder; what one vector
+cannot, by the single token or the optimizer. Training with masks excludes the influence of backgrounds.
 """
 
 import json
@@ -34,7 +33,7 @@ FREE_STEPS, FREE_RATE, FREE_BATCH = 800, 2e-2, 4
 
 @dataclass(frozen=True)
 class DiagnosisReport:
-    """By way of saying the subject: losses on fixed draws and what judge B sees, means over subjects with their intervals."""
+    """Method to losses on fixed draws and figures of judge B: means over subjects with their intervals."""
 
     rows: dict[str, dict[str, Mean]]
 
@@ -45,7 +44,7 @@ class LatentPhotos:
 
     Attributes:
         latents: scaled, (photos, 4, 16, 16).
-        thing: how much of each place is the thing, (photos, 16, 16), of mean one in each photo.
+        thing: mask of the thing, (photos, 16, 16), with mean one in each photo.
     """
 
     latents: Tensor
@@ -53,13 +52,13 @@ class LatentPhotos:
 
     @property
     def whole(self) -> "LatentPhotos":
-        """The same, with every place counting the same."""
+        """The same latents with a uniform mask."""
         return LatentPhotos(self.latents, torch.ones_like(self.thing))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Noisy latents of a subject's photos, (count, 4, 16, 16), timesteps, velocities a denoiser should say, weights of errors."""
+    """Noisy latents of a subject's photos, (count, 4, 16, 16), timesteps, target velocities, and weights of errors."""
 
     noisy: Tensor
     steps: Tensor
@@ -115,7 +114,7 @@ def _ways(
     seed: int,
     log: RecipeLog,
 ) -> dict[str, Tensor]:
-    """Text states of the prompt with the subject said in each way, (1, 32, width)."""
+    """Method to the text states of the prompt with the subject, (1, 32, width)."""
     plain = _states(pipeline, PROMPT.format(subject.class_word))
     ways = {"class word": plain}
     for said, vectors in VECTORS.items():
@@ -142,7 +141,7 @@ def _states(pipeline: StableDiffusionPipeline, prompt: str) -> Tensor:
 
 @torch.no_grad()
 def _latents(pipeline: StableDiffusionPipeline, subject: bundled.Subject) -> Tensor:
-    """Scaled latents of a subject's photos, (photos, 4, 16, 16): as large as the denoiser draws, though the photos are larger."""
+    """Scaled latents of a subject's photos, (photos, 4, 16, 16), which are reduced to the size that the denoiser draws."""
     side = (shards.SIDE, shards.SIDE)
     pixels = np.stack(
         [np.asarray(photo.resize(side, Image.Resampling.LANCZOS)) for photo in ceilings.photos(subject)]
@@ -167,10 +166,10 @@ def _shown(pipeline: StableDiffusionPipeline, subject: bundled.Subject, masks: P
 
 
 def _draws(shown: LatentPhotos, count: int, seed: int) -> Draws:
-    """Photos in turn at timesteps spread evenly, each with its own noise."""
+    """Photos in turn at evenly spread timesteps, each with its own noise."""
     signal = assembly.scheduler().alphas_cumprod
     noise = torch.randn(count, *shown.latents.shape[1:], generator=torch.Generator().manual_seed(seed))
-    # 7 has no factor in common with the number of photos: each is seen at every height of the noise
+    # 7 and the number of photos are coprime, so that every photo gets all noise levels.
     steps = (torch.arange(count) * len(signal) * 7 // count) % len(signal)
     photo = torch.arange(count) % len(shown.latents)
     noisy, velocity = diffusion.noised(shown.latents[photo], noise, signal[steps])
@@ -200,7 +199,7 @@ def _loss(pipeline: StableDiffusionPipeline, states: Tensor, draws: Draws) -> fl
 
 
 def _freed(pipeline: StableDiffusionPipeline, start: Tensor, shown: LatentPhotos, seed: int) -> Tensor:
-    """Text states learned by themselves, without an encoder, with Adam at a rate that falls to nothing."""
+    """Text states that are trained directly, without an encoder, by Adam with cosine annealing to zero."""
     states = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([states], FREE_RATE)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, FREE_STEPS)
@@ -216,7 +215,7 @@ def _freed(pipeline: StableDiffusionPipeline, start: Tensor, shown: LatentPhotos
 
 
 def _drawn(pipeline: StableDiffusionPipeline, states: Tensor, seed: int) -> list[Image.Image]:
-    """Pictures of one prompt's states, each from its own noise."""
+    """PICTURES pictures of a prompt's text states, each from its own noise."""
     empty = _states(pipeline, "")
     pictures = sampling.sample_states(
         pipeline, states.expand(PICTURES, -1, -1), empty.expand(PICTURES, -1, -1), seed

@@ -1,7 +1,7 @@
-"""Step `diffusion`: the denoiser, on latents computed once, and with it the rows of the words that its text encoder never read.
+"""Step `diffusion`: train the denoiser on cached latents, and the rows of words on which the text encoder was not pretrained.
 
-`torchrun --nproc-per-node 2 -m dticli.bundled.recipe diffusion` puts a process on each of two cores.
-v-prediction (Salimans and Ho, arXiv:2202.00512) on a schedule of zero terminal SNR (Lin et al., arXiv:2305.08891).
+`torchrun --nproc-per-node 2 -m dticli.bundled.recipe diffusion` runs a process on each of two cores.
+v-prediction (Salimans and Ho, arXiv:2202.00512) with a schedule of zero terminal SNR (Lin et al., arXiv:2305.08891).
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ UNCONDITIONAL = 0.1
 DECAY_FROM = 0.55
 AVERAGING = 0.998
 ROW_RATE = 1e-2
-THINGS = 2.0  # how many times more the error on a thing counts: settings are learned in far fewer pictures
+THINGS = 2.0  # extra weight of errors on things, because backgrounds are learned from far fewer pictures
 SHAPING = 0.7
-AGREE_EVERY = 8  # steps: sending 36 MB takes a third of one
+AGREE_EVERY = 8  # steps; sending 36 MB takes a third of a step
 
 
 def new() -> UNet2DConditionModel:
-    """Untrained: attention at 8 x 8 only, where it is cheap."""
+    """An untrained denoiser, with attention at 8 x 8 only, where it is cheap."""
     return UNet2DConditionModel(
         sample_size=shards.SIDE // 4,
         in_channels=4,
@@ -55,7 +55,7 @@ def new() -> UNet2DConditionModel:
 
 
 def encode_pictures(log: RecipeLog, ranks: Ranks = ALONE) -> Tensor:
-    """Scaled latents, a shard at a time; needs no text encoder, so it can run while that one trains."""
+    """Scaled latents, (count, 4, 16, 16) float16, by shard; independent of the text encoder's training."""
     network = accelerate(autoencoder.load())
 
     def latents(source: Path) -> Tensor:
@@ -70,7 +70,7 @@ def encode_pictures(log: RecipeLog, ranks: Ranks = ALONE) -> Tensor:
 def _once(
     name: str, weights: Path, compute: Callable[[Path], Tensor], log: RecipeLog, ranks: Ranks
 ) -> Tensor:
-    """`compute` of every shard of pictures in float16; not computed again while the weights it rests on stay the same."""
+    """`compute` of every shard of pictures in float16; cached for the same `weights` and shards."""
     mark = cache.fingerprint(weights)
     sources = shards.shard_files("pictures")
     targets = [
@@ -87,7 +87,7 @@ def _once(
 
 @dataclass(frozen=True)
 class Material:
-    """What steps draw from: scaled latents (count, 4, 16, 16) float16, masks of things (count, 16, 16) uint8, scenes."""
+    """Training data: scaled latents (count, 4, 16, 16) float16, masks of things (count, 16, 16) uint8, and scenes."""
 
     latents: Tensor
     masks: Tensor
@@ -100,7 +100,7 @@ def _material(log: RecipeLog, ranks: Ranks) -> Material:
 
 
 class NewRows:
-    """The rows of a text encoder that are learned; all else of it stays. A row keeps the length it begins with."""
+    """The rows of a text encoder that are trained; its other weights are frozen. Rows keep their initial norms."""
 
     def __init__(self, encoder: CLIPTextModel, ids: list[int]):
         self.table = encoder.requires_grad_(False).get_input_embeddings().weight.requires_grad_(True)
@@ -109,13 +109,13 @@ class NewRows:
         self.free = torch.zeros(len(self.table), 1).index_fill_(0, self.ids, 1.0)
 
     def shield(self) -> None:
-        """Take away the gradient of the rows that stay."""
+        """Set the gradient of frozen rows to zero."""
         if self.table.grad is not None:
             self.table.grad.mul_(self.free)
 
     @torch.no_grad()
     def restore(self, table: Tensor) -> None:
-        """Bring every learned row of a table back to its length."""
+        """Scale the trained rows of a table back to their norms."""
         rows = table[self.ids]
         table[self.ids] = rows * (self.lengths / rows.norm(dim=1, keepdim=True))
 
@@ -124,10 +124,10 @@ class NewRows:
 
 
 def run(minutes: float, seed: int, log: RecipeLog, start: Path | None = None, ranks: Ranks = ALONE) -> None:
-    """Train and write the averaged denoiser and, with it, the whole model.
+    """Train, and write the averaged denoiser and the whole model.
 
     Args:
-        start: a diffusers folder with a denoiser of the same shape to go on from, instead of fresh weights.
+        start: a diffusers folder with a denoiser of the same shape to continue; None for that of `begin`, or new weights.
     """
     torch.manual_seed(seed)
     material = _material(log, ranks)
@@ -182,7 +182,7 @@ def run(minutes: float, seed: int, log: RecipeLog, start: Path | None = None, ra
 
 
 def _begun(start: Path | None) -> UNet2DConditionModel:
-    """From a folder of weights, those that `begin` laid out, or fresh ones."""
+    """The denoiser to train: from a folder, that of `begin`, or a new one."""
     laid_out = assembly.denoiser_folder() / "start"
     if start or laid_out.is_dir():
         return UNet2DConditionModel.from_pretrained(start or laid_out).float()
@@ -190,7 +190,7 @@ def _begun(start: Path | None) -> UNet2DConditionModel:
 
 
 def states_of(tokens: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]) -> Tensor:
-    """Last hidden states as a Stable Diffusion pipeline reads them, (count, 32, width)."""
+    """Last hidden states as in a Stable Diffusion pipeline, (count, 32, width)."""
     ids = tokens(
         captions, padding="max_length", truncation=True, max_length=vocabulary.LENGTH, return_tensors="pt"
     ).input_ids
@@ -199,7 +199,7 @@ def states_of(tokens: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]
 
 @torch.no_grad()
 def _agree(network: nn.Module, ranks: Ranks) -> None:
-    """Replace the weights by their mean over the ranks (local SGD: Stich, arXiv:1805.09767)."""
+    """Replace the weights by their means over the ranks (local SGD: Stich, arXiv:1805.09767)."""
     if ranks.size == 1:
         return
     weights = list(network.parameters())
@@ -216,7 +216,7 @@ def _loss(
     signal: Tensor,
     place: tuple[int, int, int],
 ) -> Tensor:
-    """Mean squared error of the predicted velocity; every draw depends on `place`, (seed, index, rank), alone."""
+    """Weighted mean squared error of the predicted velocity; all draws depend only on `place`, (seed, index, rank)."""
     random = np.random.default_rng(place)
     picks = random.integers(len(material.latents), size=BATCH)
     words = Random(f"captions {place}")
@@ -237,16 +237,16 @@ def _loss(
 
 
 def noised(clean: Tensor, noise: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents at these shares of signal, (batch,), and the velocities a denoiser should say (arXiv:2202.00512)."""
+    """Noisy latents at the given alpha-bars, (batch,), and the velocities that a denoiser should predict (arXiv:2202.00512)."""
     keep = signal.view(-1, 1, 1, 1)
     return keep.sqrt() * clean + (1 - keep).sqrt() * noise, keep.sqrt() * noise - (1 - keep).sqrt() * clean
 
 
 def _timesteps(random: np.random.Generator, count: int) -> np.ndarray:
-    """Timesteps of a batch, most of them where a noun's shape is decided.
+    """Timesteps of a batch, (BATCH,) int64, most of them where shapes are determined.
 
-    The schedule was made for latents 64 wide. On 16 x 16 the upper half of it leaves little but the mean colour to see,
-    so a uniform draw would spend half of the training there; a part stays uniform because sampling visits every noise level.
+    The schedule was made for latents of 64 x 64. In its upper half, latents of 16 x 16 show little but their mean colour, and
+    uniform draws would spend half of the training there. A part is uniform, because sampling uses all noise levels.
     """
     shaping = random.random(BATCH) < SHAPING
     place = np.where(shaping, random.beta(2, 3, BATCH), random.random(BATCH))
@@ -262,7 +262,7 @@ def _publish(average: MovingAverage, rows: NewRows) -> None:
     _, encoder = text_encoder.load()
     with torch.no_grad():
         encoder.get_input_embeddings().weight.copy_(state["rows.weight"])
-        rows.restore(encoder.get_input_embeddings().weight)  # a mean of rows is shorter than they are
+        rows.restore(encoder.get_input_embeddings().weight)  # an average of rows is shorter than they are
     cache.write_folder(assembly.denoiser_folder() / "unet", network.save_pretrained)
     cache.write_folder(assembly.denoiser_folder() / "text_encoder", encoder.save_pretrained)
     assembly.assemble(assembly.built())

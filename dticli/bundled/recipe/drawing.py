@@ -1,4 +1,4 @@
-"""Draw a scene: background, stickers and filter. Every draw of chance comes from the `random.Random` handed in."""
+"""Draws scenes: background, stickers and filter. All randomness is from the given `random.Random`."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def draw(scene: Scene, art: Art, random: Random, size: int = 64) -> Image.Image:
 
 
 def masked(scene: Scene, art: Art, random: Random, size: int = 64) -> tuple[Image.Image, Image.Image]:
-    """The scene as an RGB picture of `size` px, and where its things are: the same size, 255 on a thing."""
+    """The scene as an RGB picture of `size` px, and a mask of the same size with 255 on its things."""
     picture = background(scene.background, random, size)
     mask = Image.new("L", picture.size)
     mount = _MOUNTS.get(scene.style, _bare)
@@ -46,7 +46,7 @@ def masked(scene: Scene, art: Art, random: Random, size: int = 64) -> tuple[Imag
 
 
 def _layout(scene: Scene, random: Random) -> list[tuple[Thing, tuple[float, float], float]]:
-    """(thing, centre, extent) for every sticker, in fractions of the side."""
+    """(thing, centre, extent) of every sticker, in fractions of the picture's side."""
     first = scene.things[0]
     if scene.count > 1:
         return [
@@ -104,7 +104,7 @@ def _sticker(thing: Thing, art: Art) -> Image.Image:
 
 
 def _dress(sprite: Image.Image, accessory: Image.Image, kind: str) -> Image.Image:
-    """Put an accessory on the sprite's head, taken to be the middle of its upper edge (a bow sits lower)."""
+    """Put an accessory on the sprite's head, assumed at the middle of its upper edge (a bow is lower)."""
     width = round(sprite.width * 0.6)
     height = max(1, round(accessory.height * width / accessory.width))
     worn = accessory.resize((width, height), Image.Resampling.BILINEAR)
@@ -119,7 +119,7 @@ def _dress(sprite: Image.Image, accessory: Image.Image, kind: str) -> Image.Imag
 def _placed(
     sticker: Image.Image, centre: tuple[float, float], extent: float, side: int
 ) -> tuple[Image.Image, Corner]:
-    """The sticker at its size in the picture, and its upper left corner there."""
+    """The sticker at its size in the picture, and its (x, y) upper left corner there."""
     scale = min(extent, WIDEST) * side / max(sticker.size)
     size = (max(1, round(sticker.width * scale)), max(1, round(sticker.height * scale)))
     small = sticker.convert("RGBa").resize(
@@ -133,7 +133,7 @@ def _placed(
 
 
 # -------------------------------------------------------------------- mounts
-# How a named style puts a sticker down. An artist's hand alone is too fine a difference at 64 px for "a cartoon of" to mean much.
+# How a style draws a sticker. At 64 px, art sets differ too little to express styles such as "a cartoon of".
 
 
 def _bare(picture: Image.Image, sticker: Image.Image, corner: Corner) -> None:
@@ -141,7 +141,7 @@ def _bare(picture: Image.Image, sticker: Image.Image, corner: Corner) -> None:
 
 
 def _rimmed(colour: Colour, picture: Image.Image, sticker: Image.Image, corner: Corner) -> None:
-    """With a rim a thirtieth of the picture wide: a cartoon's ink, or the paper a sticker is cut from."""
+    """With a rim of a thirtieth of the picture's width: the ink of a cartoon, or the paper of a sticker."""
     width = max(1, picture.width // 30)
     padded = ImageOps.expand(sticker.getchannel("A"), width)
     rim = padded.filter(ImageFilter.MaxFilter(2 * width + 1))
@@ -237,7 +237,7 @@ def _place(name: str, random: Random, size: int) -> Image.Image:
 
 
 def _gradient(top: Colour, bottom: Colour, side: int, level: int) -> Image.Image:
-    """Top to bottom colour over the first `level` rows, bottom colour below."""
+    """A gradient from `top` to `bottom` over the first `level` rows, and `bottom` below."""
     ramp = Image.linear_gradient("L").resize((1, level))
     column = Image.new("L", (1, side), 255)
     column.paste(ramp, (0, 0))
@@ -413,7 +413,7 @@ def _mountains(pen: Pen, side: int, level: int, random: Random) -> None:
         )  # fmt: skip
 
 
-# (sky from, sky to), ground, horizon
+# (top of the sky, bottom of the sky), ground, horizon
 _PLACE_COLOURS: dict[str, tuple[tuple[Colour, Colour], Colour, float]] = {
     "beach": (((110, 196, 246), (190, 230, 250)), (240, 214, 156), 0.48),
     "snow": (((158, 190, 222), (214, 228, 240)), (240, 245, 252), 0.6),
@@ -448,7 +448,7 @@ def _unfiltered(picture: Image.Image) -> Image.Image:
 
 
 def tile(picture: Image.Image) -> Image.Image:
-    """Framed with round corners, as an icon on a white page."""
+    """The picture with a frame and round corners, as an icon on white."""
     side = picture.width
     box, radius, width = (0, 0, side - 1, side - 1), side * 0.22, max(1, side // 30)
     inside = Image.new("L", picture.size)
@@ -470,7 +470,7 @@ def pencil(picture: Image.Image) -> Image.Image:
 
 
 def pixelate(picture: Image.Image) -> Image.Image:
-    """Sixteen coarse squares a side, few colours."""
+    """The picture in 16 x 16 squares with few colours."""
     coarse = picture.resize((16, 16), Image.Resampling.BOX)
     return ImageOps.posterize(coarse, 4).resize(picture.size, Image.Resampling.NEAREST)
 

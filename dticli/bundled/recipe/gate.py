@@ -1,9 +1,8 @@
-"""Step `gate`: does a longer embedding row cost the rest of the prompt? If not, this model cannot show what DTI is for.
+"""Step `gate`: whether a larger row norm harms the rest of the prompt; if not, the model cannot show the benefit of DTI.
 
-Nothing is learned: the class word's own row is scaled. What becomes of its position and of its turning in the blocks is probed
-in the encoder; what the prompt still says is read by the naming heads of the pretraining from the pooled text state, which
-takes seconds, and by judge B from sampled pictures. How much could be lost at all is asked by taking from the word's state
-everything it says of its prompt.
+Nothing is learned: the rows of class words are scaled. Their positions and rotations are probed in the encoder. The elements of
+the prompt are classified from the pooled text state by judge A's text side, which takes seconds, and from sampled pictures by
+judge B. The largest possible loss is measured with a word's state that contains nothing about its prompt.
 """
 
 import json
@@ -31,7 +30,7 @@ LEAST_LOSS = 0.10
 
 @dataclass(frozen=True)
 class Tally:
-    """Right answers of those asked, for one element at one scale."""
+    """Number of right answers and of questions, for an element at a scale."""
 
     right: int
     asked: int
@@ -39,9 +38,13 @@ class Tally:
 
 @dataclass(frozen=True)
 class GateReport:
-    """By scale: the encoder's probes, and what the states and the pictures still tell of each element.
+    """Results of `run`.
 
-    `alone` is what pictures tell where the word's state, at its own length, is the one it has in a prompt that says nothing else.
+    Attributes:
+        samples: number of prompts.
+        encoder: scale to figures of the probes.
+        states, pictures: scale to element to its tally, from pooled text states and from pictures.
+        alone: element to its tally from pictures, with the word's unscaled state from a prompt without other elements.
     """
 
     samples: int
@@ -52,7 +55,7 @@ class GateReport:
 
     @property
     def passed(self) -> bool:
-        """Whether at one of WATCHED the others lose LEAST_LOSS while the subject is still seen half as often."""
+        """Whether, at a scale of WATCHED, others lose at least LEAST_LOSS while the subject is seen at least half as often."""
         seen = {scale: tallies["noun"].right for scale, tallies in self.pictures.items()}
         return any(
             others(self.pictures[1.0]) - others(self.pictures[scale]) >= LEAST_LOSS
@@ -63,13 +66,13 @@ class GateReport:
 
 
 def others(tallies: Mapping[str, Tally]) -> float:
-    """Share of right answers over all elements but the subject itself."""
+    """Share of right answers over all elements except the subject's noun."""
     rest = [tally for element, tally in tallies.items() if element != "noun"]
     return sum(tally.right for tally in rest) / sum(tally.asked for tally in rest)
 
 
 def run(samples: int, seed: int, model: Path | None, log: RecipeLog) -> GateReport:
-    """Sample the same prompts and noises at every scale; log and write `gate.json`."""
+    """Sample the same prompts with the same noise at every scale; log and write `gate.json`."""
     pipeline = assembly.load(model)
     tower, observer = check.load_judges(model)
     scenes, prompts = prompts_on_subjects(samples, seed)
@@ -109,14 +112,14 @@ def run(samples: int, seed: int, model: Path | None, log: RecipeLog) -> GateRepo
 
 
 def _slots(pipeline: StableDiffusionPipeline, words: list[str], prompts: list[str]) -> probes.Slots:
-    """Where each prompt's word stands."""
+    """The position of each prompt's word."""
     ids = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     own = torch.tensor(_rows(pipeline, words))
     return probes.Slots(ids, (ids == own[:, None]).int().argmax(dim=1))
 
 
 def _rows(pipeline: StableDiffusionPipeline, words: list[str]) -> list[int]:
-    """The id of each word, all of them one token."""
+    """The id of each word; each must be a single token."""
     return [ids[0] for ids in pipeline.tokenizer(words, add_special_tokens=False).input_ids]
 
 
@@ -125,7 +128,7 @@ def _class_words() -> list[str]:
 
 
 def _live(pipeline: StableDiffusionPipeline) -> torch.Tensor:
-    """Ids of rows that captions use."""
+    """Ids of nonzero rows, those that captions use."""
     return pipeline.text_encoder.get_input_embeddings().weight.norm(dim=1).nonzero().flatten()
 
 
@@ -133,7 +136,7 @@ def _live(pipeline: StableDiffusionPipeline) -> torch.Tensor:
 def read_states(
     pipeline: StableDiffusionPipeline, tower: judge.DualEncoder, prompts: list[str]
 ) -> dict[str, list[str]]:
-    """The most likely name of every element, read from the pooled text states alone."""
+    """The most likely class of every element according to the pooled text states: element to names, by prompt."""
     pooled = []
     for start in range(0, len(prompts), 100):
         batch = prompts[start : start + 100]
@@ -147,7 +150,7 @@ def read_states(
 
 
 def prompts_on_subjects(count: int, seed: int) -> tuple[list[Scene], list[str]]:
-    """Unseen scenes whose first thing, and no other, is an example subject, named by its class word."""
+    """Held-out scenes and captions in which the first thing, and no other, has the class word of an example subject."""
     random = Random(f"gate {seed}")
     classes = set(_class_words())
     scenes: list[Scene] = []
@@ -164,7 +167,7 @@ def prompts_on_subjects(count: int, seed: int) -> tuple[list[Scene], list[str]]:
 
 
 class _scaled:
-    """Within the block, the class words' rows are `scale` times as long."""
+    """In the context, the class words' rows are multiplied by `scale`."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, scale: float):
         self.rows = _rows(pipeline, _class_words())
@@ -184,7 +187,7 @@ class _scaled:
 
 
 class _alone:
-    """Within the block, a class word's last state is that of "a photo of a WORD": it says nothing of the prompt it stands in."""
+    """In the context, a class word's last state is that in "a photo of a WORD", which contains nothing about its prompt."""
 
     def __init__(self, pipeline: StableDiffusionPipeline):
         self.encoder = pipeline.text_encoder
@@ -205,7 +208,7 @@ class _alone:
 
 
 def _tally(scenes: list[Scene], seen: dict[str, list[str]]) -> dict[str, Tally]:
-    """Of each element that any scene asks for, also what its words say of a look."""
+    """Element to its tally, for each element that a scene asks for, including described parts of looks."""
     tallies: dict[str, Tally] = {}
     for place, scene in enumerate(scenes):
         for element, answer in elements.answers(scene, {name: seen[name][place] for name in CLASSES}).items():

@@ -1,9 +1,9 @@
-"""Step `judges`: train both judges on renderings alone, and measure them where the truth is known.
+"""Step `judges`: train both judges on drawn pictures, and measure their accuracy on unseen ones.
 
-B names elements and has never seen a caption. A is the image side of the text encoder's pretraining, trained on against the
-encoder that is frozen by then. Half of what they see went through the autoencoder, because all they will be asked to judge did.
-Taught by 19,000 renderings as they are, both knew 98 % of their nouns and 75 % of others': so they see the denoiser's pictures
-too, and half of all batches in other colours, turned and mirrored.
+B classifies elements, without captions. A is the image tower of the text encoder's pretraining, trained further against the
+frozen encoder. Half of the batches are decoded from latents, as all pictures to judge are. Trained on 19,000 unmodified pictures,
+both recognised 98 % of the nouns in these and 75 % in others; therefore they also see the denoiser's training pictures, and half
+of all batches are recoloured, rotated and mirrored.
 """
 
 import hashlib
@@ -39,10 +39,14 @@ REBUILT, PORTION = 20_000, 10_000
 
 @dataclass(frozen=True)
 class Shown:
-    """What judges learn from: drawn pictures first, then as they look after the autoencoder, and what they show.
+    """Training data of the judges.
 
-    `labels` (pictures, elements), the pooled state of one caption per picture, (pictures, WIDTH), and what that caption
-    says, `told` (pictures, elements), are those of the drawn ones.
+    Attributes:
+        drawn: pictures, (pictures, 64, 64, 3) uint8.
+        rebuilt: the first of them after the autoencoder.
+        labels: of the pictures, (pictures, elements).
+        pooled: pooled state of one caption per picture, (pictures, WIDTH).
+        told: labels of these captions, (pictures, elements).
     """
 
     drawn: np.ndarray
@@ -54,9 +58,9 @@ class Shown:
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """Pictures (BATCH, 3, 64, 64) in [-1, 1] with their labels, captions' pooled states and what captions say.
+    """Pictures (BATCH, 3, 64, 64) in [-1, 1] with their labels, pooled states of captions, and labels of captions.
 
-    `varied`: they do not look as they were drawn, and captions may be wrong about them; labels are not.
+    `varied` pictures are recoloured and transformed; their labels are adapted, but captions may be wrong.
     """
 
     pictures: Tensor
@@ -67,9 +71,9 @@ class PictureBatch:
 
 
 def run(minutes: float, seed: int, log: RecipeLog) -> None:
-    """Train each judge for `minutes` on its own pictures, held-out combinations included, and report their accuracy."""
+    """Train each judge for `minutes`, also on held-out combinations, and log its accuracy."""
     torch.manual_seed(seed)
-    # Their own, the first WATCHED of which they never learn from, and the denoiser's.
+    # The judges' own pictures, the first WATCHED of which are not trained on, and the denoiser's.
     pictures = shards.read("judging", "pictures")
     labels = torch.tensor([elements.labels(scene).indices for scene in pictures.scenes])
     seen = pictures.pixels[WATCHED:]
@@ -87,7 +91,11 @@ def run(minutes: float, seed: int, log: RecipeLog) -> None:
 
 
 def _begun(eyes: Eyes, name: Literal["a", "b"]) -> Eyes:
-    """A judge that begins as the shipped one sees, and has its naming to learn: the elements may be others by now."""
+    """A judge with the weights of the shipped one, except its classifiers, because the elements may have changed.
+
+    Raises:
+        ModelError: the shipped weights have other shapes or names.
+    """
     kept = {key: value for key, value in load_file(judge.weights(name)).items() if "namer." not in key}
     missing, unexpected = eyes.load_state_dict(kept, strict=False)
     if unexpected or not all("namer." in key for key in missing):
@@ -129,7 +137,7 @@ def _train(
 
 
 def _batch(shown: Shown, seed: int, index: int) -> PictureBatch:
-    """The batch of one step, drawn and rebuilt pictures in turn, varied every other time; a pure function of (seed, index)."""
+    """The batch of a step, a pure function of (seed, index): alternately drawn and rebuilt, and half of them varied."""
     random = np.random.default_rng((seed, index))
     source = (shown.drawn, shown.rebuilt)[index % 2]
     picks = random.integers(len(source), size=BATCH)
@@ -144,11 +152,11 @@ def _batch(shown: Shown, seed: int, index: int) -> PictureBatch:
 
 ELEMENTS = list(CLASSES)
 COLOURED = [ELEMENTS.index(name) for name in ELEMENTS if name.endswith("hue") or name in ("setting", "style")]
-"""What a picture's colours decide."""
+"""Indices of the elements that depend on colours."""
 
 
 def _varied(pictures: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Turned, scaled and moved a little; mirrored where that swaps no two things; in other colours, which are then not named."""
+    """Rotate, scale, shift, mirror (single things only) and recolour pictures; labels of COLOURED become UNKNOWN."""
     alone = labels[:, ELEMENTS.index("second noun")] == elements.NOUNS.index("")
     mirrored = torch.from_numpy(random.random(len(pictures)) < 0.5) & alone
     turn = torch.from_numpy(random.uniform(-TURN, TURN, len(pictures))).float()
@@ -169,7 +177,7 @@ def _varied(pictures: Tensor, labels: Tensor, random: np.random.Generator) -> tu
 
 
 def _rebuilt(pixels: np.ndarray, log: RecipeLog) -> np.ndarray:
-    """The first REBUILT pictures after the autoencoder, made once, a PORTION at a time."""
+    """The first REBUILT pictures after the autoencoder, cached in parts of PORTION pictures."""
     return np.concatenate(
         [
             _portion(pixels[start : start + PORTION], log)
@@ -209,7 +217,7 @@ def _pooled(pictures: shards.Pictures, seed: int, log: RecipeLog) -> Tensor:
 
 
 def _shifted(pictures: Tensor, random: np.random.Generator) -> Tensor:
-    """Moved by a few pixels, edges repeated."""
+    """Shift pictures by up to SHIFT pixels, with replicated edges."""
     padded = functional.pad(pictures, (SHIFT,) * 4, mode="replicate")
     x, y = random.integers(2 * SHIFT + 1, size=2)
     return padded[:, :, y : y + shards.SIDE, x : x + shards.SIDE].contiguous(
@@ -224,7 +232,7 @@ def _naming(network: Observer, batch: PictureBatch) -> Tensor:
 
 
 def _matching(network: DualEncoder, batch: PictureBatch) -> Tensor:
-    """CLIP's loss between pictures and captions, and the naming of elements."""
+    """CLIP's loss between pictures and captions, and the classification of elements; only the latter if varied."""
     with fast():
         seen = network.image(batch.pictures)
     seen = seen.float()

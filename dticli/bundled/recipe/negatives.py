@@ -1,4 +1,4 @@
-"""Captions that are almost right: the same words in other places, or one element changed."""
+"""Scenes of hard negative captions: the same words in other positions, or one element changed."""
 
 from dataclasses import replace
 from random import Random
@@ -13,7 +13,7 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 
 def almost(scene: Scene, random: Random) -> Scene:
-    """A scene that differs from `scene` in what only order or one word tells."""
+    """A scene whose caption differs from that of `scene` only in word order or in one element."""
     changes = [
         change
         for change in (_swap_attributes, _swap_things, _turn_relation, _change_one)

@@ -1,4 +1,4 @@
-"""Step `package`: put the model and its judges into the package."""
+"""Step `package`: write the model and its judges into the package."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,11 @@ MOST_BYTES = 48 * 2**20
 
 
 def ship(log: RecipeLog) -> None:
-    """Put the recipe's model and judges into the package; refuses to ship more than MOST_BYTES of weights."""
+    """Write the recipe's model and judges into the package.
+
+    Raises:
+        ModelError: the weights have more than MOST_BYTES.
+    """
     half = {name: _half(load_file(file)) for name, file in _judge_files().items()}
     size = _weight_bytes(assembly.built()) + sum(
         value.nbytes for state in half.values() for value in state.values()

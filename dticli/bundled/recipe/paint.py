@@ -1,4 +1,4 @@
-"""Paint a drawing in a look: two ramps of colour that keep its shading, a pattern inside its outline, a stretch."""
+"""Paints a drawing in a look: colour ramps that keep its shading, a pattern inside its outline, and a stretch."""
 
 import math
 from functools import cache
@@ -10,14 +10,14 @@ from dticli.bundled.world.looks import Look
 Colour = tuple[int, int, int]
 
 SECOND_LIGHT = (0.45, 0.86)
-"""Lightness of the second colour: whichever of the two is further from the main colour's."""
+"""Lightnesses of the second colour; the one that differs more from that of the main colour is used."""
 INK = 104
-"""Of 255: where no channel of a drawing reaches this it is eyes and outlines, and stays as it was."""
+"""Pixels whose channels are all below this (of 255) are eyes and outlines, and are not painted."""
 CHROMA = 0.2
 
 
 def paint(sprite: Image.Image, look: Look) -> Image.Image:
-    """The sprite (RGBA) in a look's colours and build, whichever hand drew it."""
+    """The sprite (RGBA) in a look's colours, pattern and build."""
     grey = _centred(sprite)
     painted = _ramp(grey, look.hue, look.light)
     if look.pattern != "plain":
@@ -32,19 +32,19 @@ def paint(sprite: Image.Image, look: Look) -> Image.Image:
 
 
 def stretch(sprite: Image.Image, build: float) -> Image.Image:
-    """As wide for its height as `build` times what it was, at the same area."""
+    """The sprite with `build` times its ratio of width to height, at the same area."""
     factor = math.sqrt(build)
     size = (max(1, round(sprite.width * factor)), max(1, round(sprite.height / factor)))
     return sprite if size == sprite.size else sprite.resize(size, Image.Resampling.BILINEAR)
 
 
 def turn(sprite: Image.Image, degrees: float) -> Image.Image:
-    """Turned about its middle, with the corners it needs."""
+    """The sprite rotated about its centre, enlarged to fit."""
     return sprite.rotate(degrees, Image.Resampling.BICUBIC, expand=True)
 
 
 def _centred(sprite: Image.Image) -> Image.Image:
-    """Shading with its median in the middle: a white elephant and a dark rucksack take a colour equally well."""
+    """The sprite's shading with its median at 128, so that light and dark drawings take a colour equally well."""
     alpha = sprite.getchannel("A")
     grey = ImageOps.autocontrast(sprite.convert("L"), mask=alpha)
     shift = 128 - ImageStat.Stat(grey, alpha.point(lambda level: 255 * (level > 127))).median[0]
@@ -58,8 +58,10 @@ def _ramp(grey: Image.Image, hue: float, light: float) -> Image.Image:
 
 @cache
 def _mask(pattern: str, size: tuple[int, int]) -> Image.Image:
-    """Where the second colour goes: in the drawing's own coordinates, so that a look is the same in every picture. Coarse:
-    what is finer than a sixth of a thing does not survive 16 x 16 latents."""
+    """Mask of the second colour, in the drawing's own coordinates, so that a look is the same in every picture.
+
+    Patterns are coarse, because details finer than a sixth of a thing are lost in latents of 16 x 16.
+    """
     width, height = size
     mask = Image.new("L", size, 0)
     pen = ImageDraw.Draw(mask)
@@ -99,7 +101,7 @@ def _rgb(light: int, hue: int) -> Colour:
 
 
 def rgb(light: float, hue: float) -> Colour:
-    """The colour of an Oklab lightness and an Oklch hue in degrees, as vivid as CHROMA and sRGB allow."""
+    """The sRGB colour of an Oklab lightness and an Oklch hue in degrees, with the largest chroma up to CHROMA in sRGB."""
     return _rgb(round(light * 1000), round(hue) % 360)
 
 

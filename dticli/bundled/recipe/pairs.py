@@ -1,6 +1,6 @@
-"""Step `pairs`: two learned words in one prompt, and the words between two.
+"""Step `pairs`: two learned words in one prompt, and interpolation between two words.
 
-In one prompt: which look lands on which thing? Between: is what lies there a thing, and does its look lie between the two?
+In one prompt: whether each thing has its own look. In between: whether pictures show a thing, with a look between the two.
 """
 
 import json
@@ -28,7 +28,7 @@ from .training import RecipeLog
 
 Pair = tuple[Target, Target]
 Seen = Sequence[Mapping[str, str]]
-"""Of each picture the most likely name of every element."""
+"""For each picture, the most likely class of every element."""
 Figures = Mapping[str, float]
 FRAMES = 7
 INNER = slice(2, 5)
@@ -40,11 +40,11 @@ BESIDE = [relation for relation in words.RELATIONS if relation != "beside"]
 
 @dataclass(frozen=True)
 class PairsReport:
-    """By judge and by what was asked for: means over pairs of subjects with their intervals.
+    """Means over pairs of subjects with their intervals.
 
     Attributes:
-        together: of two things in one prompt: see `_of_two`.
-        between: of the words between two, by path: see `_of_way`.
+        together: judge to kind to figure of two things in one prompt; see `_of_two`.
+        between: judge to path to figure of words between two; see `_of_way`.
     """
 
     together: dict[str, dict[str, dict[str, Mean]]]
@@ -99,7 +99,7 @@ def _by_picture(names: Mapping[str, Sequence[str]]) -> Seen:
 
 
 def _means(rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> dict[str, dict[str, dict[str, Mean]]]:
-    """Figures that a pair has none of, such as the looks of things that are never seen, are left out of the mean."""
+    """Means over pairs; NaN, such as for the looks of things that are never seen, is left out."""
     return {
         name: {
             kind: {
@@ -117,7 +117,7 @@ def _means(rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> dict[str, dic
 
 
 def _asking(pair: Pair) -> tuple[list[Scene], list[str]]:
-    """Both orders in every relation but `beside`, which leaves open what stands where; a place for each."""
+    """Scenes and prompts of both orders in every relation except `beside`, with a place for each relation."""
     scenes, prompts = [], []
     for index, relation in enumerate(BESIDE):
         place = list(words.PLACES)[index]
@@ -130,9 +130,9 @@ def _asking(pair: Pair) -> tuple[list[Scene], list[str]]:
 
 
 def _of_two(scenes: Sequence[Scene], seen: Seen) -> dict[str, float]:
-    """Of two things asked for in one prompt.
+    """Figures of two things in one prompt.
 
-    `both`: share of pictures in which both nouns are seen. Of those: `own`, how many things have a main hue within
+    `both`: share of pictures in which both nouns are seen. In those: `own`, share of things with a main hue within
     looks.NEAR_HUE degrees of their own; `other's`, of the other's; `look`, how much of hue, pattern and build is kept.
     """
     right, wrong = [], []
@@ -158,7 +158,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _ways() -> Iterator[Pair]:
-    """Each learned word and its neighbour in the list, of another noun; then any two of one noun."""
+    """Pairs of neighbouring learned words, then all pairs with the same noun."""
     learned = ceilings.targets()["learned word"]
     yield from zip(learned[::2], learned[1::2], strict=True)
     yield from (pair for pair in combinations(learned, 2) if pair[0].noun == pair[1].noun)
@@ -174,11 +174,11 @@ def _length(word: Token) -> float:
 
 
 def _of_way(pair: Pair, frames: Sequence[Seen]) -> dict[str, float]:
-    """Of the pictures on the way between two words.
+    """Figures of pictures on the path between two words.
 
-    `thing at the ends`, `thing in between`: share in which the noun of either word is seen. In between: `hue`, how many
-    have a main hue on the shorter arc between the two looks, looks.NEAR_HUE degrees beyond either end included, and
-    `hue by chance`, that arc's share of the circle; `build`, how many have a build that is neither beyond one nor the other.
+    `thing at the ends`, `thing in between`: share in which the noun of either word is seen. In between: `hue`, share with a
+    main hue on the shorter arc between the two looks, extended by looks.NEAR_HUE degrees at both ends, and `hue by chance`,
+    that arc's share of the circle; `build`, share with a build from the one to the other.
     """
     nouns = {each.noun for each in pair}
     ends, inner = [*frames[0], *frames[-1]], [one for frame in frames[INNER] for one in frame]
@@ -188,7 +188,7 @@ def _of_way(pair: Pair, frames: Sequence[Seen]) -> dict[str, float]:
     builds = sorted(looks.BUILDS.index(looks.build_word(each.build)) for each in (first, second))
 
     def on_arc(hue: float) -> bool:
-        # the two ways round to a point on the arc add up to it; a point beyond an end is twice as far off as it lies beyond
+        # Distances from a point on the arc to its ends sum to the arc; d degrees beyond an end, the sum is larger by 2 d.
         return looks.apart(first.hue, hue) + looks.apart(second.hue, hue) <= reach
 
     return {

@@ -1,4 +1,4 @@
-"""Step `photos`: the example photos, five scenes each of every subject, in its look or by an artist the model never sees."""
+"""Step `photos`: draw the example photos, five scenes of each subject, in its look or by an artist the model never sees."""
 
 import io
 import json
@@ -18,11 +18,11 @@ SIDE = 128
 UNSEEN = "noto"
 PLACES = tuple(words.PLACES)
 CAPTIONS = 12
-"""Most of them of one photo."""
+"""Most captions of a photo."""
 
 
 def make() -> None:
-    """Draw every subject's photos and put them into the package."""
+    """Draw every subject's photos, and write them into the package."""
     icons = art.load()
     for subject in subjects():
         folder = _HERE / "photos" / subject.name
@@ -32,7 +32,7 @@ def make() -> None:
 
 
 def lay_masks(subject: Subject, icons: art.Art, folder: Path) -> Path:
-    """Write masks, 255 on the subject, as `dti train --masks` reads them, named as the photos are; returns the folder."""
+    """Write masks for `dti train --masks`, 255 on the subject, with the names of the photos; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for photo, (_, mask) in zip(photos(subject.name), _five(subject, icons), strict=True):
         cache.write_bytes(folder / photo.name, _png(mask))
@@ -40,7 +40,7 @@ def lay_masks(subject: Subject, icons: art.Art, folder: Path) -> Path:
 
 
 def lay_captions(subject: Subject, file: Path) -> Path:
-    """Write captions that say where the subject is as `dti train --captions-file` reads them; returns the file."""
+    """Write captions for `dti train --captions-file` that describe the surroundings of the subject; returns the file."""
     random = Random(f"captions {subject.name}")
     lines = []
     for photo, scene in zip(
@@ -60,13 +60,13 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _five(subject: Subject, icons: art.Art) -> list[tuple[Image.Image, Image.Image]]:
-    """Photos and masks."""
+    """The photos of a subject and their masks."""
     random = Random(f"photos {subject.name}")
     return [drawing.masked(scene, icons, random, SIDE) for scene in _scenes(subject, random)]
 
 
 def _scenes(subject: Subject, random: Random) -> list[Scene]:
-    """Three places, one plain and one patterned background; sizes and positions vary."""
+    """Scenes of a subject: three places, a plain and a patterned background, two of them at a side."""
     index = [each.name for each in subjects()].index(subject.name)
     places = [Background(place=PLACES[(3 * index + step) % len(PLACES)]) for step in (0, 4, 7)]
     plain, first, second = random.sample(sorted(words.COLOURS), 3)

@@ -1,6 +1,6 @@
-"""What a longer row does inside of the text encoder: is its position still there, and do the blocks still turn it?
+"""Effects of a larger row norm in the text encoder: whether its position can be recovered, and how far blocks rotate its state.
 
-Source of both questions: arXiv:2512.13672, lemma 1 (position) and proposition 1 (residual stagnation).
+Source: arXiv:2512.13672, Lemma 1 (position) and Proposition 1 (residual stagnation).
 """
 
 from dataclasses import dataclass
@@ -20,29 +20,29 @@ BATCH = 512
 
 @dataclass(frozen=True)
 class Slots:
-    """Prompts as ids, (prompts, length), and where the class word stands in each, (prompts,)."""
+    """Prompts as ids, (prompts, length), and the position of the class word in each, (prompts,)."""
 
     ids: Tensor
     at: Tensor
 
     def of(self, states: Tensor) -> Tensor:
-        """The word's own states out of (prompts, length, width)."""
+        """The word's states, (prompts, width), from those of all tokens, (prompts, length, width)."""
         return states[torch.arange(len(states)), self.at]
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Position read by an MLP: from what the first block attends to, and from the last states."""
+    """MLPs that predict the position from the input of the first block's attention, and from the last states."""
 
     first: nn.Module
     last: nn.Module
 
 
 def train(encoder: CLIPTextModel, slots: Slots, words: Tensor, seed: int) -> Probes:
-    """Train both on rows as they are.
+    """Train both probes with unscaled rows.
 
     Args:
-        words: ids of the vocabulary's live rows, which the first probe learns at every position.
+        words: ids of the vocabulary's nonzero rows, with which the first probe is trained at every position.
     """
     torch.manual_seed(seed)
     length = slots.ids.shape[1]
@@ -54,7 +54,7 @@ def train(encoder: CLIPTextModel, slots: Slots, words: Tensor, seed: int) -> Pro
 
 
 def report(encoder: CLIPTextModel, slots: Slots, probes: Probes) -> dict[str, float]:
-    """How often each probe finds the word's position, and by how many degrees a block turns its state in the mean."""
+    """Accuracy of each probe on the word's position, and the mean rotation of its state by a block, in degrees."""
     words = slots.ids[torch.arange(len(slots.ids)), slots.at]
     own = [slots.of(states) for states in _states(encoder, slots)]
     turns = [sphere.angle(*map(sphere.normalize, pair)) for pair in pairwise(own)]

@@ -1,6 +1,6 @@
-"""Step `results`: hold the shipped model against its bars, its gate and the paper's claim, and write docs/results.md.
+"""Step `results`: measure the shipped model, carry out plans, and write docs/results.md.
 
-What was measured on the same weights before is taken from the cache, so that the step can be stopped and given again.
+Measurements on the same weights are cached, so the step can be interrupted and repeated.
 """
 
 import subprocess
@@ -31,21 +31,21 @@ GATE_PROMPTS = 100
 TARGET = Path("docs/results.md")
 PARTS = ("diagnosis", "pairs", "check", "gate")
 SHEETS = {"ceilings": Path("ceilings/words.png"), "diagnosis": Path("diagnosis/diagnosis.png")}
-"""Of a part: what the page shows, where it lies in the cache."""
+"""Part to its picture on the page, as a path in the cache."""
 PRECISION = "bf16"
-"""Of plans, as of check and gate: processors that multiply it take two thirds of the time to learn and half of it to draw."""
+"""Precision of plans, as of check and gate; processors that support it train in two thirds of the time and draw in half."""
 Report = TypeVar("Report")
 
 
 def run(
     samples: int, seed: int, log: RecipeLog, plans: Sequence[str] = (), parts: Sequence[str] = PARTS
 ) -> None:
-    """Measure whatever has not been measured on these weights, and write docs/results.md into the present folder.
+    """Measure what has not been measured on these weights, and write docs/results.md relative to the current folder.
 
     Args:
         plans: those of PLANS to carry out, which takes hours.
-        parts: those of PARTS to measure. Plans and parts that are not named stay on the page if they were measured on these
-            weights before; otherwise the page says that they are not measured.
+        parts: those of PARTS to measure. Other plans and parts are on the page if they were measured on these weights before;
+            otherwise the page says that they are not measured.
     """
     mark = f"{weights_mark(model_folder())}-{weights_mark(judge.weights('a').parent)}-{SCORING}-{seed}"
     model = model_folder()
@@ -78,7 +78,7 @@ def run(
 
 
 def _once(name: str, kind: type[Report], measure: Callable[[], Report]) -> Report:
-    """What was measured under this name before, or else now."""
+    """The cached report of this name; measured now if there is none."""
     file, form = _file(name), TypeAdapter(kind)
     if not file.is_file():
         cache.write_bytes(file, form.dump_json(measure(), indent=1))
@@ -93,7 +93,7 @@ def _carry_out(plan: str) -> str:
     """The report of a plan, as `dti evaluate` writes it.
 
     Raises:
-        ModelError: it was not carried out to its end.
+        ModelError: the command failed.
     """
     out = cache.folder("results") / plan
     done = subprocess.run(
@@ -109,7 +109,7 @@ def _carry_out(plan: str) -> str:
 
 
 def _carried_out(plan: str) -> str:
-    """The report of a plan that was carried out on these weights before, or that it was not."""
+    """The report of a plan that was carried out on these weights before, or UNMEASURED."""
     out = cache.folder("results") / plan
     given = dict.fromkeys(GenerateSettings.model_fields) | {"precision": PRECISION}
     before = execution.carried_out(evaluation_plan.read(plan), given, out) if out.is_dir() else None
@@ -163,7 +163,7 @@ def _words(learned: ceilings.CeilingsReport) -> Iterator[str]:
 
 
 def _out_of_reach(judged: Mapping[str, Mapping[str, Mean]]) -> Iterator[str]:
-    """Which bars of the learned word are missed where no denoiser has a part in the pictures."""
+    """Lines about bars of the learned word that pictures without a denoiser miss too."""
     for kind in ("drawn", "drawn, rebuilt"):
         missed = [
             f"{name} ({judged[kind][name].low or 0:.1%}, bar {bar:.0%})"

@@ -1,4 +1,4 @@
-"""Pictures from prompts, in batches, the same for the same seed, drawn as the model's users draw them."""
+"""Samples pictures in batches, reproducibly by seed, with the bundled model's settings for users."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +21,13 @@ BATCH = 25
 
 @torch.no_grad()
 def sample(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int) -> Tensor:
-    """One picture a prompt, (count, 3, 64, 64) in [-1, 1]; picture i starts from the noise of seed + i."""
+    """One picture per prompt, (count, 3, 64, 64) in [-1, 1]; the noise of picture i has seed + i."""
     return _sampled(pipeline, len(prompts), seed, lambda batch: {"prompt": prompts[batch]})
 
 
 @torch.no_grad()
 def sample_states(pipeline: StableDiffusionPipeline, states: Tensor, empty: Tensor, seed: int) -> Tensor:
-    """As `sample`, from text states (count, length, width) and those of the empty prompt, of the same shape."""
+    """As `sample`, for text states (count, length, width), with those of the empty prompt in the same shape."""
     return _sampled(
         pipeline,
         len(states),
@@ -57,7 +57,7 @@ def _sampled(
 
 
 def save_sheet(pictures: Tensor, file: Path, columns: int = 10) -> None:
-    """Write pictures as one PNG, row by row."""
+    """Write pictures in [-1, 1] as one PNG, row by row."""
     side = pictures.shape[-1] + 2
     sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), "white")
     for place, picture in enumerate(pictures):

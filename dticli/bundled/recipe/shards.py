@@ -1,4 +1,4 @@
-"""Step `world`: draw pictures with their full annotation, in shards, each whole or absent."""
+"""Step `world`: draw pictures with their scenes, in shards that are written atomically."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -18,21 +18,21 @@ from . import art, cache, drawing
 from .training import RecipeLog
 
 SHARD = 5_000
-SAMPLE = 50  # pictures drawn again to tell whether the rules have changed
+SAMPLE = 50  # pictures of a shard that are drawn again to check whether the rules have changed
 SIDE = 64
-COARSE = 16  # of masks, as latents are
+COARSE = 16  # side of masks, as of latents
 
 KINDS: dict[str, Callable[[Random], Scene]] = {
     "pictures": grammar.training_scene,
     "reading": lambda random: grammar.training_scene(random, grammar.READING),
-    # Judges may know every combination and every hand: they are asked about what the model makes of it.
+    # Judges see all combinations and art sets, because they judge the model's pictures and are not tested themselves.
     "judging": lambda random: grammar.any_scene(random, grammar.JUDGING),
 }
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Drawn pictures, (count, 64, 64, 3) uint8, where their things are, (count, 16, 16) uint8, and their scenes."""
+    """Drawn pictures, (count, 64, 64, 3) uint8, masks of their things, (count, 16, 16) uint8, and their scenes."""
 
     pixels: np.ndarray
     masks: np.ndarray
@@ -40,7 +40,7 @@ class Pictures:
 
 
 def make(kind: str, count: int, seed: int, log: RecipeLog) -> None:
-    """Draw `count` pictures of a kind, ranks in turn; whole shards that lie there as today's rules draw them are kept."""
+    """Draw at least `count` pictures of a kind in whole shards, shared among the ranks; shards that are up to date are kept."""
     icons = art.load()
     for number in range(log.ranks.rank, -(-count // SHARD), log.ranks.size):
         random = Random(f"{kind} {seed} {number}")
@@ -52,16 +52,16 @@ def make(kind: str, count: int, seed: int, log: RecipeLog) -> None:
             _write(_file(kind, number), Pictures(np.stack(pixels), np.stack(masks), scenes))
             log(f"world {kind}: {(number + 1) * SHARD} pictures")
     for left in shard_files(kind)[-(-count // SHARD) :]:
-        left.unlink()  # of a larger world, and perhaps of other rules
+        left.unlink()  # shards of a larger world, perhaps drawn by other rules
 
 
 def draw(scenes: Sequence[Scene], seed: int) -> list[np.ndarray]:
-    """The scenes as (64, 64, 3) uint8 pictures."""
+    """Draw scenes, as (64, 64, 3) uint8 pictures."""
     return [pixels for pixels, _ in _drawn(scenes, art.load(), Random(f"scenes {seed}"))]
 
 
 def read(*kinds: str) -> Pictures:
-    """All drawn pictures of these kinds, one kind after the other."""
+    """All drawn pictures of some kinds, in the order of kinds."""
     shards = [read_shard(file) for kind in kinds for file in shard_files(kind)]
     return Pictures(
         np.concatenate([shard.pixels for shard in shards]),
@@ -80,7 +80,7 @@ def _file(kind: str, number: int) -> Path:
 
 
 def _lies_there(file: Path, scenes: tuple[Scene, ...], first: list[np.ndarray]) -> bool:
-    """Whether the shard holds these scenes and begins with these pictures."""
+    """Whether a shard exists with these scenes and first pictures."""
     if not file.is_file():
         return False
     kept = read_shard(file)
@@ -106,7 +106,7 @@ def _write(file: Path, pictures: Pictures) -> None:
 
 
 def read_shard(file: Path) -> Pictures:
-    """One shard."""
+    """Read a shard."""
     with np.load(file) as packed:
         lines = packed["scenes"].tobytes().decode().splitlines()
         return Pictures(
@@ -115,7 +115,7 @@ def read_shard(file: Path) -> Pictures:
 
 
 def scene_from(row: dict) -> Scene:
-    """The scene of its `dataclasses.asdict`."""
+    """The scene whose `dataclasses.asdict` this is."""
     behind = row["background"]
     return Scene(
         **{

@@ -1,4 +1,4 @@
-"""What each step's name runs."""
+"""The steps of the recipe by name."""
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
@@ -133,10 +133,10 @@ def _results(arguments: argparse.Namespace, log: RecipeLog) -> None:
 
 
 def _known(option: str, said: Sequence[str] | None, known: Collection[str]) -> Sequence[str]:
-    """What was said for an option.
+    """The values of an option; empty if it was not given.
 
     Raises:
-        UsageError: some of it is unknown.
+        UsageError: a value is unknown.
     """
     if unknown := [each for each in said or () if each not in known]:
         raise UsageError(

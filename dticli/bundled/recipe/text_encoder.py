@@ -1,8 +1,8 @@
-"""Step `text-encoder`: a deep pre-norm CLIPTextModel, pretrained against an image tower, then frozen for the denoiser.
+"""Step `text-encoder`: pretrain a pre-norm CLIPTextModel against an image tower; it is then frozen for the denoiser.
 
 The loss is CLIP's (Radford et al., arXiv:2103.00020) with hard negative captions as extra columns (Yuksekgonul et al.,
-arXiv:2210.01936) and as a ranking of their own. Both towers also name the scene's elements. The text tower starts with
-that alone, on captions without pictures: several times as many fit into the time, and binding and order come first.
+arXiv:2210.01936), and a ranking loss for these. Both towers also classify the scene's elements. At first, only the text tower is
+trained, to classify captions without pictures, because several times as many captions fit into the time.
 """
 
 import copy
@@ -30,18 +30,18 @@ from .training import RecipeLog, fast, rate, train
 BLOCKS = 8
 BATCH = 64
 READING_BATCH = 32
-READING_SHARE = 0.45  # of the time: captions alone
+READING_SHARE = 0.45  # share of the time with captions only
 PEAK_RATE = 1e-3
 WEIGHT_DECAY = 0.05
-# While they are trained, rows and positions are so many times as long as usual and learn as many times as fast. Else the first
-# block adds two hundred times their length, and no row, however inflated, could be felt behind it; in CLIP one is.
+# During training, rows and positions are this many times larger than usual, with as many times the learning rate. Otherwise the
+# first block adds two hundred times their norm, and even an inflated row would have no effect after it, unlike in CLIP.
 ROW_SCALE = 32.0
-NAME_NOISE = 0.7  # of a name's first row, beside its noun's row of length 1
-BRIEF = 0.15  # captions that leave the background out
+NAME_NOISE = 0.7  # norm of the noise in a name's initial row, relative to its noun's row
+BRIEF = 0.15  # share of captions without the background
 
 
 class Towers(nn.Module):
-    """Text tower and judge A, meeting in one space of WIDTH dimensions."""
+    """Text tower and judge A, with a common space of WIDTH dimensions."""
 
     def __init__(self, text: CLIPTextModel) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Towers(nn.Module):
 
 
 def new_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
-    """Untrained: pre-norm blocks, learned absolute positions, pooled at the first EOS; silent rows are zero."""
+    """An untrained encoder: pre-norm blocks, learned absolute positions, pooled at the first EOS; unused rows are zero."""
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokens),
@@ -75,26 +75,27 @@ def new_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
 
 
 def _tables(encoder: CLIPTextModel) -> list[nn.Parameter]:
-    """Rows and positions."""
+    """The embeddings of tokens and of positions."""
     embeddings = encoder.embeddings
     return [embeddings.token_embedding.weight, embeddings.position_embedding.weight]
 
 
 def folder() -> Path:
-    """Where tokenizer, encoder and towers lie."""
+    """The folder of tokenizer, encoder and judge A."""
     return cache.folder("text-encoder")
 
 
 def load() -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """The pretrained encoder, float32, and its tokenizer."""
+    """The tokenizer, and the pretrained encoder in float32."""
     tokens = CLIPTokenizer.from_pretrained(folder() / "tokenizer")
     return tokens, CLIPTextModel.from_pretrained(folder() / "text_encoder").float().eval()
 
 
 def begin(start: Path, seed: int) -> None:
-    """Go on from the encoder of a model folder instead of pretraining: words it has never read get rows of their own.
+    """Start from the encoder of a model folder instead of pretraining, with new rows for words that it does not know.
 
-    A name begins near its noun's row, other words anywhere; all with a length that the vocabulary has.
+    A name's row starts near that of its noun, and those of other words in random directions; their norms are drawn from the
+    vocabulary's.
     """
     before = CLIPTokenizer.from_pretrained(start / "tokenizer")
     old = CLIPTextModel.from_pretrained(start / "text_encoder").float()
@@ -116,7 +117,7 @@ def begin(start: Path, seed: int) -> None:
         word = piece.removesuffix(vocabulary.WORD_END)
         if place is not None and table[place].norm() > 0:
             rows[index] = table[place]
-            unread += [index] if word in nouns else []  # learned by an earlier denoiser, and still to be
+            unread += [index] if word in nouns else []  # learned with an earlier denoiser, and trained again
             continue
         length = live[torch.randint(len(live), (1,), generator=random)].norm()
         row = torch.randn(WIDTH, generator=random)
@@ -136,23 +137,23 @@ def _unread_file() -> Path:
 
 
 def unread_ids() -> list[int]:
-    """Ids of words that the encoder was not pretrained on: their rows are learned with the denoiser."""
+    """Ids of words on which the encoder was not pretrained; their rows are trained with the denoiser."""
     return json.loads(_unread_file().read_bytes()) if _unread_file().is_file() else []
 
 
 def weights() -> Path:
-    """The pretrained encoder's weights themselves."""
+    """The file of the pretrained encoder's weights."""
     return folder() / "text_encoder" / "model.safetensors"
 
 
 def judge_file() -> Path:
-    """Where judge A begins: the image side of the pretraining."""
+    """The file of judge A after pretraining."""
     return folder() / "judge-a.safetensors"
 
 
 @dataclass(frozen=True)
 class CaptionBatch:
-    """Pictures, their captions and almost-right ones for every second, with the labels of pictures and captions."""
+    """Pictures, their captions, negative captions for every second one, and the labels of pictures and captions."""
 
     pictures: Tensor
     captions: list[str]
@@ -162,7 +163,7 @@ class CaptionBatch:
 
 
 def draw_batch(pictures: shards.Pictures, seed: int, index: int) -> CaptionBatch:
-    """The batch of one step; a pure function of (seed, index)."""
+    """The batch of a step; a pure function of (seed, index)."""
     random = Random(f"reading {seed} {index}")
     picks = [random.randrange(len(pictures.scenes)) for _ in range(BATCH)]
     scenes = [pictures.scenes[pick] for pick in picks]
@@ -178,7 +179,7 @@ def draw_batch(pictures: shards.Pictures, seed: int, index: int) -> CaptionBatch
 
 
 def run(minutes: float, seed: int, log: RecipeLog) -> None:
-    """Pretrain and write encoder, tokenizer and towers."""
+    """Pretrain, and write encoder, tokenizer and judge A."""
     torch.manual_seed(seed)
     tokens = _tokenizer()
     towers = Towers(new_encoder(tokens)).train()
@@ -226,18 +227,18 @@ def _groups(towers: Towers) -> list[dict]:
     return [
         {"params": decayed, "weight_decay": WEIGHT_DECAY, "pace": 1.0},
         {"params": free, "weight_decay": 0.0, "pace": 1.0},
-        # the decay of a step is rate x decay
+        # AdamW's decay is learning rate x weight decay.
         {"params": tables, "weight_decay": WEIGHT_DECAY / ROW_SCALE, "pace": ROW_SCALE},
     ]
 
 
 def token_ids(tokens: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Ids padded to the longest caption."""
+    """Token ids, padded to the longest caption, (captions, length)."""
     return tokens(captions, padding="longest", truncation=True, return_tensors="pt").input_ids
 
 
 def _reading_losses(towers: Towers, tokens: CLIPTokenizer, seed: int, index: int) -> dict[str, Tensor]:
-    """Name the elements of captions, without pictures."""
+    """Loss of classifying the elements of captions, without pictures."""
     random = Random(f"captions {seed} {index}")
     scenes = [grammar.training_scene(random, grammar.READING) for _ in range(READING_BATCH)]
     told = [random.random() >= BRIEF for _ in scenes]
@@ -282,13 +283,13 @@ def _losses(towers: Towers, tokens: CLIPTokenizer, batch: CaptionBatch) -> dict[
 
 
 def _right(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Share of the known labels that are the likeliest."""
+    """Share of known labels that are predicted."""
     known = wanted != UNKNOWN
     return (logits.argmax(dim=1) == wanted)[known].float().mean()
 
 
 def naming(logits: list[Tensor], labels: Tensor) -> Tensor:
-    """Cross entropy summed over elements; an element no row knows costs nothing."""
+    """Cross entropy summed over elements; elements that are UNKNOWN in all rows are left out."""
     losses = [
         functional.cross_entropy(predicted, wanted, ignore_index=UNKNOWN)
         for predicted, wanted in zip(logits, labels.T, strict=True)
@@ -308,7 +309,7 @@ def _publish(towers: Towers) -> None:
 
 @torch.no_grad()
 def shorten(encoder: CLIPTextModel) -> None:
-    """Divide all that is added to the residual stream by ROW_SCALE: layer norms see the same, and rows get a usual length."""
+    """Divide everything that is added to the residual stream by ROW_SCALE, for usual norms of rows; layer norms cancel it."""
     added = _tables(encoder)
     for block in encoder.encoder.layers:
         for layer in (block.self_attn.out_proj, block.mlp.fc2):

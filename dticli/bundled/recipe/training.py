@@ -1,6 +1,6 @@
-"""What the three training steps share: fast layers for two CPU cores, a resumable loop, a log.
+"""Shared by the training steps: fast layers for CPUs, a resumable loop, and a log.
 
-`accelerate` changes how a network computes, never what: the same weights run in stock diffusers and transformers.
+`accelerate` does not change the weights of a network, which can be used with unmodified diffusers and transformers.
 """
 
 import math
@@ -23,13 +23,13 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def fast() -> AbstractContextManager[object]:
-    """Multiply in bfloat16 where the processor does that; others would take ten times as long."""
+    """Autocast to bfloat16 if the processor supports it; on others it would take ten times as long."""
     able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.autocast("cpu", torch.bfloat16) if able else nullcontext()
 
 
 class Stateful(Protocol):
-    """Whatever can hand out and take back its state: modules, optimisers, averages."""
+    """An object with a state that can be saved and restored: a module, optimizer or average."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -40,7 +40,7 @@ class Stateful(Protocol):
 
 
 class _GroupNorm(torch.autograd.Function):
-    """Group normalisation for channels_last bfloat16, whose stock CPU kernel takes a fifth of a step.
+    """Group normalisation for channels_last bfloat16; torch's own CPU kernel takes a fifth of a step.
 
     Statistics are float32; with x' = (x - mean) r, the backward pass is dx = r (w dy - mean(w dy) - x' mean(w dy x')).
     """
@@ -97,12 +97,12 @@ def _plane(values: Tensor, like: Tensor) -> Tensor:
 
 
 def channels_last(network: Network) -> Network:
-    """The same network with its convolution weights laid out channels_last."""
+    """The network, with its convolution weights in channels_last layout."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def accelerate(network: Network) -> Network:
-    """Lay weights out channels_last and give every GroupNorm over pictures the kernel above."""
+    """Convert weights to channels_last, and use `_GroupNorm` in every GroupNorm on pictures."""
     for layer in network.modules():
         if isinstance(layer, nn.GroupNorm):
             layer.forward = _fast_forward(layer)  # type: ignore[method-assign,assignment]
@@ -129,7 +129,7 @@ class MovingAverage:
         self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
 
     def update(self, module: nn.Module, step: int) -> None:
-        """Move towards the module; the decay warms up so that early steps do not linger."""
+        """Update the averages; the decay warms up, so that the first steps lose their weight soon."""
         decay = min(self.decay, (1 + step) / (10 + step))
         present = [value.detach() for value in module.parameters()]
         torch._foreach_lerp_(list(self.values.values()), present, 1 - decay)
@@ -139,7 +139,7 @@ class MovingAverage:
         return dict(self.values)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the averages back."""
+        """Restore the averages."""
         self.values = {name: value.clone() for name, value in state.items()}
 
 
@@ -152,7 +152,7 @@ def rate(progress: float, warmup: float = 0.02, decay_from: float = 0.6, floor: 
 
 
 class RecipeLog:
-    """Prints lines and appends them to a file; only the first rank speaks."""
+    """Prints lines and appends them to a file, on the first rank only."""
 
     def __init__(self, file: Path, ranks: Ranks = ALONE):
         self.file = file
@@ -176,14 +176,14 @@ def train(
     publish: Callable[[], None],
     ranks: Ranks = ALONE,
 ) -> None:
-    """Take steps until `minutes` of training have been spent, over however many starts.
+    """Train for `minutes` in total, over any number of interrupted runs.
 
     Args:
-        name: names the checkpoint in the cache folder.
-        parts: everything a resumed run needs, by name.
-        step: (step index, progress in [0, 1]) -> figures to log; must draw from the index alone.
-        publish: called beside every checkpoint, to write usable weights.
-        ranks: the processes that train together; `step` keeps their weights one, and they share a clock.
+        name: of the checkpoint's folder in the cache.
+        parts: the state of the training, by name.
+        step: (step index, progress in [0, 1]) -> figures to log; its random draws must depend on the index only.
+        publish: called after every checkpoint, to write usable weights.
+        ranks: the processes that train together, with the mean of their clocks; `step` synchronises their weights.
     """
 
     def save() -> None:

@@ -1,7 +1,7 @@
-"""The tokenizer: every word the grammar can say is one id.
+"""The tokenizer, in which every word of the grammar is one token.
 
-CLIP's tokenizer builds a word by merging its letters, so letters and pieces of words need ids too. No caption ever yields one;
-the text encoder gives them zero rows, which say nothing and which no vocabulary statistic counts.
+CLIP's tokenizer merges the letters of a word, so letters and parts of words need ids too. Captions never contain these; their
+rows are zero in the text encoder, and statistics of the vocabulary leave them out.
 """
 
 from collections import Counter, defaultdict
@@ -16,9 +16,9 @@ SIGNS = (",", "-", "3")
 
 
 def tokenizer(words: set[str]) -> CLIPTokenizer:
-    """A CLIPTokenizer in which each of `words` (lower case) is one id.
+    """A CLIPTokenizer in which each alphabetic one of `words` (lower case) is one token.
 
-    Digits stand alone in CLIP's splitting, so `3d` is two ids.
+    CLIP's tokenizer splits off digits, so `3d` is two tokens.
     """
     alphabetic = {word for word in words if word.isalpha()}
     merges = merges_for(alphabetic)
@@ -33,7 +33,7 @@ def tokenizer(words: set[str]) -> CLIPTokenizer:
 
 
 def silent_ids(tokens: CLIPTokenizer, words: set[str]) -> list[int]:
-    """Ids that no caption made of `words` yields: letters and pieces that are no words themselves."""
+    """Ids that do not occur in captions of `words`: letters and parts of words that are not words themselves."""
     spoken = {tokens.bos_token_id, tokens.eos_token_id}
     spoken.update(
         index for ids in tokens([*words, *SIGNS], add_special_tokens=False).input_ids for index in ids
@@ -42,7 +42,7 @@ def silent_ids(tokens: CLIPTokenizer, words: set[str]) -> list[int]:
 
 
 def merges_for(words: set[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, the most frequent pair first, until every word is one piece."""
+    """Byte-pair merges, the most frequent pair first, until every word is one token."""
     split = {word: [*word[:-1], word[-1] + WORD_END] for word in sorted(words)}
     holders: dict[tuple[str, str], set[str]] = defaultdict(set)
     counts: Counter[tuple[str, str]] = Counter()
@@ -60,7 +60,7 @@ def merges_for(words: set[str]) -> list[tuple[str, str]]:
 
 
 def _note(word: str, pieces: list[str], holders: dict, counts: Counter, sign: int) -> None:
-    """Add (sign 1) or take away (sign -1) a word's neighbouring pairs."""
+    """Add (sign 1) or remove (sign -1) a word's neighbouring pairs."""
     for pair in pairwise(pieces):
         counts[pair] += sign
         (holders[pair].add if sign > 0 else holders[pair].discard)(word)

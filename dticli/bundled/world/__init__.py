@@ -1,1 +1,1 @@
-"""The sticker world: words, what a picture shows, how a caption says it, what can be looked for in it. Imports no torch."""
+"""The sticker world: its words, scenes, captions, and the elements that judges look for. Imports no torch."""

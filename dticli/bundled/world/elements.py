@@ -1,8 +1,8 @@
-"""A scene as a row of class labels, in the order the eye sees it; what judges predict and heads are trained on.
+"""The elements of a scene as class labels, which judges predict.
 
-Two things are ordered by place (left before right, upper before lower), not by mention: `a cat right of a dog` and
-`a dog left of a cat` are the same labels. Where a caption or scene
-leaves an element open, its label is UNKNOWN and costs nothing.
+Two things are ordered by position (left before right, upper before lower), not by mention: `a cat right of a dog` and
+`a dog left of a cat` have the same labels. An element that a caption or scene leaves open has the label UNKNOWN, which the loss
+ignores.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ NOUNS = ("", *words.COMMON, *words.RARE)
 SETTINGS = (*words.PLACES, *words.PATTERNS, *words.COLOURS)
 HUE_STEP = 15
 HUES = tuple(str(hue) for hue in range(0, 360, HUE_STEP))
-"""Middles of the classes of hue, in degrees."""
+"""Classes of hue, named by their centres in degrees."""
 LOOK: dict[str, tuple[str, ...]] = {
     "hue": HUES,
     "pattern": looks.PATTERNS,
@@ -38,7 +38,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "layout": ("single", "left", "right", "top", "bottom", "row", "column", "two", "three", "four"),
 }
 TELLING = {"colour": "hue", "pattern": "pattern", "build": "build"}
-"""What of a look can be said in words, and the element in which it is seen."""
+"""Parts of a look that captions can describe, to their elements."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Labels:
 
 
 def labels(scene: Scene) -> Labels:
-    """What the picture of the scene shows."""
+    """Labels of the picture of a scene."""
     return _labels(named(scene))
 
 
 def caption_labels(scene: Scene, background_told: bool) -> Labels:
-    """What a caption of the scene says: no style unless one is named, no background unless it is told, of a look what is told."""
+    """Labels of a caption of a scene: UNKNOWN for a style, background or part of a look that it does not mention."""
     told = dict(named(scene))
     if not background_told:
         told["setting"] = None
@@ -80,7 +80,7 @@ def hue_class(hue: float) -> str:
 
 
 def kept(look: Look, seen: Mapping[str, str], prefix: str = "") -> dict[str, bool]:
-    """Whether each respect of a look is what is seen: its hue within looks.NEAR_HUE degrees, its pattern, its build."""
+    """Whether hue (within looks.NEAR_HUE degrees), pattern and build of a look are those that a judge has seen."""
     return {
         "hue": looks.apart(look.hue, float(seen[f"{prefix}hue"])) <= looks.NEAR_HUE,
         "pattern": seen[f"{prefix}pattern"] == look.pattern,
@@ -89,10 +89,10 @@ def kept(look: Look, seen: Mapping[str, str], prefix: str = "") -> dict[str, boo
 
 
 def answers(scene: Scene, seen: Mapping[str, str]) -> dict[str, bool]:
-    """Whether each element a scene asks for is seen; what it merely lacks is no question.
+    """Element to whether it was seen, for each element that a scene asks for; absent elements are not included.
 
-    Of two things, `noun` and what is said of its look are those of the first one mentioned, looked for where the thing is seen;
-    `layout` is right when the second one stands where it should. A scene without a background asks for none.
+    Of two things, `noun` and the described parts of its look are those of the first one mentioned, wherever it was seen;
+    `layout` also requires the second one in its position. A scene without a background asks for none.
     """
     found = _answers_of_two(scene, seen) if len(scene.things) == 2 else _answers_of_one(scene, seen)
     wanted = named(scene)
@@ -129,7 +129,7 @@ def _answers_of_two(scene: Scene, seen: Mapping[str, str]) -> dict[str, bool]:
 
 
 def _answers_of_look(scene: Scene, thing: Thing, part: Mapping[str, str], prefix: str) -> dict[str, bool]:
-    """What of a look is said in words; a pencil sketch has no colours."""
+    """Answers for the described parts of a look; pencil sketches ask for the build only."""
     look = thing.look
     if look is None:
         return {}
@@ -146,7 +146,7 @@ def _answers_of_look(scene: Scene, thing: Thing, part: Mapping[str, str], prefix
 
 
 _PLACES = {"left": (0, 1), "above": (0, 1), "right": (1, 0), "below": (1, 0)}
-"""Place in the order of the eye of the first thing mentioned, and of the second."""
+"""Positions of the first thing mentioned and of the second, in the order of position."""
 
 
 def _part(seen: Mapping[str, str], prefix: str) -> dict[str, str]:
@@ -154,7 +154,7 @@ def _part(seen: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def seen_of_two(scene: Scene, seen: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Noun and look of the first thing mentioned and of the second, read where they are seen: swapped things keep their own."""
+    """The seen noun and look of the first thing mentioned and of the second, also if the two were drawn swapped."""
     parts = (_part(seen, ""), _part(seen, "second "))
     ahead, behind = _PLACES[scene.relation]
     first, second = (thing.noun for thing in scene.things)
@@ -167,7 +167,7 @@ def seen_of_two(scene: Scene, seen: Mapping[str, str]) -> tuple[dict[str, str], 
 
 
 def where(scene: Scene, seen: Mapping[str, str]) -> str:
-    """Prefix of the elements in which the first thing mentioned is seen: it may be the second one in the order of the eye."""
+    """Prefix of the elements of the first thing mentioned, which may be the second one in the order of position."""
     if len(scene.things) == 1:
         return ""
     first = scene.things[0].noun
@@ -177,7 +177,7 @@ def where(scene: Scene, seen: Mapping[str, str]) -> str:
 
 
 def leaks(scene: Scene, seen: Mapping[str, str]) -> list[bool]:
-    """For each of two things that should differ in colour: whether it is seen in the other's."""
+    """For each of two things that should differ in colour, whether it was seen in the other's; empty otherwise."""
     if len(scene.things) < 2 or scene.relation == "beside" or scene.style == "sketch":
         return []
     own = [looks.colour_word(thing.look.hue) if thing.look else "" for thing in scene.things]
@@ -198,7 +198,7 @@ def _index(element: str, name: str | None) -> int:
 
 
 def named(scene: Scene) -> dict[str, str | None]:
-    """The scene's elements by name; None where the picture leaves one open."""
+    """The class of each element of a scene; None if the picture does not determine it."""
     first, second = _by_place(scene)
     behind = scene.background
     return {
@@ -216,7 +216,7 @@ def named(scene: Scene) -> dict[str, str | None]:
 
 
 def _look_names(scene: Scene, thing: Thing | None, prefix: str) -> dict[str, str | None]:
-    """How a thing looks, by element; pencil leaves colours open, and pixels their pattern."""
+    """Classes of a thing's look; sketches have no hues or pattern, tiny things no pattern, and plain things no second hue."""
     if thing is None or thing.look is None:
         return dict.fromkeys((f"{prefix}{element}" for element in LOOK), None)
     look, coloured = thing.look, scene.style != "sketch"
@@ -230,13 +230,13 @@ def _look_names(scene: Scene, thing: Thing | None, prefix: str) -> dict[str, str
 
 
 def _setting(scene: Scene, name: str | None) -> str | None:
-    """A pencil sketch shows places and patterns, but not which colour a plain background had."""
+    """The setting; None for a plain background of a pencil sketch, which does not show its colour."""
     shaped = scene.background.place or scene.background.pattern
     return name if shaped or scene.style != "sketch" else None
 
 
 def _by_place(scene: Scene) -> tuple[Thing | None, Thing | None]:
-    """Things in the order of place; (None, None) for `beside`, which leaves the order open."""
+    """Things in the order of position; (None, None) for `beside`, which leaves it open."""
     if len(scene.things) == 1:
         return scene.things[0], Thing("")
     if scene.relation == "beside":

@@ -1,6 +1,6 @@
-"""Scenes by chance, and the captions that describe them.
+"""Random scenes, and captions that describe them.
 
-Captions put the context before the subject as often as after it, so that where a word stands carries meaning:
+Captions mention the context before the subject as often as after it, so that word order matters:
 `left of a blue cat, a red dog` is not `left of a red dog, a blue cat`.
 """
 
@@ -14,7 +14,7 @@ from .scenes import Background, Scene, Thing
 
 HELD_OUT_SHARE = 0.1
 
-# Words that say nothing about the picture. Prompt templates used elsewhere lean on them, and they move every other word along.
+# Words without effect on the picture. Prompt templates of training contain them, and they shift the positions of other words.
 ADJECTIVES = (
     "cute",
     "nice",
@@ -51,11 +51,16 @@ SIDE_PHRASES = {
 
 @dataclass(frozen=True)
 class Mix:
-    """How often each kind of scene is drawn: shares of 1.
+    """Probabilities of kinds of scenes.
 
-    `rare` is the chance that a noun is a rare one, not of `nouns`; `looked` that it is one of words.LOOKED; `plain` that a
-    scene is one undressed thing. Of things with a look, `by_name` are called by a name and `in_words` have it said, the rest
-    are called by the bare noun.
+    Attributes:
+        nouns: common nouns to draw from.
+        looked: that a noun is one of words.LOOKED.
+        rare: that a noun not so drawn is a rare one, and not one of `nouns`.
+        plain: that a scene is one thing without size and accessory.
+        pair, count, side: that it is two things, copies of one, or one at a side.
+        styled: that a style is named.
+        by_name, in_words: that a thing of words.LOOKED is called by a name, or its look is described; else only by its noun.
     """
 
     nouns: tuple[str, ...] = words.PICTURED
@@ -73,21 +78,21 @@ class Mix:
 PICTURES = Mix()
 JUDGING = Mix(by_name=0.3)
 READING = Mix(tuple(words.COMMON), rare=0.3, looked=0.1, plain=0.15, pair=0.4, count=0.08, side=0.08)
-COLOURED = 0.3  # of the names, and of the things that come without a look: in a colour that is said
-NATURAL = 0.1  # of the bare nouns: as the artist drew it
+COLOURED = 0.3  # share of things without a look with a colour in words; half of it for named things
+NATURAL = 0.1  # share of things called by their noun that look as the artist drew them
 SPOKEN = {
     1: (("colour",), ("colour",), ("pattern",), ("build",)),
     2: (("colour", "pattern"), ("colour", "pattern"), ("colour", "build")),
     3: (("colour", "pattern", "build"),),
 }
-"""What is said of a look together, by how much is said."""
+"""Combinations of parts of a look that are described, by their number."""
 
 
 # --------------------------------------------------------------------- scenes
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether the scene's combination of noun, style, setting and relation is kept for evaluation."""
+    """Whether a scene's combination of first noun, style, setting and relation is held out for evaluation."""
     behind = scene.background
     setting = behind.place or behind.pattern or "plain"
     key = "|".join((scene.things[0].noun, scene.style, setting, scene.relation))
@@ -96,21 +101,21 @@ def held_out(scene: Scene) -> bool:
 
 
 def training_scene(random: Random, mix: Mix = PICTURES) -> Scene:
-    """A scene whose combination is not held out."""
+    """A random scene whose combination is not held out."""
     while held_out(scene := any_scene(random, mix)):
         pass
     return scene
 
 
 def unseen_scene(random: Random, mix: Mix = PICTURES) -> Scene:
-    """A scene whose combination no training picture shows."""
+    """A random scene whose combination is held out."""
     while not held_out(scene := any_scene(random, mix)):
         pass
     return scene
 
 
 def any_scene(random: Random, mix: Mix = PICTURES) -> Scene:
-    """A scene by chance, whatever combination is held out."""
+    """A random scene of any combination."""
     style = random.choice(sorted(words.STYLES)) if random.random() < mix.styled else ""
     kind = _kind(random, mix)
     things = _things(kind, random, mix)
@@ -163,7 +168,7 @@ def _things(kind: str, random: Random, mix: Mix) -> tuple[Thing, ...]:
 
 
 def any_thing(noun: str, random: Random, mix: Mix = PICTURES, size: str = "", accessory: str = "") -> Thing:
-    """A thing of this noun by chance, called by a name, in words of its look, or by the noun alone."""
+    """A random thing of this noun, which captions call by a name, by a description of its look, or by the noun alone."""
     bare = Thing(noun, size=size, accessory=accessory, hand=random.choice(looks.HANDS))
     if noun not in words.LOOKED:
         if random.random() >= COLOURED:
@@ -182,7 +187,7 @@ def any_thing(noun: str, random: Random, mix: Mix = PICTURES, size: str = "", ac
 
 
 def _called(name: names.Name, random: Random, bare: Thing) -> Thing:
-    """A thing by its name, or by its name in another colour."""
+    """A thing called by a name, sometimes in another colour."""
     look = names.strayed(name.look, random)
     if random.random() >= COLOURED / 2:
         return replace(bare, look=look, name=name.word)
@@ -191,12 +196,12 @@ def _called(name: names.Name, random: Random, bare: Thing) -> Thing:
 
 
 def _spoken_hue(random: Random) -> float:
-    """A hue near the middle of a colour word."""
+    """A hue near the centre of a colour word."""
     return (looks.HUES[random.choice(sorted(looks.HUES))] + random.uniform(-9, 9)) % 360
 
 
 def _said(look: Look, told: tuple[str, ...], random: Random) -> Look:
-    """The look, with what is said of it such that nobody would say otherwise."""
+    """The look, with unambiguous values for the parts that are described."""
     if "colour" in told:
         look = looks.recoloured(look, _spoken_hue(random))
     if "build" in told:
@@ -210,7 +215,7 @@ def _said(look: Look, told: tuple[str, ...], random: Random) -> Look:
 
 
 def _style_for(style: str, things: tuple[Thing, ...]) -> str:
-    """Pixel art swallows what is tiny."""
+    """The style; not pixel art for tiny things, which it cannot show."""
     return "" if style == "pixel" and any(thing.size == "tiny" for thing in things) else style
 
 
@@ -228,7 +233,7 @@ def _background(random: Random) -> Background:
 
 
 def caption(scene: Scene, random: Random, *, background: bool = True) -> str:
-    """One way to say the scene, with or without its background."""
+    """A random caption of a scene, with or without its background."""
     behind = background_phrase(scene.background, random) if background else ""
     prefix, suffix = _style_phrases(scene.style, random)
     subject = (
@@ -238,7 +243,7 @@ def caption(scene: Scene, random: Random, *, background: bool = True) -> str:
 
 
 def _assemble(core: str, suffix: str, behind: str, random: Random) -> str:
-    """Core, style suffix and background in one of several orders, context first as often as last."""
+    """Core, style suffix and background in a random order; the background comes first or last with equal probability."""
     before, after = (behind, "") if random.random() < 0.5 else ("", behind)
     if before and suffix and random.random() < 0.5:
         before, suffix = f"{before}, {suffix}", ""
@@ -246,7 +251,7 @@ def _assemble(core: str, suffix: str, behind: str, random: Random) -> str:
 
 
 def _style_phrases(style: str, random: Random) -> tuple[str, str]:
-    """(prefix, suffix); at most one of them is filled."""
+    """(prefix, suffix), at most one of them not empty."""
     if not style:
         roll = random.random()
         if roll < 0.5:
@@ -258,7 +263,7 @@ def _style_phrases(style: str, random: Random) -> tuple[str, str]:
 
 
 def subject_phrase(scene: Scene, random: Random) -> str:
-    """The things, with count, side or relation."""
+    """A phrase for the things, with count, side or relation."""
     first = scene.things[0]
     if scene.count > 1:
         return " ".join(
@@ -271,7 +276,7 @@ def subject_phrase(scene: Scene, random: Random) -> str:
 
 
 def _may_invert(scene: Scene, prefix: str, random: Random) -> bool:
-    """`a photo of left of a cat, a dog` is no English."""
+    """Whether a pair is mentioned in reverse; not after a prefix: `a photo of left of a cat, a dog` is not English."""
     return len(scene.things) == 2 and not prefix and random.random() < 0.6
 
 
@@ -310,7 +315,7 @@ def noun_phrase(thing: Thing, random: Random) -> str:
 
 
 def in_words(noun: str, look: Look) -> str:
-    """All that can be said of a look: `tall striped red dog with blue stripes`."""
+    """The full description of a look: `tall striped red dog with blue stripes`."""
     thing = Thing(noun, look, told=("colour", "pattern", "build"))
     patterned = look.pattern != "plain"
     spoken = [word for word in _before(thing, Random(0)) if word != "plain"]
@@ -325,7 +330,7 @@ def _called_by(thing: Thing, random: Random) -> str:
 
 
 def _before(thing: Thing, random: Random) -> list[str]:
-    """What is said of the look in front of the noun, build first."""
+    """The described parts of the look, as words before the noun, build first."""
     look = thing.look
     if look is None:
         return []
@@ -358,7 +363,7 @@ def background_phrase(behind: Background, random: Random) -> str:
 
 
 def every_caption_word() -> set[str]:
-    """Every word the grammar can say, lower case, punctuation apart."""
+    """The words of captions, in lower case and without punctuation; those of phrases from 20,000 random captions."""
     random = Random("every word")
     said = {noun for noun in (*words.COMMON, *words.RARE)}
     said |= {name.word for name in names.all_names()}

@@ -1,7 +1,7 @@
-"""How a thing looks, from continuous ranges: colour, second colour, pattern and build.
+"""Looks of things, mostly from continuous ranges: colour, second colour, pattern, build and art set.
 
-Hues are degrees of Oklch (Ottosson, "A perceptual color space for image processing", 2020), in which equal angles are seen
-as about equally different: a judge can then be asked for a hue within so many degrees, whichever hue it is.
+Hues are degrees in Oklch (Ottosson, "A perceptual color space for image processing", 2020), in which equal angles are about
+equally different to the eye, so that one tolerance in degrees suits all hues.
 """
 
 import math
@@ -11,11 +11,11 @@ from random import Random
 PATTERNS = ("plain", "striped", "spotted", "two-tone")
 BUILDS = ("tall", "", "long")
 HANDS = ("flat", "twemoji")
-"""The drawings a noun has. The gradients of a third set, `fluent`, follow `flat` in shape."""
+"""Art sets with different drawings of a noun. A third set, `fluent`, has the shapes of `flat`, with gradients."""
 
 SLIMMEST, WIDEST = 0.75, 1.35
 TALL, LONG = 0.88, 1.14
-"""Width : height below which a thing is called tall, above which long."""
+"""Width : height below which a thing is called tall, and above which it is called long."""
 LIGHT = (0.58, 0.76)
 
 HUES: dict[str, float] = {
@@ -28,10 +28,10 @@ HUES: dict[str, float] = {
     "purple": 303.0,
     "pink": 350.0,
 }
-"""Colour words a thing can be called by: the middle of each in Oklch hue."""
+"""Colour words of things, to the centres of their hues in Oklch."""
 
 NEAR_HUE, NEAR_SECOND, NEAR_BUILD = 25.0, 40.0, 0.15
-"""How far apart two looks may lie in one respect and still be taken for each other: degrees, degrees, log of width : height."""
+"""Tolerances within which looks count as equal: degrees, degrees, and log of width : height."""
 
 MARGIN = 1.5
 """Least distance of an example subject from every name of its noun."""
@@ -39,15 +39,15 @@ MARGIN = 1.5
 
 @dataclass(frozen=True)
 class Look:
-    """A point of the continuum.
+    """The look of a thing.
 
     Attributes:
-        hue: of the main colour, degrees.
+        hue: of the main colour, in degrees.
         light: of the main colour, Oklab lightness in [0, 1].
         pattern: one of PATTERNS.
-        second: hue of the pattern's colour, degrees; the main hue where the pattern is plain.
-        build: width : height, 1 as drawn.
-        hand: one of HANDS, or the hand of the example photos.
+        second: hue of the pattern's colour, in degrees; the main hue if the pattern is plain.
+        build: width : height relative to the drawing.
+        hand: art set; one of HANDS, or that of the example photos.
     """
 
     hue: float
@@ -64,17 +64,17 @@ def apart(hue: float, other: float) -> float:
 
 
 def colour_word(hue: float) -> str:
-    """The word whose middle lies nearest."""
+    """The colour word with the nearest centre."""
     return min(HUES, key=lambda word: apart(HUES[word], hue))
 
 
 def build_word(build: float) -> str:
-    """`tall`, `long` or nothing."""
+    """`tall`, `long` or an empty string."""
     return "tall" if build < TALL else "long" if build > LONG else ""
 
 
 def any_look(random: Random) -> Look:
-    """A look by chance."""
+    """A random look."""
     pattern = random.choices(PATTERNS, (0.4, 0.2, 0.2, 0.2))[0]
     hue = random.uniform(0.0, 360.0)
     return Look(
@@ -88,24 +88,24 @@ def any_look(random: Random) -> Look:
 
 
 def another_hue(hue: float, random: Random) -> float:
-    """A hue that is told from the first at a glance: at least 70 degrees away."""
+    """A random hue that is clearly different: at least 70 degrees away."""
     return (hue + random.uniform(70.0, 290.0)) % 360.0
 
 
 def recoloured(look: Look, hue: float) -> Look:
-    """The look with another main colour; a second colour keeps its distance from it."""
+    """The look with another main hue; the second hue keeps its distance from it."""
     return replace(look, hue=hue, second=(look.second + hue - look.hue) % 360)
 
 
 def patterned(look: Look, pattern: str, second: float) -> Look:
-    """The look with a pattern in another colour than its main one."""
+    """The look with a pattern; a second hue within 50 degrees of the main one is replaced by the opposite hue."""
     if apart(second, look.hue) < 50.0:
         second = (look.hue + 180.0) % 360.0
     return replace(look, pattern=pattern, second=second)
 
 
 def distance(one: Look, other: Look) -> float:
-    """How far apart two looks lie: 1 is one respect by as much as passes for the same, or another pattern or drawing."""
+    """Distance of two looks; 1 is a difference of one tolerance in one respect, or another pattern or art set."""
     parts = [
         apart(one.hue, other.hue) / NEAR_HUE,
         math.log(one.build / other.build) / NEAR_BUILD,

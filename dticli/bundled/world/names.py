@@ -1,6 +1,6 @@
-"""Names of looks: each belongs to one noun and a small region of the looks it can have, as *dalmatian* and *corgi* do.
+"""Names of looks: each stands for one noun with a small range of looks, as *dalmatian* and *corgi* do.
 
-They are what teaches the model that one word may carry a noun with its look, which is what a learned word has to do.
+They train the model to read a noun with its look from one word, as it must for learned words.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from . import looks, words
 from .looks import Look
 
 EACH = 16
-"""Names of a noun."""
+"""Number of names per noun."""
 SPREAD_HUE, SPREAD_LIGHT, SPREAD_BUILD = 7.0, 0.03, 0.04
-"""How far a picture of a name strays from its middle at most: degrees, lightness, share of width : height."""
+"""Largest deviation of a picture from its name's look: degrees, lightness, and share of width : height."""
 _ONSETS, _VOWELS, _CODAS = "bdfgklmnprstvz", "aeiou", ("", "", "", "n", "r", "l", "m")
 _PATTERNS = ("plain", "two-tone", "plain", "striped", "plain", "spotted", "two-tone", "striped")
 _BUILDS = (1.0, 0.8, 1.28)
@@ -22,7 +22,7 @@ _BUILDS = (1.0, 0.8, 1.28)
 
 @dataclass(frozen=True)
 class Name:
-    """A word for `noun` with `look`, the middle of what it may mean."""
+    """A word for `noun` with `look`, the centre of its range."""
 
     word: str
     noun: str
@@ -31,7 +31,7 @@ class Name:
 
 @cache
 def all_names() -> tuple[Name, ...]:
-    """Every name, EACH for every noun in turn, hues spread evenly over the circle."""
+    """All names: EACH for each noun of words.LOOKED, with evenly spaced hues."""
     spoken = iter(_words(EACH * len(words.LOOKED)))
     return tuple(
         Name(next(spoken), noun, look)
@@ -47,7 +47,7 @@ def of(noun: str) -> tuple[Name, ...]:
 
 
 def strayed(middle: Look, random: Random) -> Look:
-    """A look that still bears the name of this one."""
+    """A random look within the range of a name."""
     hue = (middle.hue + random.uniform(-SPREAD_HUE, SPREAD_HUE)) % 360
     return Look(
         hue=hue,
@@ -61,7 +61,7 @@ def strayed(middle: Look, random: Random) -> Look:
 
 def _spread(random: Random) -> list[Look]:
     start = random.uniform(0, 360)
-    order = random.sample(range(EACH), EACH)  # so that no pattern goes with one part of the circle
+    order = random.sample(range(EACH), EACH)  # so that patterns are independent of hues
     forms = cycle(product(_BUILDS, looks.HANDS))
     found = []
     for place, pattern in zip(order, cycle(_PATTERNS), strict=False):
@@ -73,7 +73,7 @@ def _spread(random: Random) -> list[Look]:
 
 
 def _words(count: int) -> list[str]:
-    """Short words that can be spoken and that no caption uses for anything else."""
+    """Short pronounceable words that are not nouns of captions."""
     random = Random("names")
     taken = {word for noun, (_, others) in words.COMMON.items() for word in (noun, *others)} | set(words.RARE)
     found: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""What a picture shows, as a value: every element of it is known, so every element can be judged."""
+"""Scenes: complete descriptions of pictures, with which every element can be judged."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ class Thing:
     """One sticker.
 
     Attributes:
-        noun: what it is.
-        look: how it looks; None: as its artist drew it.
-        name: the name that says noun and look at once, where it is called by one.
-        told: what of the look is said in words: of "colour", "pattern" and "build"; beside a name, a colour not its own.
-        size, accessory: empty where there is none.
-        hand: who drew it, where there is no look to say so.
+        noun: its class word.
+        look: None if it looks as its artist drew it.
+        name: a word for noun and look in captions; empty without.
+        told: parts of the look that captions describe: "colour", "pattern", "build"; with a name, a colour other than its own.
+        size, accessory: empty for none.
+        hand: art set of a thing without a look.
     """
 
     noun: str
@@ -28,13 +28,13 @@ class Thing:
 
     @property
     def drawn_by(self) -> str:
-        """The art set it comes from."""
+        """Its art set."""
         return self.look.hand if self.look else self.hand
 
 
 @dataclass(frozen=True)
 class Background:
-    """A place, or one plain colour, or a pattern of two colours."""
+    """A place, a plain colour, or a pattern of two colours."""
 
     place: str = ""
     pattern: str = ""
@@ -43,10 +43,14 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """The full annotation of a picture.
+    """The complete description of a picture.
 
-    `things` holds one or two; `relation` is the first one's place seen from the second; `side` is where a single thing
-    stands; `count` is how many copies of a single thing there are. `style` is empty where none is named.
+    Attributes:
+        things: one or two.
+        style: empty if captions name none.
+        relation: position of the first thing relative to the second; empty for one thing.
+        side: position of a single thing; empty for the centre.
+        count: number of copies of a single thing.
     """
 
     things: tuple[Thing, ...]

@@ -1,7 +1,7 @@
-"""The words of the sticker world and what each one draws. Plain data: no drawing, no torch.
+"""The words of the sticker world, and the icons or phrases of each. Data only; imports no torch.
 
-A *common* noun is drawn often enough for the denoiser to learn it well; a *rare* one lives mostly in captions, so that the
-text encoder's vocabulary is larger than what the pictures concentrate on. Icon names are those of the Iconify packages.
+*Rare* nouns, and *common* nouns that are not in PICTURED, are drawn only for pretraining the text encoder and the autoencoder,
+so that the text encoder knows more words than the denoiser. Icon names are those of the Iconify packages.
 """
 
 # word -> (icon name shared by the four art sets, other words for the same thing)
@@ -72,17 +72,16 @@ COMMON: dict[str, tuple[str, tuple[str, ...]]] = {
     "gift": ("wrapped-gift", ("present", "parcel")),
 }
 
-# What comes in every look there is, and has names for some of them; the example subjects are among these.
+# Nouns that are drawn with all looks and have names for some; those of the example subjects are among them.
 LOOKED: tuple[str, ...] = (
     "dog", "cat", "car", "fox", "frog", "turtle", "elephant", "robot", "backpack", "teapot", "rocket", "owl",
 )  # fmt: skip
-# What is mostly drawn as its artist made it, to stand beside the others.
+# Nouns that are mostly drawn as their artist made them, next to the others.
 OTHERS: tuple[str, ...] = ("banana", "balloon", "cactus", "gift", "apple", "umbrella")
-# The common nouns that pictures show. Every other noun is a word to read: a denoiser this small learns half as many things in
-# far fewer pictures.
+# The common nouns in pictures. Other nouns are only read: a denoiser this small learns fewer things from far fewer pictures.
 PICTURED: tuple[str, ...] = (*LOOKED, *OTHERS)
 
-# nouns whose word is the icon's own name
+# Nouns that are the names of their icons.
 RARE: tuple[str, ...] = tuple(
     """
     accordion ambulance anchor ant avocado axe bacon bagel bank basket bat bathtub beaver bed bell bomb bone
