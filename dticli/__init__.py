@@ -1,6 +1,6 @@
 """dti: teach a text-to-image model a new word by Directional Textual Inversion (arXiv:2512.13672).
 
-`load_word`, `place`, `slerp`, `train` and `vocabulary_norms` are its functions for programs; docs/api.md shows them at work.
+`load_word`, `place`, `slerp`, `train` and `vocabulary_norms` are its Python interface; docs/api.md shows how to use them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ __all__ = ["__version__", "load_word", "place", "slerp", "train", "vocabulary_no
 
 
 def __getattr__(name: str) -> Any:
-    """Functions on first use: importing the package imports no torch (PEP 562)."""
+    """Import functions on first use, so that importing the package does not import torch (PEP 562)."""
     if name in __all__:
         from dticli import api
 

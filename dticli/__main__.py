@@ -5,31 +5,31 @@ import sys
 from collections.abc import Mapping, MutableMapping
 
 OF_THREADS = ("OMP_", "GOMP_", "KMP_")
-"""Start of the variables that tell OpenMP how its threads behave."""
+"""Prefixes of environment variables of OpenMP."""
 SPINS = 300
-"""How often GNU's OpenMP looks for work before a thread that waits goes to sleep."""
+"""How often a waiting thread of GNU's OpenMP looks for work before it sleeps."""
 OF_MEMORY = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
-"""Start of the variables that tell how memory is allocated."""
+"""Prefixes of environment variables of memory allocation."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20}
-"""Blocks of up to so many bytes are kept when they are freed, and so many bytes in all; from malloc.h and mallopt(3)."""
+"""Freed blocks of up to this many bytes are kept, and this many bytes in total; constants from malloc.h and mallopt(3)."""
 
 
 def let_threads_sleep(environment: MutableMapping[str, str]) -> None:
-    """Threads that wait for each other sleep instead of spinning, unless the user has said anything of threads.
+    """Let waiting threads sleep and not spin, unless the user has set variables of OpenMP.
 
-    A thread that spins takes the core another process computes on: beside two of those, steps took ten times as long. The
-    libraries read this once, when torch is imported.
+    A spinning thread occupies a core that another process needs: beside two processes, steps took ten times as long. The
+    variables are read once, when torch is imported.
     """
     if not any(name.startswith(OF_THREADS) for name in environment):
         environment.update({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(SPINS)})
 
 
 def keep_freed_memory(environment: Mapping[str, str]) -> None:
-    """Memory that a step frees is kept for the next one, unless the user has said anything of memory; of GNU's library only.
+    """Keep memory that a step frees for the next one, unless the user has set variables of allocation; for GNU's library only.
 
-    That library comes to these values by itself where large blocks have been freed, as those of a large model are. A small model
-    in bf16 frees none: two to three thousand pages were given back after every step and fetched again.
+    The library chooses such values itself after large blocks have been freed, as with a large model. A small model in bf16 frees
+    none: after every step, two to three thousand pages were returned to the system and fetched again.
     """
     if sys.platform != "linux" or any(name.startswith(OF_MEMORY) for name in environment):
         return
@@ -51,16 +51,16 @@ def main() -> None:
 
         code = run()
     except KeyboardInterrupt:
-        # Before or after the command itself, which handles its own.
+        # Interrupted before or after the command, which handles its own interrupts.
         print("stopped", file=sys.stderr)
         code = 130
     sys.exit(code)
 
 
 def _open_closed_streams() -> None:
-    """Give streams that were closed a place to go to, and every stream characters it can write.
+    """Redirect closed streams to the null device, and let output streams escape characters that they cannot encode.
 
-    The first file that is opened would take a closed stream's number, and get what is printed.
+    Otherwise, the first file that is opened would get a closed stream's descriptor, and what is printed to it.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files atomically: completely or not at all."""
 
 import errno
 import itertools
@@ -27,13 +27,13 @@ _REASONS = {
 
 
 def require_writable(paths: Iterable[str | Path], *, force: bool = False) -> None:
-    """Find out before the work is done whether its results can be written.
+    """Check before the work starts that its results can be written.
 
-    Missing folders are made. A file is opened in each, because permissions alone do not tell.
+    Missing folders are created. A temporary file is opened in each, because permissions alone are not sufficient.
 
     Raises:
-        UsageError: one of the files is there, and `force` is not set.
-        EnvironmentProblem: a path is a folder, a device, a pipe or a link that leads nowhere, or the disk refuses.
+        UsageError: a file exists, and `force` is not set.
+        EnvironmentProblem: a path is a folder, a device, a pipe or a broken link, or cannot be written.
     """
     targets = [Path(path) for path in paths]
     for path in targets:
@@ -59,10 +59,10 @@ def require_writable(paths: Iterable[str | Path], *, force: bool = False) -> Non
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
+    """Create a folder and its parents if they do not exist.
 
     Raises:
-        EnvironmentProblem: the disk refuses, or a file is in the way.
+        EnvironmentProblem: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,14 +71,14 @@ def make_folder(folder: Path) -> None:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """What went wrong and what to do, for an error of writing; ValueError is what Python says to names with a NUL."""
+    """The reason of a failed write, with advice; Python raises ValueError for names with a NUL character."""
     if isinstance(error, ValueError):
         return "nothing can be called that; choose another name"
     return _REASONS.get(error.errno or 0, f"{error.strerror}; write to another folder")
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, replacing what was there.
+    """Write `data` to `path`, replacing an existing file.
 
     Raises:
         EnvironmentProblem: as `staged`.
@@ -88,22 +88,21 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text as UTF-8, as `write_bytes`; half characters, of names that are in another encoding, become question marks."""
+    """Write a text in UTF-8, as `write_bytes`; surrogates, from file names in other encodings, become question marks."""
     write_bytes(path, text.encode("utf-8", "replace"))
 
 
 @contextmanager
 def staged(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with its suffix, that takes its place when the context ends well.
+    """A temporary path beside `path`, with its suffix, that replaces it if the context ends without an exception.
 
-    The caller creates the file. If the body raises, `path` stays as it was and the temporary file is removed.
-    A symbolic link stays one: the file it points to is replaced. What is no regular file never is. Only errors that
-    carry an `errno` are explained, so serialise to memory first where a library hides it: `torch.save` raises
-    RuntimeError on a full disk.
+    The body creates the file. If it raises, `path` is unchanged and the temporary file is removed. The target of a symbolic
+    link is replaced, not the link. Only errors with an `errno` are explained, so callers serialise to memory first if a
+    library hides it: `torch.save` raises RuntimeError on a full disk.
 
     Raises:
-        EnvironmentProblem: there is no such folder, `path` is there and no regular file, or the disk refuses; the message
-            says what to do. The first two are found before the body runs.
+        EnvironmentProblem: the folder does not exist, or `path` exists and is not a regular file (both before the body
+            runs), or the file cannot be written.
     """
     require_replaceable(path)
     target = Path(os.path.realpath(path))
@@ -125,20 +124,20 @@ def staged(path: str | Path) -> Iterator[Path]:
             raise EnvironmentProblem(f"cannot write {path}: {_REASONS[error.errno]}") from error
         raise
     finally:
-        # What kept the file from being written must not be hidden by a failure to tidy up after it.
+        # A failure to remove the temporary file must not hide the error of writing it.
         with suppress(OSError):
             temporary.unlink()
 
 
 @contextmanager
 def claimed(path: Path) -> Iterator[Path]:
-    """A name for a new file: `path`, or if that is taken by now, the next free one beside it, as `a-2.png` is for `a.png`.
+    """A path for a new file: `path`, or if that exists, the next free name such as `a-2.png` for `a.png`, with a warning.
 
-    Whether it was free before the work says little after it: another process may have done the same meanwhile. The name is
-    taken by an empty file, which the body replaces, and given up if it raises.
+    Another process may have created `path` since it was checked. The name is reserved by an empty file, which the body
+    replaces, and which is removed if the body raises.
 
     Raises:
-        EnvironmentProblem: the disk refuses.
+        EnvironmentProblem: the file cannot be created.
     """
     others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
     found = next(each for each in itertools.chain([path], others) if _taken(each))
@@ -152,7 +151,7 @@ def claimed(path: Path) -> Iterator[Path]:
 
 
 def _taken(path: Path) -> bool:
-    """Take a name by an empty file; False if there is one already."""
+    """Reserve a name by an empty file; False if it exists already."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except FileExistsError:
@@ -163,14 +162,14 @@ def _taken(path: Path) -> bool:
 
 
 def require_replaceable(path: str | Path) -> None:
-    """Raise EnvironmentProblem where something is in the place of a file that is no regular file: it is not ours to remove."""
+    """Raise EnvironmentProblem if a path exists and is not a regular file, which must not be removed."""
     if found := files.kind(path):
         advice = "add a file name" if found == "a folder" else "write to another file"
         raise EnvironmentProblem(f"cannot write {path}: it is {found}; {advice}")
 
 
 def _sync(path: Path, mode: int) -> None:
-    """Wait for the disk: a rename that outlives its data leaves an empty file after a power cut."""
+    """Flush to disk, because a rename without its data would leave an empty file after a power failure."""
     descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)

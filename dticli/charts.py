@@ -1,4 +1,4 @@
-"""Charts as SVG text: bars, lines and points on a pair of axes, one panel below the other. Needs no other library."""
+"""Charts as SVG text: panels of bars, lines and points, one below the other. Needs no library."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,17 +8,17 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 320, 64, 16, 34, 46
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
-"""Told apart by colour-blind eyes too (Okabe and Ito)."""
+"""Distinguishable with colour blindness (Okabe and Ito)."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn in one colour under one name.
+    """Data drawn in one colour under one name.
 
     Attributes:
         points: (x, y).
-        kind: bars stand on zero at their x; points carry their name, others are named above the panel.
-        spans: low x, high x, low y, high y of every point, if they are uncertain.
+        kind: bars start at y = 0; points are labelled with the name, and several lines above the panel.
+        spans: (low x, high x, low y, high y) of every point, drawn as error bars; empty for none.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Panel:
 
     Attributes:
         marks: name to x of a vertical line.
-        logarithmic: x is; all of them above zero.
+        logarithmic: whether x is logarithmic, for x above 0.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Panel:
 
 
 def svg(panels: Sequence[Panel]) -> str:
-    """All panels, one below the other, as the text of an SVG file."""
+    """The text of an SVG file with all panels, one below the other."""
     height = HEIGHT * len(panels)
     parts = "\n".join(
         f'<g transform="translate(0 {HEIGHT * index})">\n' + "\n".join(_panel(panel)) + "\n</g>"
@@ -118,7 +118,7 @@ def _series(
 def _scale(
     values: Sequence[float], start: float, end: float, logarithmic: bool = False
 ) -> Callable[[float], float]:
-    """From a value to its place, the least near `start` and the greatest near `end`."""
+    """A map from values to positions, with the least near `start` and the greatest near `end`."""
     along = math.log if logarithmic else float
     low, high = along(min(values)), along(max(values))
     room = (high - low) * 0.05 or max(abs(high), 1.0) * 0.05
@@ -127,7 +127,7 @@ def _scale(
 
 
 def _ticks(values: Sequence[float], logarithmic: bool = False) -> list[float]:
-    """Round numbers within the values' range: about six, or powers of two."""
+    """Round numbers within the values' range: at most seven, or all powers of two if logarithmic."""
     low, high = min(values), max(values)
     if logarithmic:
         return [2.0**power for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]

@@ -1,7 +1,7 @@
-"""The command table, and the one place where errors become a line and an exit code.
+"""The table of commands, and the place where errors become a message and an exit code.
 
-`dti --help` must be quick: a command's module, and with it torch or pydantic, is imported only when that command runs
-or its own help is asked for.
+For a fast `dti --help`, the module of a command, which may import torch or pydantic, is imported only when the command runs or
+its own help is shown.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from dticli.paths import RUN
 from dticli.version import __version__
 
 WIDTH = 120
-"""Help is as wide as the terminal, up to what can still be read."""
+"""Greatest width of help, in columns."""
 
 COMMANDS = {
     "train": "Learn a word from photos; writes a token file.",
@@ -42,10 +42,10 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 class _Lazy(TyperCommand):
-    """A command whose module is imported once it is called."""
+    """A command whose module is imported when it is called."""
 
     def load(self) -> Any:
-        """The real command."""
+        """Import the command."""
         from dticli.help_page import GroupedCommand, with_all_behind
 
         assert self.name
@@ -59,7 +59,7 @@ class _Lazy(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """The commands of the table."""
+    """The commands of `COMMANDS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -113,13 +113,13 @@ def dti(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; the error boundary."""
+    """Run a command line and return its exit code; errors of users are printed as one line."""
     signals.install()
     console.listen()
     try:
         code = app(args=arguments, prog_name="dti", standalone_mode=False) or 0
         if code == INTERRUPTED:
-            # typer makes this of Ctrl-C.
+            # Typer returns this code after Ctrl-C.
             console.stopped("stopped")
         with console.heard():
             pass
@@ -137,7 +137,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):
-            # Whoever read the help has seen enough; typer gives this another code.
+            # The reader of the help closed the pipe, which is not an error; Typer exits with another code.
             return 0
         if error.code == TERMINATED:
             console.stopped("stopped")
@@ -147,11 +147,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
             console.error("out of memory: close other programs, or choose something smaller")
             return EnvironmentProblem.exit_code
         if _is_of_a_descriptor(error) and not console.tracebacks_shown():
-            # Help and version are printed by typer.
+            # Typer prints help and version itself.
             console.silence(sys.stdout)
             console.error(f"cannot write to standard output ({error.strerror}): send it somewhere else")
             return EnvironmentProblem.exit_code
-        # Typer's usage errors come from its own copy of click: known by what they can do, not by class.
+        # Typer's usage errors come from its own copy of click, so they are recognised by their method, not by class.
         if not hasattr(error, "format_message") or console.tracebacks_shown():
             raise
         console.error(f"{_plain(error.format_message())}; see {_help_of(error)}")
@@ -159,12 +159,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_of_a_descriptor(error: Exception) -> TypeGuard[OSError]:
-    """Whether the system refused an operation on an open descriptor; libraries raise OSError too, but without its number."""
+    """Whether an operation on an open descriptor failed; libraries also raise OSError, but without an errno."""
     return isinstance(error, OSError) and error.errno is not None and error.filename is None
 
 
 def _plain(message: str) -> str:
-    """The message in our words: what is behind its option's name is pydantic's."""
+    """A usage message, worded like other messages."""
     from dticli.settings import plain
 
     option, colon, reason = message.rstrip(".").partition("': ")

@@ -1,6 +1,6 @@
-"""docs/commands.md and the completion scripts, made from the commands themselves.
+"""Generates docs/commands.md and the completion scripts from the commands.
 
-`python -m dticli.command_reference` writes them into a source checkout; a test fails when they are out of date.
+`python -m dticli.command_reference` writes them into a source checkout; a test fails if they are out of date.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SCRIPTS = {"bash": "dti.bash", "zsh": "_dti", "fish": "dti.fish", "powershell": 
 
 
 def help_pages() -> Iterator[tuple[str, str]]:
-    """Each command's name and help page."""
+    """Name and full help page of each command."""
     group = typer.main.get_command(app)
     root = group.make_context("dti", [next(iter(COMMANDS))], resilient_parsing=True, terminal_width=WIDTH)
     for name in COMMANDS:
@@ -27,7 +27,7 @@ def help_pages() -> Iterator[tuple[str, str]]:
 
 
 def reference() -> str:
-    """The page of all commands, as PAGE holds it."""
+    """The content of PAGE."""
     pages = "\n".join(f"## `{name}`\n\n```text\n{page.strip()}\n```\n" for name, page in help_pages())
     return (
         f"# Commands\n\nMade by `python -m dticli.command_reference` from the commands themselves.\n\n{pages}"
@@ -35,7 +35,7 @@ def reference() -> str:
 
 
 def completions() -> dict[str, str]:
-    """File name to completion script, one for each shell."""
+    """File name to completion script, for each shell."""
     return {
         file: get_completion_script(prog_name="dti", complete_var="_DTI_COMPLETE", shell=shell).strip() + "\n"
         for shell, file in SCRIPTS.items()
@@ -43,7 +43,7 @@ def completions() -> dict[str, str]:
 
 
 def write(root: Path) -> None:
-    """Bring a source checkout up to date."""
+    """Write all generated files into a source checkout."""
     (root / PAGE).write_text(reference(), encoding="utf-8")
     for file, script in completions().items():
         (root / "completions" / file).write_text(script, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The only writer: results on stdout, progress and notices on stderr, no colour when not a terminal or NO_COLOR is set."""
+"""All output: results on stdout, progress and notices on stderr; no colour without a terminal or with NO_COLOR."""
 
 import logging
 import os
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 DEBUG_VARIABLE = "DTI_DEBUG"
 NOTEBOOK = "JPY_PARENT_PID"
-"""Set by Jupyter in its kernels and what they start: its cells call themselves terminals, and show each redrawn line anew."""
+"""Set by Jupyter for its kernels and their subprocesses; cells claim to be terminals, but cannot redraw a line."""
 SHORTEST, LONGEST = 10, 40
-"""Columns of a progress bar."""
+"""Width of a progress bar, in columns."""
 PAUSE = 10.0
-"""Seconds between two plain lines about the same work."""
+"""Least seconds between two plain lines about the same work."""
 
 
 class Result(Protocol):
-    """What a command returns: a frozen dataclass that can say itself in lines of text."""
+    """The result of a command: a frozen dataclass with a representation in lines of text."""
 
     def lines(self) -> Iterator[str]: ...
 
@@ -37,7 +37,7 @@ _speaker = True
 
 
 def only_errors() -> None:
-    """Print nothing but errors from now on: another process speaks for this one."""
+    """Print only errors from now on, because another process prints for this one."""
     global _speaker
     _speaker = False
 
@@ -52,15 +52,15 @@ def show(result: Result, *, as_json: bool) -> None:
             if as_json:
                 print(line)
             else:
-                # A terminal breaks lines at words; what is read by programs keeps them whole.
+                # Lines are wrapped at words on a terminal only; other programs get whole lines.
                 _out().print(line, markup=False, highlight=False, soft_wrap=not _out().is_terminal)
 
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Write what is printed inside to stdout now, so that a refusal is known while it can be told.
+    """Flush stdout at the end of the context, so that a failure can still be reported.
 
-    A reader that closed its end has read what it wanted: that is no error.
+    A closed pipe is not an error: its reader has read what it needs.
 
     Raises:
         EnvironmentProblem: stdout cannot be written.
@@ -78,7 +78,7 @@ def heard() -> Iterator[None]:
 
 
 def silence(stream: TextIO) -> None:
-    """Let what is still to be written to a stream go nowhere: Python would try again at the end, and exit with 120."""
+    """Redirect a stream to the null device; otherwise Python would flush it again at exit, and exit with 120."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -86,8 +86,8 @@ def silence(stream: TextIO) -> None:
 
 
 def _say(text: str, style: str | None = None) -> None:
-    """One line on stderr; where that is closed or full, nobody listens, and the work goes on."""
-    # A name of a megabyte is no less a name in an error, and no line of a terminal.
+    """Print one line on stderr; if that is closed or full, the work continues without output."""
+    # Very long names are shortened.
     text = re.sub(r"\S{400,}", lambda long: f"{long[0][:160]}...{long[0][-80:]}", printable(text))
     try:
         _err().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -97,29 +97,29 @@ def _say(text: str, style: str | None = None) -> None:
 
 
 def notice(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     if _speaker:
         _say(text)
 
 
 def warn(text: str) -> None:
-    """One line on stderr that should not be missed."""
+    """Print a warning of one line on stderr."""
     if _speaker:
         _say(f"warning: {text}", "yellow")
 
 
 def stopped(text: str) -> None:
-    """The one line of a run that was asked to stop: nothing went wrong."""
+    """Print the line of a run that was stopped by a signal, which is not an error."""
     _say(text, "yellow")
 
 
 def error(text: str) -> None:
-    """The one line an error gets."""
+    """Print an error of one line on stderr."""
     _say(f"error: {text}", "red")
 
 
 class _Printed(logging.Handler):
-    """What the other modules log, as lines on stderr."""
+    """Prints log records of other modules on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say = (
@@ -133,7 +133,7 @@ class _Printed(logging.Handler):
 
 
 def listen() -> None:
-    """Print what dti's modules log from now on: information as notices, warnings and errors as such."""
+    """Print what dti's modules log from now on: information as notices, and warnings and errors as such."""
     log = logging.getLogger("dticli")
     log.handlers = [_Printed()]
     log.setLevel(logging.INFO)
@@ -141,7 +141,7 @@ def listen() -> None:
 
 
 def printable(text: str) -> str:
-    """Text from files and prompts without line breaks and control characters, which could steer a terminal."""
+    """A text with line breaks and control characters replaced, which could control a terminal."""
     return "".join(
         character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
         for character in text
@@ -149,18 +149,18 @@ def printable(text: str) -> str:
 
 
 def raw(text: str) -> None:
-    """Write control sequences of our own making to a terminal, above its live line."""
+    """Write our own control sequences to the terminal, above its live line."""
     _err().print(_Raw(f"{text}\n"), crop=False)
 
 
 def width() -> int:
-    """Columns of the terminal."""
+    """Width of the terminal, in columns."""
     return _err().width
 
 
 @dataclass(frozen=True)
 class _Raw:
-    """A text that is written as it is."""
+    """A text that rich writes unchanged."""
 
     text: str
 
@@ -171,7 +171,7 @@ class _Raw:
 
 
 def show_tracebacks(wanted: bool) -> bool:
-    """Callback of `--debug`: errors raise instead of shrinking to a line."""
+    """Callback of `--debug`: errors are shown with their traceback."""
     if wanted:
         os.environ[DEBUG_VARIABLE] = "1"
     return wanted
@@ -182,10 +182,10 @@ def tracebacks_shown() -> bool:
 
 
 class ProgressBar:
-    """A line that is drawn anew on a terminal; a plain line now and then elsewhere.
+    """A progress line that is redrawn on a terminal; occasional plain lines elsewhere.
 
-    On a terminal: a bar, per cent, the time left, and of what else is said as much as there is room for, so that the line
-    never wraps, whatever the width is by then.
+    On a terminal: a bar, per cent, the time left, and as many of the other parts as fit without wrapping at the current
+    width.
     """
 
     def __init__(self, total: int, every: int, first: int = 0) -> None:
@@ -197,9 +197,9 @@ class ProgressBar:
         self.live = terminal()
 
     def update(self, done: float, *parts: str) -> None:
-        """Say how many pieces are done, and what else there is to say, the most important first.
+        """Set the number of finished pieces, and further parts of the line in order of importance.
 
-        Parts of a piece move the live line alone.
+        A fractional number updates only the live line of a terminal.
         """
         self.done, self.parts = done, [printable(part) for part in parts]
         self.updated = time.monotonic()
@@ -214,7 +214,7 @@ class ProgressBar:
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        # The last column stays free: a terminal may wrap as soon as it is written to.
+        # The last column stays free, because some terminals wrap when it is written.
         room = options.max_width - 1
         percent = f"{int(100 * self.done / self.total):3d}%"
         texts = [percent, *self._left()]
@@ -233,7 +233,7 @@ class ProgressBar:
         yield Text(tail, no_wrap=True, overflow="crop", end="")
 
     def _left(self) -> list[str]:
-        """The time that the rest will take at the pace so far, once there is a pace."""
+        """The estimated time left, once a piece is done."""
         if self.done <= self.first or self.done >= self.total:
             return []
         pace = (self.updated - self.started) / (self.done - self.first)
@@ -242,7 +242,7 @@ class ProgressBar:
 
 
 def terminal() -> bool:
-    """Whether stderr is a terminal on which a line can be drawn over: a dumb one and the cell of a notebook cannot."""
+    """Whether stderr is a terminal that can redraw a line, unlike a dumb terminal or the cell of a notebook."""
     return _err().is_terminal and not _err().is_dumb_terminal and NOTEBOOK not in os.environ
 
 
@@ -250,11 +250,11 @@ def terminal() -> bool:
 def progress(
     total: int, *, first: int = 0, every: int = 50, quiet: bool = False
 ) -> Iterator[ProgressBar | None]:
-    """Report on `total` pieces of work; yields None when quiet.
+    """Show progress of `total` pieces of work; yields None if quiet.
 
     Args:
-        first: pieces that were done before.
-        every: without a terminal, a line is printed for this many pieces, at most every ten seconds, and one for the last.
+        first: number of pieces that were done before.
+        every: without a terminal, a line is printed after every so many pieces, at most every ten seconds, and after the last.
     """
     if quiet or not _speaker:
         yield None
@@ -266,7 +266,7 @@ def progress(
 
 @contextmanager
 def _drawn(line: "RenderableType") -> Iterator[None]:
-    """Keep a line up to date at the foot of the terminal, and take it away at the end."""
+    """Show a line at the bottom of the terminal, and remove it at the end."""
     if not terminal():
         yield
         return
@@ -278,7 +278,7 @@ def _drawn(line: "RenderableType") -> Iterator[None]:
 
 @contextmanager
 def busy(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """Say at once what is under way while nothing else can be said: a live line on a terminal, elsewhere a plain one."""
+    """Show that work without measurable progress has started: a live line on a terminal, a plain line elsewhere."""
     if quiet or not _speaker:
         yield
     elif terminal():
@@ -291,9 +291,9 @@ def busy(what: str, *, quiet: bool = False) -> Iterator[None]:
 
 @contextmanager
 def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Yields what hears how many pieces of work are done, of how many; short work says nothing.
+    """Yields a function that is called with the number of finished pieces and their total.
 
-    A terminal shows a live line; elsewhere a plain line is printed after a second, and then every ten.
+    A terminal shows a live line; elsewhere a plain line is printed after one second, and then at most every ten.
     """
     if quiet or not _speaker:
         yield lambda done, total: None
@@ -319,7 +319,7 @@ def _consoles() -> tuple["Console", "Console"]:
     from rich.console import Console
 
     out, err = _Current("stdout"), _Current("stderr")
-    # In a notebook too, what is printed is text.
+    # Plain text, in notebooks too.
     return Console(file=out, force_jupyter=False), Console(file=err, force_jupyter=False)  # type: ignore[arg-type]
 
 
@@ -332,7 +332,7 @@ def _err() -> "Console":
 
 
 class _Current:
-    """Whatever `sys.stdout` or `sys.stderr` is now: tests and pipes replace them."""
+    """The current `sys.stdout` or `sys.stderr`, which tests replace."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,24 +1,24 @@
-"""Lengths of time as people read them."""
+"""Durations for users."""
 
 import time
 from collections.abc import Callable
 
 
 def clock(seconds: float) -> str:
-    """A time as m:ss, or h:mm:ss."""
+    """A duration as m:ss, or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Countdown:
-    """Numbers pieces of work as they begin, and says how long the rest will take at the pace so far."""
+    """Numbers pieces of work as they start, and estimates the time left."""
 
     def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
         self.total, self.now, self.begun, self.started = total, now, 0, now()
 
     def next(self, count: int = 1) -> str:
-        """The pieces that begin now: `3 of 12, 10:20 left`, or of two `3 to 4 of 12, 10:20 left`."""
+        """The pieces that start now: `3 of 12, 10:20 left`, or for two `3 to 4 of 12, 10:20 left`."""
         done, self.begun = self.begun, self.begun + count
         which = str(self.begun) if count == 1 else f"{done + 1} to {self.begun}"
         left = f", {clock((self.now() - self.started) / done * (self.total - done))} left" if done else ""

@@ -1,6 +1,6 @@
-"""Every error a user can meet, and the exit code each kind ends with.
+"""Errors for users, and their exit codes.
 
-A message is one line: what was found; what was expected; what to do next.
+A message is one line: what was found, what was expected, and what to do next.
 """
 
 import errno
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class DtiError(Exception):
-    """Base of all errors that are the user's to see; anything else is a bug and exits 1."""
+    """Base of all errors that are shown to users; any other exception is a bug and exits with 1."""
 
     exit_code = 1
 
@@ -27,29 +27,29 @@ class InputError(DtiError):
 
 
 class ModelError(DtiError):
-    """The text-to-image model is missing, broken, or of a kind that cannot learn the word."""
+    """The text-to-image model is missing, broken, or not supported."""
 
     exit_code = 4
 
 
 class EnvironmentProblem(DtiError):
-    """Disk, memory, network or device stand in the way."""
+    """Disk, memory, network, device or installation prevents the work."""
 
     exit_code = 5
 
 
 class NumericalError(DtiError):
-    """NaN or infinity where numbers were expected."""
+    """NaN, infinity, or an undefined result where finite numbers were expected."""
 
     exit_code = 6
 
 
 class NonFiniteError(NumericalError):
-    """A tensor holds NaN or infinity; the message names the row."""
+    """A tensor contains NaN or infinity; the message names the row."""
 
 
 class Stopped(DtiError):
-    """A signal asked for an end, and everything so far is safe; the code is 128 plus its number."""
+    """A signal ended the work, and its state was saved; the exit code is 128 plus the signal's number."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -78,18 +78,18 @@ _OUT_OF_MEMORY = (
     "Invalid buffer size",
     "_STATUS_ALLOC_FAILED",
 )
-"""What allocators say: CUDA, HIP, XPU and MPS in their own words, torch's for the CPU, the system's, C++'s, and cuBLAS's or
-cuDNN's."""
+"""Parts of allocators' messages: of CUDA, HIP, XPU and MPS, of torch's for the CPU, of the system, of C++, and of cuBLAS or
+cuDNN."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory is what an error, or the one that led to it, is about: of a device, of the CPU, or to map a file into.
+    """Whether an error, or one that it was raised from, is due to a lack of memory of a device, the CPU or a memory-mapped file.
 
-    There is no class for it: torch raises OutOfMemoryError for CUDA and XPU, and RuntimeError for MPS, the CPU and files that
-    cannot be mapped; other libraries raise MemoryError and OSError, and those that load models wrap any of these in their own.
+    There is no common class: torch raises OutOfMemoryError for CUDA and XPU, and RuntimeError for MPS, the CPU and mapped files;
+    other libraries raise MemoryError and OSError, and loaders of models wrap these in their own classes.
     """
     seen: set[int] = set()
-    # An error of ours has been explained already, whatever led to it.
+    # A DtiError has been explained already, whatever it was raised from.
     while error is not None and not isinstance(error, DtiError) and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
@@ -102,13 +102,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 @contextmanager
 def boundary(ours: Callable[[str], DtiError]) -> Iterator[None]:
-    """The boundary of a library: whatever it raises inside becomes one error of ours.
+    """Turn every exception of a library inside of the context into one of our errors.
 
-    Classes are not listed, because libraries raise what their input leads them to. Errors of ours, and a lack of memory
-    or of a connection, which no input is to blame for, pass through.
+    Classes are not listed, because invalid input makes libraries raise any class. DtiError, ConnectionError and out-of-memory
+    errors pass through, because they are not due to the input.
 
     Args:
-        ours: the error, made from what the library said, in one line.
+        ours: makes the error from the first line of the library's message.
     """
     try:
         yield
@@ -121,6 +121,6 @@ def boundary(ours: Callable[[str], DtiError]) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says that is not blank, at most 300 characters of it; its class if it says nothing."""
+    """The first line of an error's message that is not blank, at most 300 characters; its class without a message."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)[:300]

@@ -1,6 +1,6 @@
-"""Files that users and others made, read: regular ones only, of bounded size; whatever is wrong becomes one line.
+"""Reads files of users and others: only regular files of bounded size; every problem becomes a message of one line.
 
-A pipe or a device would wait for ever, or never end; a name may be longer than a file system allows. Imports no library.
+Reading a pipe or a device could block or never end. Imports no libraries.
 """
 
 import codecs
@@ -11,10 +11,10 @@ from pathlib import Path
 from dticli.errors import DtiError
 
 MAX_TEXT = 16 * 2**20
-"""Bytes of a file of settings, prompts or captions; more is something else."""
+"""Largest file of settings, prompts or captions, in bytes."""
 
 _MARKS = (
-    # UTF-32's mark begins with UTF-16's.
+    # UTF-32 first, because its mark starts with that of UTF-16.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -30,7 +30,7 @@ _KINDS = {
 
 
 def kind(path: str | Path) -> str | None:
-    """What is there instead of a regular file, links followed; None for a regular file, and where nothing is there."""
+    """What a path is instead of a regular file, such as "a folder"; links are followed. None if it is one, or does not exist."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
@@ -39,7 +39,7 @@ def kind(path: str | Path) -> str | None:
 
 
 def problem(path: str | Path) -> str | None:
-    """Why a file cannot be read, found without opening it; None where it is a regular one."""
+    """Why a file cannot be read, found without opening it; None for a regular file."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -54,10 +54,10 @@ def _kind(mode: int) -> str | None:
 
 
 def require(path: str | Path, error: type[DtiError], advice: str) -> None:
-    """Raise `error` unless `path` is a regular file, before a library opens it.
+    """Raise `error` unless `path` is a regular file; for files that a library opens.
 
     Args:
-        advice: what was expected, and what to do.
+        advice: end of the message: what was expected, and what to do.
     """
     if reason := problem(path):
         raise error(f"cannot read {path} ({reason}): {advice}")
@@ -67,7 +67,7 @@ def read_bytes(path: str | Path, error: type[DtiError], advice: str, *, most: in
     """The content of a regular file of at most `most` bytes.
 
     Raises:
-        error: it cannot be read, is something else, or is larger; says which, then `advice`.
+        error: it cannot be read, is not a regular file, or is larger; the message ends with `advice`.
     """
     require(path, error, advice)
     try:
@@ -81,7 +81,7 @@ def read_bytes(path: str | Path, error: type[DtiError], advice: str, *, most: in
 
 
 def read_text(path: str | Path, error: type[DtiError], advice: str, *, most: int = MAX_TEXT) -> str:
-    """The text of a file that is UTF-8, or UTF-16 or UTF-32 with a byte order mark, as Windows writes them; as `read_bytes`."""
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; arguments and errors as of `read_bytes`."""
     data = read_bytes(path, error, advice, most=most)
     try:
         return decoded(data)
@@ -90,14 +90,14 @@ def read_text(path: str | Path, error: type[DtiError], advice: str, *, most: int
 
 
 def decoded(data: bytes) -> str:
-    """Bytes as text.
+    """Decode UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        ValueError: in no encoding that is known.
+        ValueError: the bytes are in another encoding.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
-        # UTF-16 without a mark reads as UTF-8 where every other byte is zero.
+        # UTF-16 without a mark can be valid UTF-8, with every other byte zero.
         if encoding != "utf-8-sig" or data.count(0) * 4 <= len(data):
             return data.decode(encoding)
     except UnicodeDecodeError:
@@ -106,7 +106,7 @@ def decoded(data: bytes) -> str:
 
 
 def require_regular(folder: Path, error: type[DtiError], advice: str) -> None:
-    """Raise `error` where a folder that a library will read, or a folder in it, holds a pipe, a device or a socket."""
+    """Raise `error` if a folder that a library will read, or a direct subfolder, contains a pipe, a device or a socket."""
     for root, folders, names in os.walk(folder):
         if Path(root) != folder:
             folders.clear()

@@ -1,6 +1,6 @@
-"""Help of a command: what a first run needs first, everything else in groups behind `--help-all`.
+"""Help of a command: first what a first run needs, and everything else in groups with `--help-all`.
 
-An option's group is its `rich_help_panel`, which Typer hands on and which nothing else here reads.
+The group of an option is its `rich_help_panel`, which Typer stores and which has no other use here.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from dticli.settings import Group
 
 FEW = 14
-"""A command of at most so many options shows all of them at once."""
+"""A command with at most this many options always shows all of them."""
 FIRST = (Group.REQUIRED, Group.COMMON)
 PLAIN = {
     "<str>": "<text>",
@@ -23,19 +23,19 @@ PLAIN = {
     "<int range>": "<int>",
     "<float range>": "<float>",
 }
-"""What Typer calls a value, in plain words; its bounds stand behind the help."""
+"""Typer's names of types to simpler ones; bounds are shown at the end of the help text."""
 HELP_ALL = "help_all"
 
 
 MAY_BE_EMPTY = frozenset({"--negative", "--preview-negative"})
-"""Options whose value may be no text at all."""
+"""Options whose value may be empty."""
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose help comes in groups, and which takes no empty values."""
+    """A command with help in groups, which refuses empty values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """An empty value is most often a variable of the shell that is not set: `.` or a default must not stand in for it."""
+        """Refuse empty values: they often come from unset shell variables, and would mean `.` or a default."""
         for before, arg in pairwise(["", *args]):
             option, _, value = arg.partition("=")
             name = option if option.startswith("--") and option != arg else before if not arg else None
@@ -47,7 +47,7 @@ class GroupedCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
     def full_help(self, ctx: typer.Context) -> str:
-        """The page with every group."""
+        """The help page with all groups."""
         ctx.meta[HELP_ALL] = True
         return self.get_help(ctx)
 
@@ -73,12 +73,12 @@ def _plain(name: str) -> str:
 
 
 def _group(option: Any) -> str:
-    # What has none helps everyone, as --help does.
+    # Options without a group, such as --help, are common.
     return getattr(option, "rich_help_panel", None) or Group.COMMON
 
 
 def with_all_behind(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with `--help-all`, if it has many options."""
+    """The command, with `--help-all` added if it has more than FEW options."""
     parameters = inspect.signature(command).parameters
     options = [each for each in parameters.values() if _is_option(each)]
     if len(options) <= FEW:

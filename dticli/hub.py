@@ -1,4 +1,4 @@
-"""The model hub's client: what names a repository, how long and how large an answer may be, and its errors as ours."""
+"""The client of the model hub: ids of repositories, limits on answers, and translation of errors."""
 
 import functools
 import importlib
@@ -14,12 +14,12 @@ from dticli.errors import DtiError, EnvironmentProblem
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 ANSWER_SECONDS = 30.0
-"""How long the hub may take to say what it has."""
+"""Timeout of the hub's answers other than files."""
 ANSWER_BYTES = 16 * 2**20
-"""How much it may say; lists of files take kilobytes."""
+"""Largest answer other than a file; lists of files take kilobytes."""
 
 MISREAD = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
-"""What the client raises where an answer has another form than it expects; OSError, where a file has another size."""
+"""Classes that the client raises for an answer of unexpected form; OSError if a file has another size."""
 
 _file_bytes: ContextVar[float] = ContextVar("file_bytes", default=float("inf"))
 _bounds: ContextVar[tuple[float, float]] = ContextVar("bounds", default=(float("inf"), float("inf")))
@@ -27,7 +27,7 @@ _bounds: ContextVar[tuple[float, float]] = ContextVar("bounds", default=(float("
 
 @contextmanager
 def at_most(size: int) -> Iterator[None]:
-    """Let files fetched in this context be no larger than `size` bytes, whatever the hub says about them."""
+    """Limit files that are downloaded in this context to `size` bytes, whatever size the hub reports."""
     token = _file_bytes.set(size)
     try:
         yield
@@ -37,11 +37,11 @@ def at_most(size: int) -> Iterator[None]:
 
 @functools.cache
 def _bound() -> None:
-    """Let the client library, which waits forever and reads whatever comes, use a client with bounds."""
+    """Replace the library's HTTP client, which has no limits, by one with limits of time and size."""
     from huggingface_hub import errors, get_session, set_client_factory
 
     session: Any = get_session()
-    # Its name has changed more than once; what it is made of has not.
+    # The HTTP library's name has changed more than once, but not its interface.
     library: Any = importlib.import_module(type(session).__module__.partition(".")[0])
 
     class Client(library.Client):
@@ -51,7 +51,7 @@ def _bound() -> None:
             now = time.monotonic()
             if now - self.silent_since < ANSWER_SECONDS:
                 raise errors.OfflineModeIsEnabled("the hub did not answer a moment ago")
-            # Files are streamed, and take their time once they have begun.
+            # Files are streamed; their total time is not limited.
             bounds = (_file_bytes.get(), float("inf")) if stream else (ANSWER_BYTES, now + ANSWER_SECONDS)
             token = _bounds.set(bounds)
             waits = dict.fromkeys(("connect", "read", "write", "pool"), ANSWER_SECONDS)
@@ -60,7 +60,7 @@ def _bound() -> None:
             try:
                 return super().send(request, stream=stream, **options)
             except library.TimeoutException as problem:
-                # The library would ask five times more; what it has in its cache it still uses.
+                # Avoids the library's five retries; it still uses its cache.
                 self.silent_since = time.monotonic()
                 raise errors.OfflineModeIsEnabled(f"the hub did not answer ({problem})") from None
             finally:
@@ -113,21 +113,26 @@ def errors(
     instead: str,
     offline: bool,
 ) -> Iterator[None]:
-    """Let the hub's client have bounds, and turn its errors into ours.
+    """Set the limits of the hub's client, and turn its errors into ours.
 
     Args:
         name: of the repository.
-        kind: what it should be.
-        error: raised for what is wrong with the repository.
-        option: what to check when there is none of that name.
-        lacks: what is missing where a file is.
-        instead: what else to do where there is no connection.
-        offline: none was wanted.
+        revision: of the repository; None for the default.
+        kind: of the repository, for messages.
+        error: raised for a problem of the repository.
+        option: what to check if the repository does not exist.
+        lacks: description of a missing file, with advice.
+        instead: advice if there is no connection.
+        offline: whether --offline was given.
+
+    Raises:
+        error: the repository, revision or file does not exist, or access needs a licence.
+        EnvironmentProblem: there is no connection or access, or the hub's answer cannot be used.
     """
     from huggingface_hub import errors as hub
 
     why = "--offline was given" if offline else "the hub cannot be reached"
-    # The client library behind the hub's has changed its name more than once; its base error has not moved.
+    # The HTTP library's name has changed more than once, but its base error is always the first base of this class.
     network_error: Any = hub.HfHubHTTPError.__bases__[0]
     _bound()
     try:
@@ -167,7 +172,7 @@ def errors(
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """No progress bars of the client's: files of kilobytes need none."""
+    """Turn off the client's progress bars, for small files."""
     from huggingface_hub import utils
 
     if utils.are_progress_bars_disabled():

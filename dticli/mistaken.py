@@ -1,10 +1,10 @@
-"""Files that are not what they are called, known by how they begin. Imports no torch."""
+"""Recognises files that are not what their name says, by their first bytes. Imports no torch."""
 
 import re
 from pathlib import Path
 
 HEAD = 1024
-"""Bytes that tell."""
+"""Number of bytes that are compared."""
 
 SIGNS: tuple[tuple[str, str], ...] = (
     (r"$", "empty; get another copy"),
@@ -18,17 +18,17 @@ SIGNS: tuple[tuple[str, str], ...] = (
     ),
     (r"(PK\x05\x06|Rar!|7z\xbc\xaf\x27\x1c|\x1f\x8b|BZh|\xfd7zXZ)", "an archive; unpack it"),
 )  # fmt: skip
-"""How a file begins, what it is, and what to do."""
+"""Pattern of a file's first bytes; what it is, and what to do."""
 
 
 def known(head: bytes) -> str | None:
-    """What a file is that begins like this and is no tensor file or picture, and what to do; None where nothing tells."""
+    """What a file with this start is instead of a tensor file or picture, and what to do; None if it is not recognised."""
     text = head[:HEAD].decode("latin-1").removeprefix("ï»¿")
     return next((what for sign, what in SIGNS if re.match(sign, text, re.IGNORECASE)), None)
 
 
 def known_file(path: Path) -> str | None:
-    """As `known`, of a file; None where it cannot be read."""
+    """As `known`, for a file; None also if it cannot be read."""
     try:
         with path.open("rb") as file:
             return known(file.read(HEAD))

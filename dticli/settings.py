@@ -1,7 +1,7 @@
-"""What a run is: settings of the command line, a config file, the model folder and the family, merged and checked.
+"""Settings of a run, merged from the command line, a config file, the model folder and the family, and checked.
 
-The first layer that names a setting wins: command line > config file > the model folder's `dti.toml` > the family's row
-> the defaults below. Unknown keys are refused, and all problems are reported at once.
+The first layer that names a setting takes precedence: command line > config file > the model folder's `dti.toml` > the family's
+row > the defaults below. Unknown keys are errors, and all problems are reported at once.
 """
 
 import builtins
@@ -25,19 +25,19 @@ from dticli.paths import ALPHA, names_token_file
 
 Positive = Annotated[int, Field(ge=1)]
 MIN_SIDE, MAX_SIDE = 8, 8192
-"""Of a picture, in pixels: what lies beyond fails after a long wait, or takes all memory."""
+"""Limits of a picture's side in pixels; other sizes fail after a long time, or exhaust the memory."""
 MAX_DRAWING_STEPS = 1000
-"""Levels of noise that models are trained on; schedulers have no more."""
+"""Number of noise levels that models are trained with; schedulers support no more steps."""
 MAX_BATCH = 4096
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ANY_SEED = -1
-"""In the place of a seed: one that nobody chose."""
+"""Value that stands for a random seed."""
 PathKind = Literal["slerp", "lerp"]
-"""How words are mixed: on the sphere, or along straight lines."""
+"""How words are mixed: on the sphere, or linearly."""
 
 
 class Group(StrEnum):
-    """Where help shows an option, in this order; the first two are what a first run needs."""
+    """Groups of options in help, in this order; a first run needs the first two."""
 
     REQUIRED = "Required"
     COMMON = "Common"
@@ -50,7 +50,7 @@ class Group(StrEnum):
 
 
 class Trait(StrEnum):
-    """What is true of a setting besides its value: part of its field's annotation, in the class that it is true in."""
+    """Properties of a setting, as part of its field's annotation; subclasses may annotate a setting differently."""
 
     INCIDENTAL = "does not decide what comes out, or is compared by its content instead of its name"
     OF_A_MODEL = "a model's own folder may say it: how it is best trained and drawn with"
@@ -63,13 +63,13 @@ class Trait(StrEnum):
 
 
 class Settings(BaseModel):
-    """Base: frozen, strict about names, and numbers must be finite.
+    """Base of settings: frozen, without conversion of types, unknown names or non-finite numbers.
 
-    Each field's description is its help text; every field is an option of the command unless excluded.
+    The description of a field is its help text; every field is an option of the command unless it is excluded.
     """
 
     group: ClassVar[Group] = Group.COMMON
-    """Of the fields that name none themselves."""
+    """Group of the fields that do not name one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -84,14 +84,14 @@ class Settings(BaseModel):
 
     @classmethod
     def may_name_file(cls, name: str, value: str) -> bool:
-        """Whether the setting `name` can be the name of a file or folder when it has this value."""
+        """Whether the setting `name` can name a file or folder if it has this value."""
         if name in cls.named(Trait.WORD_OR_FILE):
             return names_token_file(value)
         return name in cls.named(Trait.FILE, Trait.NAME_OR_FILE)
 
     @classmethod
     def beside(cls, folder: Path, table: Mapping[str, Any]) -> dict[str, Any]:
-        """A table of settings whose relative paths start from `folder`, with paths that start from the present one."""
+        """A table of settings with paths that are relative to `folder` resolved."""
         return {
             name: str(folder / value) if cls._is_path(folder, name, value) else value
             for name, value in table.items()
@@ -108,7 +108,7 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any, info: ValidationInfo) -> Any:
-        # An empty path would be the present folder, and an empty name the default.
+        # An empty path would mean the current folder, and an empty name the default.
         if value == "" and info.field_name in cls.named(Trait.FILE, Trait.NAME_OR_FILE, Trait.WORD_OR_FILE):
             raise ValueError("expected a name, not an empty text; leave it out")
         for each in value if isinstance(value, tuple) else (value,):
@@ -120,7 +120,7 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """Which model, where it computes, and in what precision."""
+    """The model, its device, and its precision."""
 
     group = Group.MODEL
 
@@ -159,7 +159,7 @@ class ModelSettings(Settings):
 
 
 class TrainSettings(ModelSettings):
-    """Everything that decides what `dti train` learns."""
+    """Settings of `dti train`."""
 
     group = Group.METHOD
 
@@ -307,14 +307,14 @@ class TrainSettings(ModelSettings):
 
     @builtins.property  # the setting called property hides it here
     def magnitude_rule(self) -> str:
-        """`magnitude`, or what the method starts from."""
+        """`magnitude`, or the method's default."""
         return self.magnitude or ("init" if self.method == "ti" else "mean")
 
     @builtins.property
     def recorded(self) -> dict[str, str]:
-        """What the token file says of them, by name."""
+        """The settings that are recorded in the token file, by name."""
         said = {name: str(getattr(self, name)) for name in self.named(Trait.RECORDED)}
-        # Of files their names say enough, and say nothing about the machine.
+        # Names of files without their folders, which would tell about the user's machine.
         return {
             name: Path(value).name if self.may_name_file(name, value) else value
             for name, value in said.items()
@@ -344,14 +344,14 @@ class TrainSettings(ModelSettings):
     def _previews_show_the_word(cls, preview: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         token = info.data.get("token")
         for prompt in preview:
-            # A layer of settings may leave the token to others.
+            # The token may be set by another layer.
             if token and "{}" not in prompt and token not in prompt:
                 raise ValueError(f"{prompt!r} lacks the word: write {{}} or {token} where it should appear")
         return preview
 
     @builtins.property
     def preview_prompts(self) -> tuple[str, ...]:
-        """`preview` with the word in it."""
+        """`preview` with the word in place of {}."""
         return tuple(prompt.replace("{}", self.token) for prompt in self.preview)
 
     @field_validator("templates")
@@ -364,7 +364,7 @@ class TrainSettings(ModelSettings):
 
 
 class GenerateSettings(ModelSettings):
-    """How pictures are drawn; None leaves the pipeline's own default."""
+    """Settings of drawing; None for the pipeline's own default."""
 
     group = Group.DRAWING
 
@@ -421,7 +421,7 @@ class GenerateSettings(ModelSettings):
 
     @property
     def height_width(self) -> tuple[int, int] | None:
-        """`size` in numbers, in the order of tensors."""
+        """`size` as (height, width)."""
         if self.size is None:
             return None
         width, _, height = self.size.partition("x")
@@ -432,14 +432,14 @@ S = TypeVar("S", bound=Settings)
 
 
 def resolve(kind: type[S], *layers: Mapping[str, Any]) -> S:
-    """Merge layers, first wins, and check the result.
+    """Merge layers and check the result; earlier layers take precedence.
 
     Args:
-        kind: the settings to make.
+        kind: class of the settings.
         layers: settings by name; None means not set.
 
     Raises:
-        UsageError: names every unknown key, wrong type and value out of range in one line.
+        UsageError: settings are missing, unknown, of the wrong type or out of range; the message names all of them.
     """
     try:
         return kind.model_validate(_merged(layers))
@@ -448,10 +448,10 @@ def resolve(kind: type[S], *layers: Mapping[str, Any]) -> S:
 
 
 def require_possible(kind: type[Settings], *layers: Mapping[str, Any]) -> None:
-    """Find what no model can put right in the layers above its own, before it is looked for.
+    """Check the layers above the model's, before the model is read.
 
     Raises:
-        UsageError: as `resolve`, but for settings that a model or its family may say.
+        UsageError: as `resolve`, except for missing settings that a model or its family may set.
     """
     try:
         kind.model_validate(_merged(layers))
@@ -476,24 +476,24 @@ def _wrong(kind: type[Settings], problems: Sequence[Any]) -> UsageError:
 
 
 def first_said(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Each setting of the model as the first layer has it that names it; None where none does."""
+    """`ModelSettings` by name, each from the first layer that sets it; None if none does."""
     return {name: first_of(layers, name) for name in ModelSettings.model_fields}
 
 
 def first_of(layers: Sequence[Mapping[str, Any]], name: str) -> Any:
-    """A setting as the first layer has it that names it; None where none does."""
+    """A setting from the first layer that sets it; None if none does."""
     return next((layer[name] for layer in layers if layer.get(name) is not None), None)
 
 
 def plain(message: str) -> str:
-    """What pydantic says, in the words of every other message."""
+    """A message of pydantic, worded like other messages."""
     message = re.sub(r"^Value error, |, unable to parse string as an? \w+", "", message)
     message = message.replace("Input should be", "expected")
     return message[:1].lower() + message[1:]
 
 
 def _describe(kind: type[Settings], problem: Any) -> str:
-    """One pydantic error in a user's words."""
+    """Describe an error of pydantic for users."""
     name = str(problem["loc"][0]) if problem["loc"] else "settings"
     match problem["type"]:
         case "extra_forbidden":
@@ -517,14 +517,14 @@ def _describe(kind: type[Settings], problem: Any) -> str:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The texts a Literal allows, inside of an optional one too."""
+    """The values of a Literal, also if it is optional."""
     if isinstance(annotation, str):
         return [annotation]
     return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
 
 
 def _nearest(given: object, names: Iterable[str]) -> str | None:
-    """The name that was probably meant."""
+    """The most similar name; None if none is close."""
     spelled = str(given).lower().replace("-", "_")[:100]
     return next(iter(difflib.get_close_matches(spelled, list(names), n=1)), None)
 
@@ -536,10 +536,10 @@ def _shown(value: object) -> str:
 
 
 def read_config(kind: type[Settings], path: Path) -> dict[str, Any]:
-    """A settings file: any of the settings of `kind`, all optional.
+    """Read a settings file with any of the settings of `kind`.
 
     Raises:
-        UsageError: missing, not TOML, or with unknown names, wrong types or values out of range; names all of them.
+        UsageError: it is missing or not TOML, or settings are unknown, of the wrong type or out of range.
     """
     layer = read_toml(path)
     require_valid(kind, layer, str(path))
@@ -547,7 +547,7 @@ def read_config(kind: type[Settings], path: Path) -> dict[str, Any]:
 
 
 def read_layers(kind: type[Settings], path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """A settings file with tables: the settings above them, and those of each table by its name.
+    """Read a settings file with tables; returns the settings above the tables, and those of each table by name.
 
     Raises:
         UsageError: as `read_config`, for all tables at once.
@@ -563,14 +563,14 @@ def read_layers(kind: type[Settings], path: Path) -> tuple[dict[str, Any], dict[
 
 
 def require_valid(kind: type[Settings], layer: Mapping[str, Any], source: str) -> None:
-    """Raise UsageError with everything wrong in a layer; what it leaves out, others may say."""
+    """Raise UsageError with all problems of a layer; settings may be missing, because other layers may set them."""
     problems = _problems(kind, layer)
     if problems:
         raise UsageError(f"{source}: {'; '.join(problems)}; correct it")
 
 
 def _problems(kind: type[Settings], layer: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a layer by itself; what it leaves out, others may say."""
+    """The problems of a layer by itself, except missing settings."""
     try:
         kind.model_validate(layer)
     except ValidationError as error:
@@ -579,24 +579,24 @@ def _problems(kind: type[Settings], layer: Mapping[str, Any]) -> list[str]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as nested dicts.
+    """Read a TOML file as nested dicts.
 
     Raises:
-        UsageError: missing or not TOML.
+        UsageError: it is missing or not TOML.
     """
     text = files.read_text(path, UsageError, "pass a TOML file with settings of dti train")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # TOMLDecodeError, and numbers or nesting beyond what Python reads.
+        # TOMLDecodeError, and numbers or nesting beyond Python's limits.
         raise UsageError(f"{path} is not valid TOML: {error}; correct it") from None
 
 
 def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict[str, Any]:
-    """What a model's own `dti.toml` says about `verb`; empty if it says nothing.
+    """The settings for `verb` in a model's own `dti.toml`; empty if there are none.
 
     Raises:
-        UsageError: as `read_config`, and for settings that are not a model's to say.
+        UsageError: as `read_config`, or a setting that a model may not set.
     """
     if folder is None or not os.path.lexists(folder / "dti.toml"):
         return {}
@@ -620,11 +620,11 @@ def model_layer(folder: Path | None, verb: Literal["train", "generate"]) -> dict
     return layer
 
 
-# Settings as others see them
+# Settings to pass on
 
 
 def shareable(settings: Settings) -> dict[str, bool | int | float | str]:
-    """Settings that are set; files by their names, because what is passed on should not tell where a user keeps things."""
+    """Settings that are set; absolute paths are shortened to names, because others should not learn the user's folders."""
     shown = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -640,13 +640,13 @@ def shareable(settings: Settings) -> dict[str, bool | int | float | str]:
 
 
 def anchored(settings: TrainSettings) -> TrainSettings:
-    """The same settings with absolute paths, so that they mean the same in any folder."""
+    """The same settings with absolute paths, so that they are valid in any folder."""
     named = {name: getattr(settings, name) for name in settings.named(Trait.FILE, Trait.WORD_OR_FILE)}
     return settings.model_copy(update=settings.beside(Path.cwd(), named))
 
 
 def to_toml(settings: Settings) -> str:
-    """Settings as a TOML file that `read_config` reads back; those that are None are left out."""
+    """Settings as the text of a TOML file for `read_config`; those that are None are left out."""
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
     lines = [f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None]
     return "".join(lines)
@@ -657,7 +657,7 @@ def _toml(value: object) -> str:
         case bool() | int() | float():
             return json.dumps(value)
         case str():
-            # JSON's strings are TOML's, but for one control character.
+            # JSON strings are TOML strings, except for one control character.
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case _:
             assert isinstance(value, tuple)

@@ -1,4 +1,4 @@
-"""What SIGINT (Ctrl-C) and SIGTERM do: end at once where nothing is lost by it, after the current step where it would be."""
+"""Handling of SIGINT (Ctrl-C) and SIGTERM: they end the program at once, or after the current step if work would be lost."""
 
 import signal
 import sys
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 @dataclass
 class Request:
-    """Whether a signal has asked for an end, and which."""
+    """The number of the signal that was received; None so far."""
 
     number: int | None = None
 
     def receive(self, number: int, frame: object) -> None:
-        """Note the first signal; a second SIGINT is impatience."""
+        """Handle a signal: store the first one; a SIGINT after it raises KeyboardInterrupt."""
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
 
 
 def install() -> None:
-    """Let SIGTERM unwind the program, as SIGINT does by itself, so that what is open gets closed."""
+    """Let SIGTERM raise SystemExit, so that open resources are closed, as they are after SIGINT."""
     signal.signal(signal.SIGTERM, _terminate)
 
 
@@ -31,7 +31,7 @@ def _terminate(number: int, frame: object) -> None:
 
 @contextmanager
 def postponed() -> Iterator[Request]:
-    """While open, signals are noted instead of ending the program; a second SIGINT ends it at once."""
+    """While the context is open, signals are stored and do not end the program; a SIGINT after the first one does."""
     request = Request()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, request.receive) for number in numbers}

@@ -1,10 +1,10 @@
-"""What people write: words, sizes and samplers of other programs in our spelling, and what is no text. Imports no torch."""
+"""Normalises words, sizes and names of samplers as users and other programs write them. Imports no torch."""
 
 import math
 import re
 
 MAX_TEXT = 20_000
-"""Characters of a prompt or a caption. Models read some hundreds; tokenizers take minutes for millions."""
+"""Most characters of a prompt or caption. Models read some hundreds; tokenizers take minutes for millions."""
 
 SAMPLERS = {
     "ddim": ("DDIM", "ddim_uniform"),
@@ -19,11 +19,11 @@ SAMPLERS = {
     "pndm": ("pndm", "plms"),
     "unipc": ("uni pc", "uni pc bh2", "unipc multistep"),
 }
-"""Our names of samplers, and what A1111, ComfyUI, InvokeAI and diffusers' classes call them, but for case and marks."""
+"""Our names of samplers to those in A1111, ComfyUI, InvokeAI and diffusers; case and punctuation do not matter."""
 
 
 def _bare(name: str) -> str:
-    """Letters and digits alone, without what classes and k-diffusion add."""
+    """A name's letters and digits, without the additions of class names and k-diffusion."""
     bare = re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
     return re.sub(r"scheduler$|discrete|multistep|^sample|^k(?=euler|heun|dpm)", "", bare)
 
@@ -32,31 +32,31 @@ _BY_SPELLING = {_bare(each): name for name, others in SAMPLERS.items() for each 
 
 
 def sampler(name: str) -> str:
-    """Our name of a sampler; as it is where none is known by it."""
+    """Our name of a sampler; unknown names are unchanged."""
     return _BY_SPELLING.get(_bare(name), name)
 
 
 def size(text: str) -> str:
-    """`64x96` for two numbers with a mark or a space between them; anything else as it is."""
+    """`64x96` for two numbers separated by a mark or space; other text is unchanged except for outer spaces."""
     found = re.fullmatch(r"\s*(\d+)(?:\s*[xX×*,:]\s*|\s+)(\d+)\s*", text)
     return f"{found[1]}x{found[2]}" if found else text.strip()
 
 
 def word(name: str) -> str:
-    """The name in angle brackets, where it has none."""
+    """The name in angle brackets; unchanged if it has any or is empty."""
     return name if not name or "<" in name or ">" in name else f"<{name}>"
 
 
 LENGTHS = ("mean", "median", "min", "max")
-"""Statistics of a vocabulary's norms by which a row's length can be said."""
+"""Statistics of a vocabulary's norms that are valid as the norm of a row."""
 _LENGTH = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)(?P<times>x?)")
 
 
 def length(rule: str) -> tuple[str | None, float]:
-    """What a rule for a row's length says: a statistic or None, and the factor of it, or the length itself.
+    """Parse a rule for a row's norm: a statistic and its factor, or None and the norm itself.
 
     Raises:
-        ValueError: another rule, or a number that is not positive; says what was expected.
+        ValueError: another rule, or a number that is not positive and finite; says what was expected.
     """
     if rule in LENGTHS:
         return rule, 1.0
@@ -70,9 +70,9 @@ def length(rule: str) -> tuple[str | None, float]:
 
 
 def flaw(text: str) -> str | None:
-    """What is wrong with a text that no tokenizer takes, as a clause that follows its name; None for nothing.
+    """Why tokenizers cannot process a text, as a clause that follows its name; None if they can.
 
-    Arguments that are not UTF-8 reach a program as halves of characters.
+    Command-line arguments that are not UTF-8 contain surrogates.
     """
     if "\0" in text:
         return "holds a NUL character"

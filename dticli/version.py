@@ -1,3 +1,3 @@
-"""The version; apart from the package, whose functions import all that records it."""
+"""The version, in its own module to avoid a circular import."""
 
 __version__ = "0.1.0"
