@@ -63,7 +63,7 @@ def test_sizes_of_every_mark(text: str) -> None:
     assert GenerateSettings(size=text).height_width == (96, 64)
 
 
-@pytest.mark.parametrize("text", ["64x", "x96", "64x96x3", "64-96", "large", "", "6.4x96"])
+@pytest.mark.parametrize("text", ["64x", "x96", "64x96x3", "64-96", "large", "6.4x96"])
 def test_other_sizes_are_refused(text: str, dti: Dti) -> None:
     outcome = dti("generate", "a dog", "--model", "stickers", "--size", text)
     assert (outcome.code, "768x512" in outcome.error) == (2, True), outcome.err
@@ -85,7 +85,7 @@ def test_training_takes_a_word_without_brackets(dti: Dti, photos: Path, tmp_path
     assert dti("train", photos, *config, "--check").code == 0
 
 
-@pytest.mark.parametrize("name", ["Dog", "a dog", "<dog", "dog>", "", "ドッグ"])
+@pytest.mark.parametrize("name", ["Dog", "a dog", "<dog", "dog>", "ドッグ"])
 def test_other_names_are_refused(name: str, dti: Dti, dog: Path, tmp_path: Path) -> None:
     outcome = dti("convert", dog, f"--token={name}", "-o", tmp_path)
     assert (outcome.code, "write '<" in outcome.error) == (2, True), outcome.err

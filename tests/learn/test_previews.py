@@ -176,7 +176,7 @@ def test_a_preview_that_does_not_fit_does_not_cost_the_run(
     ("options", "parts"),
     [
         (("--preview", "a dog in the snow"), ("a dog in the snow", "{} or <dog>")),
-        (("--preview", f"{'very ' * 80}<dog>"), ("<dog>", "cut")),
+        (("--preview", f"{'very ' * 80}<dog>"), ("<dog>", "truncated")),
         (("--preview", PROMPT, "--preview-every", 0), ("--preview-every",)),
     ],
 )

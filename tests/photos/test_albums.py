@@ -558,7 +558,7 @@ def test_masks_that_do_not_fit_are_errors(tmp_path: Path) -> None:
         albums.read(tmp_path / "photos", masks=str(tmp_path / "masks"))
     with pytest.raises(InputError, match="no folder"):
         albums.read(tmp_path / "photos", masks=str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="transparent"):
+    with pytest.raises(InputError, match="transparency"):
         albums.read(tmp_path / "photos", masks=ALPHA)
 
 

@@ -229,7 +229,7 @@ def test_a_word_that_no_text_has_is_said(spoken: list[str], complaint: str | Non
 )
 def test_the_syntax_of_other_programs_is_named(text: str) -> None:
     """What would be a weight or a command elsewhere."""
-    assert "not read" in (texts.unread([text]) or "")
+    assert "not supported" in (texts.unread([text]) or "")
 
 
 @pytest.mark.parametrize(
@@ -304,8 +304,8 @@ def test_syntax_of_other_programs_is_named_wherever_a_text_is_given(
     """In previews and in the prompts of a grid as in those of generate; once."""
     draw = ("--model", "stickers", "--size", 16, "--steps", 1, "--quiet", "--out", tmp_path / "grid.png")
     outcome = dti("compare", dog, "--prompt", "({}:1.2)", *draw)
-    assert (outcome.code, outcome.err.count("not read")) == (0, 1), outcome.err
+    assert (outcome.code, outcome.err.count("not supported")) == (0, 1), outcome.err
     train = ("train", photos, "--token", "<dog>", "--init", "dog", "--model", "stickers", "--check")
     for option in (("--preview", "{} BREAK grass"), ("--preview-negative", "((dark))")):
         outcome = dti(*train, *option)
-        assert (outcome.code, outcome.err.count("not read")) == (0, 1), outcome.err
+        assert (outcome.code, outcome.err.count("not supported")) == (0, 1), outcome.err
