@@ -143,7 +143,9 @@ def test_more_vectors_than_an_encoder_reads_are_named(train: Train) -> None:
     """The bundled encoder reads 32 pieces, of which start and end take two: no caption is to blame for 31 vectors."""
     outcome = train("--vectors", 31, "--steps", 1)
     assert outcome.code == 2, outcome.err
-    assert all(part in outcome.error for part in ("31 vectors", "receives only 30", "--vectors")), outcome.error
+    assert all(part in outcome.error for part in ("31 vectors", "receives only 30", "--vectors")), (
+        outcome.error
+    )
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
