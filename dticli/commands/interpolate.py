@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dticli.evaluation.measure import Eyes
     from dticli.words.mixing import Weights
 
+Frame = TypeVar("Frame")
 FRAMES, SIDE = 9, 5
 PROMPT = "a photo of {}"
 
@@ -172,8 +173,7 @@ def command(
     if grid:
         pictures.require_image(out)
     else:
-        count = len(rows[0])
-        pictures.require_animation(out, 2 * count - 2 if ping_pong else count, seconds)
+        pictures.require_animation(out, len(_shown(rows[0], ping_pong)), seconds)
     atomic.require_writable([out], force=force)
     opened = base_model.open_model(given, tokens)
     settings = drawing_settings(given, opened)
@@ -208,10 +208,14 @@ def command(
         sheet = pictures.sheet([[next(left) for _ in row] for row in rows])
         out = pictures.save_image(out, sheet, force=force)
     else:
-        there_and_back = [*columns, *columns[-2:0:-1]] if ping_pong else columns
-        out = pictures.save_animation(out, there_and_back, seconds, force=force)
+        out = pictures.save_animation(out, _shown(columns, ping_pong), seconds, force=force)
     turns = mixing.turns([word.rows for word in loaded.words])
     console.show(Interpolated(out, opened.model.label, len(columns), turns, spacing), as_json=json)
+
+
+def _shown(frames: Sequence[Frame], ping_pong: bool) -> list[Frame]:
+    """The frames of an animation in order; with `ping_pong`, also back to the second one."""
+    return [*frames, *frames[-2:0:-1]] if ping_pong else list(frames)
 
 
 def _respaced(frames: "Sequence[Sequence[Image]]", eyes: "Eyes") -> tuple[list[float], float]:

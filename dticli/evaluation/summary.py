@@ -238,35 +238,25 @@ def summarise(
 def _arm_result(
     name: str, own: Sequence[Outcome], first: Sequence[Outcome], plain: Sequence[Outcome]
 ) -> ArmResult:
+    figures = {each: _by_subject(own, _figure(each)) for each in FIGURES}
+    references = {each: _by_subject(first, _figure(each)) for each in FIGURES}
+    means = {each: measure.mean(list(values.values())) for each, values in figures.items() if values}
+    differences = {each: _difference(figures[each], references[each]) for each in FIGURES}
     return ArmResult(
         arm=name,
         trials=len(own),
         norm=float(np.mean([each.norm for each in own])),
-        likeness=measure.mean(list(_by_subject(own, _figure("likeness")).values())),
-        alignment=measure.mean(list(_by_subject(own, _figure("alignment")).values())),
-        gain=_paired(_by_subject(own, _figure("alignment")), _by_subject(first, _figure("alignment"))),
-        lifted=_paired(_by_subject(own, _above_chance), _by_subject(plain, _above_chance)),
-        noun=_mean_share(own, "noun"),
-        identified=_mean_share(own, "identified"),
-        look=_mean_share(own, "look"),
-        differences=_differences(own, first),
+        likeness=means["likeness"],
+        alignment=means["alignment"],
+        gain=_ratio(figures["alignment"], references["alignment"]),
+        lifted=_ratio(_by_subject(own, _above_chance), _by_subject(plain, _above_chance)),
+        noun=means.get("noun"),
+        identified=means.get("identified"),
+        look=means.get("look"),
+        differences={each: mean for each, mean in differences.items() if mean},
         elements=measure.elements(own),
         leakage=measure.leakage(own),
     )
-
-
-def _mean_share(outcomes: Sequence[Outcome], element: str) -> Mean | None:
-    shares = _by_subject(outcomes, _figure(element))
-    return measure.mean(list(shares.values())) if shares else None
-
-
-def _differences(own: Sequence[Outcome], first: Sequence[Outcome]) -> dict[str, Mean]:
-    found = {}
-    for name in FIGURES:
-        values, references = _by_subject(own, _figure(name)), _by_subject(first, _figure(name))
-        if both := [subject for subject in values if subject in references]:
-            found[name] = measure.mean([values[subject] - references[subject] for subject in both])
-    return found
 
 
 def _figure(name: str) -> Callable[[Outcome], float | None]:
@@ -287,8 +277,17 @@ def _by_subject(outcomes: Sequence[Outcome], figure: Callable[[Outcome], float |
     return {subject: float(np.mean(values)) for subject, values in found.items()}
 
 
-def _paired(values: Mapping[str, float], references: Mapping[str, float]) -> Mean | None:
+def _ratio(values: Mapping[str, float], references: Mapping[str, float]) -> Mean | None:
+    own, others = _paired(values, references)
+    return measure.ratio(own, others) if own else None
+
+
+def _difference(values: Mapping[str, float], references: Mapping[str, float]) -> Mean | None:
+    own, others = _paired(values, references)
+    return measure.mean([value - other for value, other in zip(own, others, strict=True)]) if own else None
+
+
+def _paired(values: Mapping[str, float], references: Mapping[str, float]) -> tuple[list[float], list[float]]:
+    """The values of both for the subjects that both have."""
     both = [subject for subject in values if subject in references]
-    return (
-        measure.ratio([values[each] for each in both], [references[each] for each in both]) if both else None
-    )
+    return [values[each] for each in both], [references[each] for each in both]

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from dticli import atomic, files
 from dticli.errors import InputError, UsageError, boundary
+from dticli.words import token_reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ FORMAT = 1
 KEPT = 2
 """Checkpoints to keep: if the newest one is damaged, the one before it can be used."""
 
-_STATE, _ROWS = "state.", "rows."
+_STATE, _ROWS = token_reading.OF_A_STATE
 
 
 @dataclass(frozen=True)

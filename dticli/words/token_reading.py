@@ -33,8 +33,8 @@ ENCODERS = frozenset(
     | {encoder.key for family in families.TABLE for encoder in family.encoders}
 )
 """Keys that name an encoder rather than a word."""
-STATE = re.compile(r"(?:rows|state)\.")
-"""How the tensors of a run's saved state are called."""
+OF_A_STATE = ("state.", "rows.")
+"""How the names of the tensors in a checkpoint of a run begin."""
 MAX_HEADER = 16 * 2**20
 MAX_PICKLE = 64 * 2**20
 MAX_WORDS = 64
@@ -400,7 +400,7 @@ def _choose(names: Collection[str], pick: str | None = None) -> tuple[str | None
     Raises:
         InputError: no word, or several and none was picked.
     """
-    if names and all(STATE.match(name) for name in names):
+    if names and all(name.startswith(OF_A_STATE) for name in names):
         raise InputError(
             "holds the state of a run: expected a word; name the token file beside the run's folder"
         )

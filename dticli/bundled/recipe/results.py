@@ -180,11 +180,8 @@ def _held(means: Mapping[str, Mean], kind: str, name: str, judge: str) -> str:
         return ""
     bar = ceilings.BARS.get(kind, {}).get(name)
     found = means[name]
-    held = (
-        ""
-        if bar is None or judge != "b"
-        else f", bar {bar:.0%}: {found.low or 0:.1%} {check.verdict((found.low or 0.0) >= bar)}"
-    )
+    low = found.low or 0.0
+    held = "" if bar is None or judge != "b" else f", bar {bar:.0%}: {low:.1%} {check.verdict(low >= bar)}"
     return f"{_share(found)}{held}"
 
 
